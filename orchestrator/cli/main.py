@@ -1,0 +1,43 @@
+"""`ptq`: one verb per file in this folder; this file only lists them and turns errors into exit codes.
+
+Nothing heavy is imported here or at the top of a verb's file: `ptq status` must feel instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from orchestrator.errors import PtqError
+
+INTERRUPTED = 130
+
+
+def build_app() -> typer.Typer:
+    """The whole command tree."""
+    app = typer.Typer(
+        name="ptq",
+        help="Train prompts, prefixes and P-tuning on frozen language models, as a queue that a team shares.",
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    return app
+
+
+def main() -> None:
+    """The console command."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        build_app()(arguments, standalone_mode=True)
+    except PtqError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"ptq: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(0)

@@ -1,0 +1,110 @@
+"""`events.jsonl`: what a training process tells the ledger, one JSON object a line, append only.
+
+Every line carries `format`, `kind`, `attempt` and `at` (seconds since the epoch, UTC). Kinds and their fields:
+
+    started    {processes, device, resumed_from, steps}  the run has loaded the base and enters the loop at this step
+    metric     {step, split, values: {name: number}}     split is train, validation or test
+    progress   {step, steps, tokens_per_second}
+    baseline   {split, values}                           the frozen base, untuned, on the same rows
+    sample     {step, split, rows: [{input, target, base, tuned}]}
+    checkpoint {step}
+    artifact   {folder}                                  complete; its manifest is already on disk
+    failed     {reason, message}                         reason is a `states.Reason`
+    stopped    {step, why}                               left at a step boundary because it was asked to
+
+A reader keeps its byte offset and takes whole lines only: a torn last line is left for later, and a writer that
+opens a file ending in a torn line closes that line first, so that readers skip it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+FORMAT = 1
+
+#: kind -> the fields it carries, for the reference page and its test.
+KINDS: dict[str, tuple[str, ...]] = {
+    "started": ("processes", "device", "resumed_from", "steps"),
+    "metric": ("step", "split", "values"),
+    "progress": ("step", "steps", "tokens_per_second"),
+    "baseline": ("split", "values"),
+    "sample": ("step", "split", "rows"),
+    "checkpoint": ("step",),
+    "artifact": ("folder",),
+    "failed": ("reason", "message"),
+    "stopped": ("step", "why"),
+}
+
+
+@dataclass
+class EventWriter:
+    """Appends events of one attempt. Lines are buffered until `flush`; `flush(sync=True)` reaches the disk."""
+
+    path: Path
+    attempt: int
+    clock: Callable[[], float] = time.time
+    _lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        if self._file.tell() > 0 and not _ends_in_newline(self.path):
+            self._file.write(b"\n")
+            self._file.flush()
+
+    def write(self, kind: str, **fields: Any) -> None:
+        if kind not in KINDS or set(fields) != set(KINDS[kind]):
+            raise ValueError(f"event {kind!r} with fields {sorted(fields)} is not one of events.KINDS")
+        record = {"format": FORMAT, "kind": kind, "attempt": self.attempt, "at": self.clock(), **fields}
+        self._lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def flush(self, *, sync: bool = False) -> None:
+        if self._lines:
+            self._file.write("".join(self._lines).encode())
+            self._lines.clear()
+            self._file.flush()
+        if sync:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.flush(sync=True)
+        self._file.close()
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole events from byte `offset` on, and the offset to go on from. Lines that are not events are skipped."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    end = data.rfind(b"\n") + 1
+    events = [event for line in data[:end].splitlines() if (event := _parse(line)) is not None]
+    return events, offset + end
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and event.get("kind") in KINDS else None
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

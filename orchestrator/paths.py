@@ -1,0 +1,200 @@
+"""Where everything lies under PTQ_HOME, and how a file is written so that no one ever sees half of it.
+
+    registry.db              jobs, datasets, metrics, artifacts
+    jobs/<id>/               one job, over all its attempts  (JobPaths)
+    runs/<id>/               one launched group of processes (RunPaths); a run may host several jobs
+    store/datasets/<digest>  immutable dataset versions
+    store/artifacts/<digest> immutable artifacts
+
+These classes own every file name below PTQ_HOME; nobody else spells one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class HomePaths:
+    root: Path
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def worker_lock(self) -> Path:
+        return self.root / "worker.lock"
+
+    def job(self, job_id: int) -> JobPaths:
+        return JobPaths(self.jobs / str(int(job_id)))
+
+    def run(self, run_id: int) -> RunPaths:
+        return RunPaths(self.runs / str(int(run_id)))
+
+    def dataset(self, digest: str) -> Path:
+        return self.store / "datasets" / folder_name(digest)
+
+    def artifact(self, digest: str) -> Path:
+        return self.store / "artifacts" / folder_name(digest)
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """A job's folder: the only place where the ledger tower and the tensor tower meet."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe exactly as it was submitted."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def spec(self) -> Path:
+        """The resolved job, written by the worker at each claim (see `jobspec.JobSpec`)."""
+        return self.root / "job.json"
+
+    @property
+    def events(self) -> Path:
+        """What training reports, appended line by line (see `events`)."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def artifact(self, attempt: int) -> Path:
+        """What this attempt leaves; the worker moves it into the store."""
+        return self.root / f"artifact-{attempt}"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """A run's folder: one launched group of processes under one supervisor."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        """What to launch (see `jobspec.RunSpec`)."""
+        return self.root / "run.json"
+
+    @property
+    def log(self) -> Path:
+        """Standard output and error of the launched processes."""
+        return self.root / "run.log"
+
+    @property
+    def supervisor(self) -> Path:
+        """Who supervises: pid, start time, boot id, session."""
+        return self.root / "supervisor.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.root / "heartbeat"
+
+    @property
+    def stop_request(self) -> Path:
+        """Its presence asks the supervisor to stop the run; holds {"why": …}."""
+        return self.root / "stop.json"
+
+    @property
+    def exit_record(self) -> Path:
+        """Written last, fsynced, by the supervisor: its presence means that the run is over."""
+        return self.root / "exit.json"
+
+
+def folder_name(digest: str) -> str:
+    """`sha256:ab12…` as a folder name; refuses anything that is not a digest."""
+    algorithm, _, value = digest.partition(":")
+    if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        raise ValueError(f"not a digest: {digest!r}")
+    return value
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing: temporary name, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    payload = data.encode() if isinstance(data, str) else data
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def folder_written_atomically(final: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `final`; on success fsync its files and rename it to `final`, else remove it.
+
+    If `final` exists already it is replaced (the old one is renamed away first, then removed).
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            if path.is_file():
+                fsync_file(path)
+            else:
+                fsync_folder(path)
+        fsync_folder(temporary)
+        if final.exists():
+            old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+            final.rename(old)
+            temporary.rename(final)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(final.parent)
+
+
+def fsync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

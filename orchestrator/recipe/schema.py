@@ -1,0 +1,122 @@
+"""The recipe: what a user submits, and the job: one recipe with one seed and no sweep left in it. No torch here."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from orchestrator.recipe.methods import Method
+from orchestrator.recipe.strict import Strict
+from orchestrator.recipe.tasks import Task
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _duration(value: object) -> object:
+    """`90s`, `30m`, `4h`, `1d12h` or a number of seconds -> seconds."""
+    if isinstance(value, str):
+        if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
+            raise ValueError("not a duration; write for example 90s, 30m, 4h or 1d12h")
+        return sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([smhd])", value))
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+
+
+class Base(Strict):
+    """A frozen pretrained model at a fixed revision."""
+
+    model: str = Field(min_length=1, description="a name from `ptq base list`, a local folder, or a hub id")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id; the commit is fixed at submit")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the frozen weights; prompts are always trained in fp32")
+    trust_remote_code: bool = Field(False, description="run the base's own Python code; the worker must allow it too")
+
+
+class Train(Strict):
+    steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the training rows; or give steps")
+    batch_size: int = Field(16, ge=1, description="rows a step, over all processes together")
+    lr: float = Field(gt=0, description="learning rate of the prompt")
+    head_lr: float | None = Field(None, gt=0, description="learning rate of a classification head; default: lr")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the learning rate, after the warm-up")
+    warmup: int | float = Field(0, ge=0, description="steps, or below 1 a part of all steps")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
+    accumulation: int = Field(1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)")
+    eval_every: int | None = Field(None, ge=1, description="steps between evaluations on the validation rows; default: only at the end")
+    eval_rows: int | None = Field(None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all")
+    eval_batch_size: int = Field(32, ge=1)
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    seeds: list[Seed] = Field([1], min_length=1, description="one job each")
+    base_dropout: bool = Field(False, description="leave the frozen base's own dropout on while training")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "seed" in data:
+            if "seeds" in data:
+                raise ValueError("give seed or seeds, not both")
+            data = {**data, "seeds": [data["seed"]]}
+            del data["seed"]
+        return data
+
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, value: list[int]) -> list[int]:
+        if len(set(value)) != len(value):
+            raise ValueError("a seed is named twice")
+        return value
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class Resources(Strict):
+    gpus: int = Field(1, ge=1, le=1024, description="processes, one on each GPU (or CPU slot)")
+    zero: Literal[0, 1, 2, 3] | None = Field(
+        None, description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: plain accelerate (DDP when gpus > 1)"
+    )
+    time_limit: Seconds | None = Field(None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`")
+    priority: Literal["low", "normal", "high"] = "normal"
+    max_attempts: int = Field(3, ge=1, le=100, description="tries when a job is lost for reasons outside itself")
+
+
+class Recipe(Strict):
+    """A recipe file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="letters, digits, dots, dashes and underscores")
+    description: str = Field("", description="for people")
+    base: Base
+    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]*)?$", description="NAME or NAME@VERSION")
+    task: Task
+    method: Method
+    train: Train
+    resources: Resources = Resources()
+    sweep: dict[str, list[Any]] = Field({}, description="dotted key -> values; every combination becomes a job")
+
+    @field_validator("base", mode="before")
+    @classmethod
+    def _base_by_name(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class JobRecipe(Recipe):
+    """One thing to train: `train.seeds` holds one seed and `sweep` is empty."""
+
+    @model_validator(mode="after")
+    def _single(self) -> JobRecipe:
+        if len(self.train.seeds) != 1 or self.sweep:
+            raise ValueError("a job has one seed and no sweep")
+        return self
+
+    @property
+    def seed(self) -> int:
+        return self.train.seeds[0]

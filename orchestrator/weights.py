@@ -1,0 +1,100 @@
+"""A base's weights on disk, read without torch: which safetensors files, and one fingerprint over all tensors.
+
+The fingerprint does not depend on how the tensors are spread over files. Format of a safetensors file:
+8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import BadInput
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_CHUNK = 1 << 22
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Pickled weights are refused (they can run code when loaded)."""
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise BadInput("names a file outside the folder", where=str(index))
+        return [folder / name for name in names]
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+    if pickles:
+        raise BadInput(
+            f"only pickled weights ({', '.join(pickles)}); a pickle can run code when it is loaded",
+            where=str(folder),
+            hint="save the model again with `model.save_pretrained(folder, safe_serialization=True)`",
+        )
+    raise BadInput(f"no {SINGLE} in this folder", where=str(folder))
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over (name, dtype, shape, bytes) of every tensor in the order of their names."""
+    tensors = sorted((entry for path in weight_files(folder) for entry in _tensors(path)), key=lambda e: e[0])
+    total = hashlib.sha256()
+    for name, facts, path, start, end in tensors:
+        total.update(json.dumps([name, facts["dtype"], facts["shape"], end - start]).encode())
+        for chunk in _read(path, start, end):
+            total.update(chunk)
+    return "sha256:" + total.hexdigest()
+
+
+def parameter_count(folder: Path) -> int:
+    """Numbers in all tensors of the files (tied weights are stored once)."""
+    count = 0
+    for path in weight_files(folder):
+        for _, facts, *_ in _tensors(path):
+            size = 1
+            for dimension in facts["shape"]:
+                size *= dimension
+            count += size
+    return count
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, dict[str, Any], Path, int, int]]:
+    header, data_start = _header(path)
+    for name, facts in header.items():
+        if name != "__metadata__":
+            start, end = facts["data_offsets"]
+            yield name, facts, path, data_start + start, data_start + end
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 0 < length <= min(size - 8, 100_000_000):
+            raise BadInput("not a safetensors file (its header length is impossible)", where=str(path))
+        try:
+            header = json.loads(file.read(length))
+            end = max((facts["data_offsets"][1] for name, facts in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadInput("not a safetensors file (its header is not readable)", where=str(path)) from error
+    if end > size - 8 - length:
+        raise BadInput("the safetensors file is truncated", where=str(path))
+    return header, 8 + length
+
+
+def _read(path: Path, start: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        left = end - start
+        while left > 0:
+            chunk = file.read(min(_CHUNK, left))
+            if not chunk:
+                raise BadInput("the safetensors file is truncated", where=str(path))
+            left -= len(chunk)
+            yield chunk
