@@ -84,6 +84,19 @@ class EventWriter:
         self.close()
 
 
+class NoEvents:
+    """Takes events and writes none: for every process of a run but the first."""
+
+    def write(self, kind: str, **fields: Any) -> None:
+        pass
+
+    def flush(self, *, sync: bool = False) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Whole events from byte `offset` on, and the offset to go on from. Lines that are not events are skipped."""
     if not path.exists():

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     BASE_CHANGED = "base_changed"  #: the weights differ from the fingerprint, or moved in training
     DISK_FULL = "disk_full"
     USER_ERROR = "user_error"
+    CRASHED = "crashed"  #: the training program raised an error; run.log holds the traceback
 
 
 #: The attempt ended for a reason outside the job: it is queued again while attempts are left.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from orchestrator.recipe.methods import Method
 from orchestrator.recipe.strict import Strict
@@ -25,7 +25,7 @@ def _duration(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
+Seconds = Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str), Field(gt=0)]
 
 
 class Base(Strict):
@@ -33,24 +33,44 @@ class Base(Strict):
 
     model: str = Field(min_length=1, description="a name from `ptq base list`, a local folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id; the commit is fixed at submit")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the frozen weights; prompts are always trained in fp32")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the frozen weights; prompts are always trained in fp32"
+    )
     trust_remote_code: bool = Field(False, description="run the base's own Python code; the worker must allow it too")
 
 
+_SEED_SCHEMA = {"type": "integer", "minimum": 0, "description": "one seed; the same as seeds with one entry"}
+
+
+def _also_seed(schema: dict[str, Any]) -> None:
+    schema["properties"]["seed"] = _SEED_SCHEMA
+
+
 class Train(Strict):
+    model_config = ConfigDict(json_schema_extra=_also_seed)
+
     steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the training rows; or give steps")
     batch_size: int = Field(16, ge=1, description="rows a step, over all processes together")
     lr: float = Field(gt=0, description="learning rate of the prompt")
     head_lr: float | None = Field(None, gt=0, description="learning rate of a classification head; default: lr")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="of the learning rate, after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="of the learning rate, after the warm-up"
+    )
     warmup: int | float = Field(0, ge=0, description="steps, or below 1 a part of all steps")
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
-    accumulation: int = Field(1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)")
-    eval_every: int | None = Field(None, ge=1, description="steps between evaluations on the validation rows; default: only at the end")
-    eval_rows: int | None = Field(None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all")
+    accumulation: int = Field(
+        1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)"
+    )
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between evaluations on the validation rows; default: only at the end"
+    )
+    eval_rows: int | None = Field(
+        None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all"
+    )
     eval_batch_size: int = Field(32, ge=1)
+    baseline: bool = Field(True, description="at the end, score the untuned frozen base on the same rows too")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seeds: list[Seed] = Field([1], min_length=1, description="one job each")
     base_dropout: bool = Field(False, description="leave the frozen base's own dropout on while training")
@@ -82,9 +102,12 @@ class Train(Strict):
 class Resources(Strict):
     gpus: int = Field(1, ge=1, le=1024, description="processes, one on each GPU (or CPU slot)")
     zero: Literal[0, 1, 2, 3] | None = Field(
-        None, description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: plain accelerate (DDP when gpus > 1)"
+        None,
+        description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: plain accelerate (DDP when gpus > 1)",
     )
-    time_limit: Seconds | None = Field(None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`")
+    time_limit: Seconds | None = Field(
+        None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`"
+    )
     priority: Literal["low", "normal", "high"] = "normal"
     max_attempts: int = Field(3, ge=1, le=100, description="tries when a job is lost for reasons outside itself")
 
@@ -92,17 +115,21 @@ class Resources(Strict):
 class Recipe(Strict):
     """A recipe file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="letters, digits, dots, dashes and underscores")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="letters, digits, dots, dashes and underscores"
+    )
     description: str = Field("", description="for people")
     base: Base
-    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]*)?$", description="NAME or NAME@VERSION")
+    dataset: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]*)?$", description="NAME or NAME@VERSION"
+    )
     task: Task
     method: Method
     train: Train
     resources: Resources = Resources()
     sweep: dict[str, list[Any]] = Field({}, description="dotted key -> values; every combination becomes a job")
 
-    @field_validator("base", mode="before")
+    @field_validator("base", mode="before", json_schema_input_type=Base | Annotated[str, Field(min_length=1)])
     @classmethod
     def _base_by_name(cls, value: object) -> object:
         return {"model": value} if isinstance(value, str) else value

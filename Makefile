@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine with Python 3.11+, git and make:
+#   make demo    creates the environment, installs ptq, runs the main job (about a minute after installing)
+#   make test    creates the environment, installs ptq and what the tests need, passes the tests
+# PYTHON chooses the interpreter the environment is made with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: install demo test lint types docs demo-base proofs proof-e2e proof-sst2 proof-processes proof-kills clean
+
+install: $(VENV)/installed
+
+# torch first and pinned: a looser range takes a build with gigabytes of CUDA on a machine without a GPU.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ptq needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch and ptq into $(VENV) (a few minutes the first time)"
+	$(PIP) torch==2.13.0
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/ptq demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Reference pages from the code; `make test` fails when they are stale.
+docs: $(VENV)/installed-test
+	$(BIN)/python docs/generate_reference.py
+
+# Rebuilds the demo's base from its recipe (about 15 minutes on two cores).
+demo-base: $(VENV)/installed
+	$(BIN)/python -m orchestrator.demo.build_base orchestrator/demo/base
+
+# Longer proofs on real data; each prints its table and writes it to docs/.
+proofs: proof-processes proof-kills proof-sst2 proof-e2e
+
+proof-%: $(VENV)/installed-test
+	$(BIN)/python -m tests.benchmarks.$*
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,60 @@
+"""The recipe of a small base: which architecture, pretrained on which documents. No torch here.
+
+A prompt can only elicit what its base can do. `documents` therefore is a mixture: the same row answered in several
+forms, drawn by weight, without saying which form is wanted; a prompt trained later selects one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.recipe.schema import Seed
+from orchestrator.recipe.strict import Strict
+
+
+class Architecture(Strict):
+    type: Literal["gpt2", "llama"] = "gpt2"
+    layers: int = Field(4, ge=1, le=100)
+    hidden: int = Field(128, ge=8)
+    heads: int = Field(4, ge=1)
+    context: int = Field(256, ge=8, description="longest sequence in tokens")
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> Architecture:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Document(Strict):
+    """One form of a row: input, beginning-of-sequence token, target, end-of-sequence token."""
+
+    input: str = Field(min_length=1)
+    target: str = Field(min_length=1)
+    weight: float = Field(1.0, gt=0)
+
+
+class PretrainSchedule(Strict):
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(gt=0)
+    warmup: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay to a tenth follows")
+    weight_decay: float = Field(0.01, ge=0)
+    seed: Seed = 1
+
+
+class PretrainRecipe(Strict):
+    """Pretrain a small causal language model from scratch."""
+
+    pretrain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the base")
+    description: str = ""
+    dataset: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]*)?$",
+        description="NAME or NAME@VERSION; the train split is used",
+    )
+    architecture: Architecture = Architecture()
+    vocab: int = Field(1000, ge=260, description="tokens of the byte-level BPE trained on the documents")
+    documents: list[Document] = Field(min_length=1)
+    train: PretrainSchedule

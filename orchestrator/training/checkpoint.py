@@ -1,0 +1,70 @@
+"""Checkpoints: a job's whole state is its prompt, the optimizer's two moments of it, and the number of steps done.
+
+Data order, dropout and schedule are pure functions of (seed, step), so they need no state of their own. A checkpoint is
+a folder `step-<n>` with state.safetensors, state.json and, written last, a manifest; it is whole or it does not exist.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, optim
+
+from orchestrator.manifest import manifest_faults, write_manifest
+from orchestrator.paths import JobPaths, folder_written_atomically, read_json, write_json
+
+_KEPT = 2  # the newest, and the one before it should the disk have damaged the newest
+_TENSORS, _STATE = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int  #: optimizer steps done
+    identity: str  #: of what is trained; a checkpoint of another recipe is not resumed
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(paths: JobPaths, step: int, identity: str, tensors: Mapping[str, Tensor]) -> None:
+    with folder_written_atomically(paths.checkpoint(step)) as folder:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
+        write_json(folder / _STATE, {"format": 1, "step": step, "identity": identity})
+        write_manifest(folder)
+    for old in _folders(paths)[_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(paths: JobPaths, identity: str) -> Checkpoint | None:
+    """The newest complete checkpoint of this recipe; damaged ones are passed over."""
+    for folder in _folders(paths):
+        if manifest_faults(folder):
+            continue
+        state = read_json(folder / _STATE)
+        if state["identity"] == identity:
+            return Checkpoint(int(state["step"]), identity, load_file(folder / _TENSORS))
+    return None
+
+
+def optimizer_tensors(optimizer: optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter number>.<name>` -> tensor. Group settings come from the recipe."""
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, values in state.items() for name, value in values.items()}
+
+
+def restore_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _folders(paths: JobPaths) -> list[Path]:
+    """Newest first."""
+    found = [p for p in paths.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)

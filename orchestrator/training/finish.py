@@ -1,0 +1,111 @@
+"""What a trained job leaves: its scores beside the untuned base's, and the artifact with hashes and lineage."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from orchestrator import __version__
+from orchestrator.manifest import write_manifest
+from orchestrator.paths import folder_written_atomically, write_json
+from orchestrator.training.distributed import Processes
+from orchestrator.training.evaluate import Evaluation
+from orchestrator.training.job import TrainedJob
+from orchestrator.training.loop import evaluate_job, evaluation_rows
+from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.stop import StopFlag
+from orchestrator.tuning.artifact import save_prompt
+from orchestrator.tuning.host import BaseHost
+
+_SPLITS = ("validation", "test")
+_SAMPLES = 5
+_PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "tokenizers")
+
+
+def finish(host: BaseHost, job: TrainedJob, processes: Processes, stop: StopFlag) -> None:
+    """Score, then write the artifact (first rank). The artifact's event is the last one of a job that succeeded."""
+    metrics: dict[str, dict[str, float]] = {}
+    baseline: dict[str, dict[str, float]] = {}
+    samples: list[dict[str, str]] = []
+    for split in _SPLITS:
+        rows = evaluation_rows(job, split)
+        if rows is None:
+            continue
+        tuned = evaluate_job(host, job, rows, processes, between=stop.check)
+        metrics[split] = tuned.values
+        job.events.write("metric", step=job.step, split=split, values=tuned.values)
+        job.events.flush()
+        if job.recipe.train.baseline:
+            base = evaluate_job(host, job, rows, processes, tuned=False, between=stop.check)
+            baseline[split] = base.values
+            job.events.write("baseline", split=split, values=base.values)
+            if not samples:
+                samples = _samples(job, rows, tuned, base)
+                job.events.write("sample", step=job.step, split=split, rows=samples)
+        job.events.flush()
+    if processes.first:
+        _write_artifact(job, metrics, baseline, samples)
+
+
+def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evaluation) -> list[dict[str, str]]:
+    """The first rows with what the base says before and after: taken in order, not chosen."""
+    return [
+        {
+            "input": job.encoder.plain(job.recipe.task.input, rows[tuned.numbers[i]]),
+            "target": tuned.references[i][0],
+            "base": base.predictions[i],
+            "tuned": tuned.predictions[i],
+        }
+        for i in range(min(_SAMPLES, len(tuned.numbers)))
+    ]
+
+
+def _write_artifact(
+    job: TrainedJob,
+    metrics: dict[str, dict[str, float]],
+    baseline: dict[str, dict[str, float]],
+    samples: list[dict[str, str]],
+) -> None:
+    final = job.paths.artifact(job.spec.attempt)
+    with torch.no_grad():
+        prompt = job.method.prompt().detach()
+    head = {} if job.head is None else {name: t.detach().cpu() for name, t in job.head.state_dict().items()}
+    with folder_written_atomically(final) as folder:
+        save_prompt(folder, prompt, head)
+        write_json(folder / "artifact.json", _facts(job, metrics, baseline, samples))
+        write_manifest(folder)
+    job.events.write("artifact", folder=str(final))
+    job.events.flush(sync=True)
+
+
+def _facts(
+    job: TrainedJob,
+    metrics: dict[str, dict[str, float]],
+    baseline: dict[str, dict[str, float]],
+    samples: list[dict[str, str]],
+) -> dict[str, Any]:
+    spec = job.spec
+    return {
+        "format": 1,
+        "name": spec.name,
+        "method": job.recipe.method.type,
+        "task": job.recipe.task.type,
+        "length": job.method.length,
+        "slots": job.method.slots,
+        "base": {"id": spec.base.id, "revision": spec.base.revision, "fingerprint": spec.base.fingerprint, "kind": spec.base.kind},
+        "dataset": {"name": spec.dataset.name, "version": spec.dataset.version, "digest": spec.dataset.digest},
+        "recipe": job.recipe.model_dump(mode="json"),
+        "seed": spec.seed,
+        "job": spec.job,
+        "steps": job.step,
+        "metrics": metrics,
+        "baseline": baseline,
+        "samples": samples,
+        "versions": {"ptq": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in _PACKAGES},
+        "created_at": time.time(),
+    }

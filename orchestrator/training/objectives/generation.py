@@ -1,0 +1,78 @@
+"""Write the target: teacher-forced cross entropy, scored by generation.
+
+Causal row: input, separator, target, end of sequence; the loss covers target and end (Li & Liang 2021, §4).
+Encoder-decoder row: input in the encoder; target and end of sequence in the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orchestrator.errors import BadData
+from orchestrator.recipe.tasks import Generate
+from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import generate
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+IGNORED = -100
+
+
+class Generation:
+    reads_hidden = False
+
+    def __init__(self, task: Generate, encoder: TextEncoder) -> None:
+        self._task = task
+        self._encoder = encoder
+        self._separator = encoder.separator(task.separator) if encoder.kind == "causal" else []
+        self.metrics = task.metrics
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        return None
+
+    def example(self, fields: Fields) -> Example:
+        text = self._encoder.plain(self._task.target, fields)
+        target = self._encoder.tokens(text)[: self._task.max_new_tokens - 1] + [self._encoder.eos]
+        ids = self._input(fields, tuned=True)
+        if self._encoder.kind == "seq2seq":
+            return Example(Row(ids=ids, labels=target, prompt=0), units=len(target))
+        labels = [IGNORED] * len(ids) + target
+        # The last label is predicted from the position before it, so its own token is not needed as input.
+        return Example(Row(ids=ids + target, labels=labels, prompt=0), units=len(target))
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        return cross_entropy(share.logits.float(), share.labels, reduction="sum")
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        side = "left" if host.kind == "causal" else "right"
+        batch = RowBatch.collate(
+            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows], pad_id=host.pad_id, side=side
+        ).to(host.device)
+        written = generate(
+            host, batch, [prompt if tuned else Prompt.empty()], max_new_tokens=self._task.max_new_tokens, beams=self._task.beams
+        )
+        return [self._encoder.text(ids).strip() for ids in written]
+
+    def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
+        """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations."""
+        first: dict[str, int] = {}
+        references: dict[str, list[str]] = {}
+        for number, fields in enumerate(rows):
+            key = self._encoder.plain(self._task.input, fields)
+            first.setdefault(key, number)
+            references.setdefault(key, []).append(self._encoder.plain(self._task.target, fields).strip())
+        return list(first.values()), [references[key] for key in first]
+
+    def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
+        after = self._task.max_new_tokens + len(self._separator) if self._encoder.kind == "causal" else 0
+        ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, after=after, tuned=tuned)
+        if not ids:
+            raise BadData("the input is empty")
+        return ids + self._separator

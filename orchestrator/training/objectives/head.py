@@ -1,0 +1,78 @@
+"""A linear classifier on the base's last hidden states, trained together with the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout
+
+from orchestrator.recipe.tasks import Classify
+from orchestrator.training.objectives.classes import Classes
+from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import forward
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+
+class HeadClassification:
+    reads_hidden = True
+
+    def __init__(self, task: Classify, encoder: TextEncoder) -> None:
+        assert task.head is not None
+        self._task = task
+        self._pooling = task.head.pooling
+        self._dropout = task.head.dropout
+        self._encoder = encoder
+        self._classes = Classes(task, encoder)
+        self.metrics = task.metrics
+        self.references = self._classes.references
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        """Linear [H] -> [labels], N(0, 0.02) weights and zero bias as BERT's own heads start."""
+        linear = nn.Linear(host.hidden_size, len(self._classes.names))
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def example(self, fields: Fields) -> Example:
+        row = Row(ids=self._input(fields, tuned=True), labels=None, prompt=0)
+        return Example(row, units=1, target=self._classes.number_of(fields))
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        assert share.hidden is not None
+        targets = torch.tensor([example.target for example in examples], device=share.hidden.device)
+        return cross_entropy(self._scores(share.hidden, share.text_mask, head, train=True), targets, reduction="sum")
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        batch = RowBatch.collate(
+            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows], pad_id=host.pad_id
+        ).to(host.device)
+        output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
+        assert output.hidden is not None
+        scores = self._scores(output.hidden, output.text_mask, head, train=False)
+        return [self._classes.names[number] for number in scores.argmax(-1).tolist()]
+
+    def _scores(self, hidden: Tensor, text_mask: Tensor, head: nn.Module | None, *, train: bool) -> Tensor:
+        """[rows, labels] in fp32."""
+        assert head is not None
+        pooled = pool(hidden.float(), text_mask, self._pooling)
+        scores: Tensor = head(dropout(pooled, self._dropout, training=train))
+        return scores
+
+    def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
+        return self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)
+
+
+def pool(hidden: Tensor, text_mask: Tensor, how: str) -> Tensor:
+    """[rows, S, H] -> [rows, H]: the mean over the text's tokens, or the first of them. Virtual tokens never count."""
+    if how == "mean":
+        weights = text_mask.to(hidden.dtype).unsqueeze(-1)
+        return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)
+    first = text_mask.to(torch.int32).argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), first]

@@ -1,0 +1,79 @@
+"""What every objective offers to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from orchestrator.tuning.forward import Output
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row
+
+Fields = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row, ready for the base."""
+
+    row: Row
+    units: int  #: what the loss is averaged over: label tokens, or 1 for a classified row
+    target: int = -1  #: the label's number where the row itself does not hold it
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a forward that belongs to one job."""
+
+    logits: Tensor  #: [M, V] at the label positions
+    labels: Tensor  #: [M]
+    row_of: Tensor  #: [M] number of the row within the share
+    hidden: Tensor | None  #: [rows, S, H]
+    text_mask: Tensor  #: [rows, S]
+
+    @classmethod
+    def of(cls, output: Output, first: int, rows: int) -> Share:
+        """Rows `first` to `first + rows` of a fused forward."""
+        mine = (output.row_of >= first) & (output.row_of < first + rows)
+        span = slice(first, first + rows)
+        return cls(
+            logits=output.logits[mine],
+            labels=output.labels[mine],
+            row_of=output.row_of[mine] - first,
+            hidden=None if output.hidden is None else output.hidden[span],
+            text_mask=output.text_mask[span],
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the base (tuned or not) says of one row."""
+
+    text: str
+    references: list[str]
+
+
+class Objective(Protocol):
+    reads_hidden: bool  #: wants the last hidden states instead of logits
+    metrics: Sequence[str]
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        """A new trained head, or None."""
+
+    def example(self, fields: Fields) -> Example:
+        """The row as it is trained on. Raises BadData when the row cannot be used."""
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        """Sum of the losses over all units of the share, fp32 (its mean is taken over all ranks' units)."""
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        """The text for each row; `tuned=False` leaves the virtual tokens out."""
+
+    def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
+        """Rows to predict (numbers) and the references of each: rows with equal inputs count once."""

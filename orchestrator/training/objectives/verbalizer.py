@@ -1,0 +1,73 @@
+"""A verbalizer: a label's score is the mean of its words' logits at [MASK] (Schick & Schütze 2021, PET)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orchestrator.errors import BadRecipe
+from orchestrator.recipe.tasks import Classify
+from orchestrator.training.objectives.classes import Classes
+from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import forward
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+IGNORED = -100
+
+
+class VerbalizerClassification:
+    reads_hidden = False
+
+    def __init__(self, task: Classify, encoder: TextEncoder) -> None:
+        self._task = task
+        self._encoder = encoder
+        self._classes = Classes(task, encoder)
+        self._words = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
+        self.metrics = task.metrics
+        self.references = self._classes.references
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        return None
+
+    def example(self, fields: Fields) -> Example:
+        number = self._classes.number_of(fields)
+        return Example(self._row(fields, number, tuned=True), units=1)
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        return cross_entropy(self._scores(share.logits), share.labels, reduction="sum")
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        # Label 0 only marks the mask as the position to read.
+        batch = RowBatch.collate([self._row(fields, 0, tuned=tuned) for fields in rows], pad_id=host.pad_id)
+        output = forward(host, batch.to(host.device), [prompt if tuned else Prompt.empty()])
+        return [self._classes.names[number] for number in self._scores(output.logits).argmax(-1).tolist()]
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """[rows, V] -> [rows, labels]."""
+        return torch.stack([logits[:, words].float().mean(-1) for words in self._words], dim=-1)
+
+    def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
+        ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)
+        labels = [number if token == self._encoder.mask else IGNORED for token in ids]
+        return Row(ids=ids, labels=labels, prompt=0)
+
+
+def _one_token(encoder: TextEncoder, word: str) -> int:
+    """The word as one token, as it stands in running text (with a leading space where the tokenizer marks it)."""
+    for text in (" " + word, word):
+        ids = encoder.tokens(text)
+        if len(ids) == 1:
+            return ids[0]
+    raise BadRecipe(
+        f"the label word {word!r} is {len(encoder.tokens(word))} tokens on this base; a verbalizer needs single tokens",
+        where="task.labels",
+        hint="choose a word of one token",
+    )

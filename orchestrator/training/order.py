@@ -1,0 +1,46 @@
+"""Which rows a step trains on: a pure function of seed, step and batch size, so a position is one number.
+
+Every epoch is a new permutation of all rows; batches run over the end of an epoch into the next.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from orchestrator.recipe.schema import Train
+
+
+def total_steps(train: Train, rows: int) -> int:
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return max(1, math.ceil(rows * train.epochs / train.batch_size))
+
+
+def batch_rows(step: int, *, seed: int, rows: int, batch_size: int) -> list[int]:
+    """Numbers of the rows of step `step` (from 0)."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    return [_permutation(seed, position // rows, rows)[position % rows] for position in positions]
+
+
+def mixed_seed(seed: int, *numbers: int) -> int:
+    """A seed for one use of randomness (an epoch's order, a step's dropout), unrelated to its neighbours'.
+
+    The multiplier and the finaliser are splitmix64's (Steele et al. 2014).
+    """
+    value = seed
+    for number in numbers:
+        value = (value * 0x9E3779B97F4A7C15 + number + 1) & (2**64 - 1)
+        value ^= value >> 30
+        value = (value * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value ^= value >> 27
+    return value & (2**63 - 1)
+
+
+@lru_cache(maxsize=64)
+def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
+    generator = torch.Generator().manual_seed(mixed_seed(seed, 1, epoch))
+    return list(torch.randperm(rows, generator=generator).tolist())

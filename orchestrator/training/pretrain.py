@@ -1,0 +1,125 @@
+"""Pretrain a small causal base from a recipe (see `recipe.pretrain`). One process, fp32.
+
+    python -m orchestrator.training.pretrain SPEC.json
+
+SPEC.json: {"recipe": a PretrainRecipe, "dataset": folder of the dataset version, "output": folder to make}.
+`ptq base pretrain` writes it, runs this program and registers the base.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from orchestrator.paths import folder_written_atomically, read_json
+from orchestrator.recipe.pretrain import Architecture, PretrainRecipe, PretrainSchedule
+from orchestrator.tasks.template import parse
+from orchestrator.training.rows import Rows
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+IGNORED = -100
+
+
+def pretrain(recipe: PretrainRecipe, dataset: Path, output: Path) -> None:
+    """Train tokenizer and model, write them to `output`; progress goes to standard output."""
+    torch.manual_seed(recipe.train.seed)
+    rows = list(Rows.open(dataset, "train"))
+    forms = [(parse(d.input), parse(d.target), d.weight) for d in recipe.documents]
+    texts = [[(i.render_text(row), t.render_text(row)) for i, t, _ in forms] for row in rows]
+    tokenizer = train_tokenizer((text for row in texts for pair in row for text in pair), recipe.vocab)
+    encoded = [[_encode(tokenizer, *pair, recipe.architecture.context) for pair in row] for row in texts]
+    model = build_model(recipe.architecture, tokenizer)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows", flush=True)
+    _train(model, encoded, [weight for *_, weight in forms], recipe.train)
+    with folder_written_atomically(output) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: no text is out of vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+
+
+def build_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model with random weights and tied embeddings."""
+    tokens = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    a = architecture
+    if a.type == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=a.hidden, n_layer=a.layers, n_head=a.heads, n_positions=a.context,
+                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **tokens,
+            )
+        )  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=a.hidden, num_hidden_layers=a.layers, num_attention_heads=a.heads, num_key_value_heads=a.heads,
+            intermediate_size=4 * a.hidden, max_position_embeddings=a.context, **tokens,
+        )
+    )  # fmt: skip
+
+
+def learning_rate(step: int, schedule: PretrainSchedule) -> float:
+    """Linear warm-up, then cosine decay to a tenth."""
+    if step < schedule.warmup:
+        return schedule.lr * (step + 1) / schedule.warmup
+    done = (step - schedule.warmup) / max(1, schedule.steps - schedule.warmup)
+    return schedule.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str, context: int) -> list[int]:
+    ids = tokenizer(text)["input_ids"] + [tokenizer.bos_token_id] + tokenizer(target)["input_ids"] + [tokenizer.eos_token_id]
+    return list(ids[:context])
+
+
+def _train(model: PreTrainedModel, documents: list[list[list[int]]], weights: list[float], schedule: PretrainSchedule) -> None:
+    rng = random.Random(schedule.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98))
+    model.train()
+    for step in range(schedule.steps):
+        batch = [rng.choices(row, weights)[0] for row in rng.choices(documents, k=schedule.batch_size)]
+        ids = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=0)
+        labels = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=IGNORED)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, schedule)
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == schedule.steps - 1:
+            print(f"step {step} of {schedule.steps}: loss {loss.item():.4f}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    spec = read_json(Path(arguments[0]))
+    pretrain(PretrainRecipe.model_validate(spec["recipe"]), Path(spec["dataset"]), Path(spec["output"]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
