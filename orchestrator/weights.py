@@ -51,6 +51,11 @@ def fingerprint(folder: Path) -> str:
     return "sha256:" + total.hexdigest()
 
 
+def tensor_names(folder: Path) -> frozenset[str]:
+    """Names of all tensors in the files."""
+    return frozenset(name for path in weight_files(folder) for name, *_ in _tensors(path))
+
+
 def parameter_count(folder: Path) -> int:
     """Numbers in all tensors of the files (tied weights are stored once)."""
     count = 0

@@ -5,9 +5,9 @@ The tuning library takes these objects as its configurations (`tuning.methods.ME
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from orchestrator.recipe.strict import Strict
 
@@ -22,7 +22,7 @@ class RandomInit(Strict):
 
 
 class VocabInit(Strict):
-    """Embeddings of tokens drawn without replacement from the first `top` ids (Lester et al.: the 5,000 most frequent)."""
+    """Embeddings of tokens drawn without replacement from the first `top` ids (Lester et al.: 5,000)."""
 
     type: Literal["vocab"] = "vocab"
     top: int = Field(5000, ge=1)
@@ -42,14 +42,18 @@ class MlpReparameterization(Strict):
     """A two-layer perceptron that makes the trained positions; folded away when the prompt is saved."""
 
     type: Literal["mlp"] = "mlp"
-    hidden: int | None = Field(None, ge=1, description="width of the hidden layer; default 512 for a prefix, the base's width for P-tuning")
+    hidden: int | None = Field(
+        None, ge=1, description="width of the hidden layer; default 512 for a prefix, the base's width for P-tuning"
+    )
 
 
 class LstmReparameterization(Strict):
     """Two-layer bidirectional LSTM and a two-layer perceptron (Liu et al. 2021, P-tuning)."""
 
     type: Literal["lstm"] = "lstm"
-    hidden: int | None = Field(None, ge=2, description="width of both directions together; default the base's embedding width")
+    hidden: int | None = Field(
+        None, ge=2, description="width of both directions together; default the base's embedding width"
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
@@ -57,6 +61,11 @@ class NoReparameterization(Strict):
     """The positions are trained directly."""
 
     type: Literal["none"] = "none"
+
+
+def _reparameterization(value: Any) -> Any:
+    """`{hidden: 512}` means the perceptron: a prefix has no other network."""
+    return value.get("type", "mlp") if isinstance(value, dict) else getattr(value, "type", None)
 
 
 class PromptTuning(Strict):
@@ -72,8 +81,12 @@ class PrefixTuning(Strict):
 
     type: Literal["prefix-tuning"]
     length: Length = Field(10, description="number of virtual tokens")
-    reparameterization: MlpReparameterization | NoReparameterization = Field(
-        NoReparameterization(), description="`{hidden: 512}` is the paper's perceptron; `{type: none}` trains keys and values directly"
+    reparameterization: Annotated[
+        Annotated[MlpReparameterization, Tag("mlp")] | Annotated[NoReparameterization, Tag("none")],
+        Discriminator(_reparameterization),
+    ] = Field(
+        NoReparameterization(),
+        description="`{hidden: 512}` is the paper's perceptron; `{type: none}` trains keys and values directly",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the keys and values while training")
 
@@ -83,7 +96,8 @@ class PTuning(Strict):
 
     type: Literal["p-tuning"]
     length: Length | None = Field(
-        None, description="number of virtual tokens in front of the text; leave out when the template places them with [P:k]"
+        None,
+        description="number of virtual tokens in front of the text; leave out when the template places them with [P:k]",
     )
     reparameterization: Annotated[
         LstmReparameterization | MlpReparameterization | NoReparameterization, Field(discriminator="type")

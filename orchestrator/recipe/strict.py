@@ -1,4 +1,4 @@
-"""The model that every part of a recipe derives from: unknown keys refused, values frozen."""
+"""The model that every part of a recipe derives from: unknown keys refused, values frozen, no infinities."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

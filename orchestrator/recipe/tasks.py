@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from orchestrator.recipe.strict import Strict
+from orchestrator.recipe.text import InputTemplate, TextTemplate, Word, as_text, as_words, is_word
 
 INPUT_HELP = "template: {field} of a row, [P:3] virtual tokens, [MASK]; plain text stays as it is"
 
@@ -15,25 +16,31 @@ class Generate(Strict):
     """The base writes the target (causal and encoder-decoder bases)."""
 
     type: Literal["generate"]
-    input: str = Field(min_length=1, description=INPUT_HELP)
-    target: str = Field(min_length=1, description="template of the text to be written")
+    input: InputTemplate = Field(description=INPUT_HELP)
+    target: TextTemplate = Field(description="template of the text to be written")
     separator: str | None = Field(
         None,
         description="text between input and target on a causal base; default: its beginning-of-sequence token "
         "(Li & Liang 2021), else its end-of-sequence token",
     )
     metrics: list[Literal["bleu", "rouge_1", "rouge_2", "rouge_l", "exact_match"]] = Field(
-        ["exact_match"], min_length=1, description="scores of the written texts; rows with equal inputs share references"
+        ["exact_match"],
+        min_length=1,
+        description="scores of the written texts; rows with equal inputs share references",
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
-    max_new_tokens: int = Field(64, ge=1, description="longest text that evaluation and prediction write; longer targets lose their end")
+    max_new_tokens: int = Field(
+        64, ge=1, description="longest text that evaluation and prediction write; longer targets lose their end"
+    )
     beams: int = Field(1, ge=1, le=64, description="1 is greedy search")
 
 
 class HeadOptions(Strict):
     """A linear classifier on the encoder's output, trained with the prompt."""
 
-    pooling: Literal["mean", "cls"] = Field("cls", description="what the classifier reads: the mean over the text's tokens, or the first token")
+    pooling: Literal["mean", "cls"] = Field(
+        "cls", description="what the classifier reads: the mean over the text's tokens, or the first token"
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
@@ -46,23 +53,28 @@ class Classify(Strict):
     """
 
     type: Literal["classify"]
-    input: str = Field(min_length=1, description=INPUT_HELP)
-    label: str = Field("{label}", min_length=1, description="template of the row's label")
+    input: InputTemplate = Field(description=INPUT_HELP)
+    label: TextTemplate = Field("{label}", description="template of the row's label")
     labels: dict[str, list[str]] = Field(
-        min_length=2, description="label as it stands in the data -> the words that stand for it; with a head, a plain list of labels does"
+        min_length=2,
+        description="label as it stands in the data -> the words that stand for it; with a head, a list of labels does",
     )
     head: HeadOptions | None = Field(None, description="classify with a trained head instead of words")
-    separator: str | None = Field(None, description="text between input and label words on a causal base; default: none")
+    separator: str | None = Field(
+        None, description="text between input and label words on a causal base; default: none"
+    )
     metrics: list[Literal["accuracy", "macro_f1"]] = Field(["accuracy"], min_length=1)
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
 
-    @field_validator("labels", mode="before")
+    @field_validator("labels", mode="before", json_schema_input_type=dict[str, list[Word] | Word] | list[Word])
     @classmethod
     def _labels_as_mapping(cls, value: object) -> object:
         if isinstance(value, list):
-            return {str(label): [str(label)] for label in value}
+            if len({as_text(label) for label in value if is_word(label)}) != len(value):
+                raise ValueError("a label stands twice, or is not a word")
+            return {as_text(label): [as_text(label)] for label in value}
         if isinstance(value, dict):
-            return {str(k): [str(v)] if isinstance(v, str | int | float) else v for k, v in value.items()}
+            return {str(label): as_words(words) for label, words in value.items()}
         return value
 
 

@@ -106,7 +106,7 @@ def escape(text: str) -> str:
 
 _PLAIN = re.compile(r"[^{}\[\\]+")
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_SLOT = re.compile(r"\[(mask|[pt](?::[^\[\]]*)?)\]", re.IGNORECASE)
+_SLOT = re.compile(r"\[(mask|[pt](?::[^\[\]]*)?|p[0-9]+)\]", re.IGNORECASE)
 _MOST_VIRTUAL = 10_000  # as `recipe.methods.Length`
 
 
@@ -130,7 +130,9 @@ def _next(text: str, at: int) -> tuple[str | Virtual | Mask | Field, int]:
 def _field(text: str, at: int) -> tuple[Field, int]:
     match = _FIELD.match(text, at)
     if match is None:
-        raise BadRecipe(f"`{text[at]}` at character {at + 1} stands alone; write {{field}}, or {text[at] * 2} for a plain brace")
+        raise BadRecipe(
+            f"`{text[at]}` at character {at + 1} stands alone; write {{field}}, or {text[at] * 2} for a plain brace"
+        )
     name = match.group(1)
     if not name.strip():
         raise BadRecipe(f"`{match.group()}` at character {at + 1} names no field; write for example {{text}}")
@@ -150,9 +152,11 @@ def _slot(body: str) -> Virtual | Mask:
             return Virtual(0, int(count))
         raise BadRecipe(f"`[{body}]`: write [P:k] with a number k from 1 to {_MOST_VIRTUAL}, for example [P:3]")
     if kind == "T":
-        raise BadRecipe(rf"`[{body}]`: trigger slots belong to a method that is not here yet; write \[{body}] for plain text")
-    upper = body.upper()
-    raise BadRecipe(rf"`[{body}]`: write [{upper}] in capitals, or \[{body}] for plain text")
+        raise BadRecipe(
+            rf"`[{body}]`: trigger slots belong to a method that is not here yet; write \[{body}] for plain text"
+        )
+    upper = re.sub(r"^P(?=[0-9])", "P:", body.upper())
+    raise BadRecipe(rf"`[{body}]`: write [{upper}], or \[{body}] for plain text")
 
 
 def _value(row: Mapping[str, str], name: str) -> str:

@@ -79,5 +79,7 @@ def token_faults(
             if unknown is not None and unknown in ids:
                 faults.append(f"the word `{word}` of label `{label}` is not in the base's vocabulary")
             elif len(ids) != 1:
-                faults.append(f"the word `{word}` of label `{label}` is {len(ids)} tokens of the base; a [MASK] holds one")
+                faults.append(
+                    f"the word `{word}` of label `{label}` is {len(ids)} tokens of the base; a [MASK] holds one"
+                )
     return faults

@@ -1,0 +1,172 @@
+"""What a base is, read from its folder without torch: config.json, the tokenizer's files, the safetensors headers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import BadInput
+from orchestrator.weights import parameter_count, tensor_names
+
+Kind = Literal["causal", "seq2seq", "masked"]
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    kind: Kind
+    model_type: str  #: as in config.json: gpt2, bert, t5 …
+    architecture: str  #: the class that saved it: GPT2LMHeadModel
+    hidden: int  #: H, width of the embeddings that the layers pass on
+    layers: int  #: L, of one stack (the encoder's, where there are two)
+    vocab: int  #: V
+    max_positions: int | None  #: most tokens in a row; None where positions are relative without a limit (T5, BLOOM)
+    mask_token: bool  #: the tokenizer has a mask token
+    lm_head: bool  #: the weights can score words; False for a bare encoder such as BertModel
+    parameters: int  #: numbers in the weight files
+    remote_code: bool  #: config.json names Python code of its own (auto_map)
+
+
+def read_base_facts(folder: Path) -> BaseFacts:
+    """Facts about the model in a local folder; BadInput when it is not a text model that can be read safely."""
+    config = _read_config(folder)
+    model_type = str(config.get("model_type", ""))
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = _kind(folder, config, model_type, architecture)
+    return BaseFacts(
+        kind=kind,
+        model_type=model_type,
+        architecture=architecture or model_type,
+        hidden=_number(folder, config, "hidden_size", "n_embd", "d_model", "dim"),
+        layers=_number(folder, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"),
+        vocab=_number(folder, config, "vocab_size"),
+        max_positions=_max_positions(config, model_type),
+        mask_token=_has_mask_token(folder),
+        lm_head=_has_lm_head(tensor_names(folder), config, kind, model_type),
+        parameters=parameter_count(folder),
+        remote_code=bool(config.get("auto_map")),
+    )
+
+
+# One name a line would make these tables five times as long.
+CAUSAL = frozenset(
+    ["gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "opt", "bloom", "falcon", "mpt", "stablelm", "starcoder2", "olmo", "olmo2", "olmo3", "granite", "cohere", "codegen", "xglm", "smollm3", "glm", "glm4", "nemotron", "biogpt", "ctrl", "openai-gpt", "exaone4", "ernie4_5", "gpt_oss"]
+)
+SEQ2SEQ = frozenset(
+    "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers marian m2m_100 blenderbot led".split()  # noqa: SIM905
+)
+MASKED = frozenset(
+    ["bert", "roberta", "electra", "albert", "distilbert", "camembert", "xlm-roberta", "xlm-roberta-xl", "deberta", "deberta-v2", "mpnet", "mobilebert", "longformer", "big_bird", "ernie", "nezha", "roformer", "convbert", "squeezebert", "modernbert", "eurobert", "xlm", "flaubert"]
+)
+#: Model types that transformers knows itself: their own code, if they bring any, is not needed.
+NATIVE = CAUSAL | SEQ2SEQ | MASKED
+
+# Learned positions that begin after the padding index: RoBERTa's 514 hold 512 tokens.
+_AFTER_PADDING = frozenset({"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet"})
+# No table of positions and no limit to them: relative buckets or ALiBi.
+_UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bloom", "mpt"})
+# transformers' configuration classes whose default is a head of its own; the others tie it to the input embeddings.
+_UNTIED = frozenset(
+    ["gpt_neox", "gptj", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi", "phi3", "stablelm", "olmo", "olmo2", "olmo3", "codegen", "nemotron", "glm", "glm4", "exaone4", "gpt_oss"]
+)
+_MASKED_HEADS = (
+    "cls.predictions.transform.dense.weight",  # BERT, ERNIE, BigBird …
+    "lm_head.dense.weight",  # RoBERTa, MPNet, CamemBERT, XLM-RoBERTa
+    "generator_predictions.dense.weight",  # ELECTRA's generator; its discriminator has none
+    "predictions.dense.weight",  # ALBERT
+    "vocab_transform.weight",  # DistilBERT
+    "lm_predictions.lm_head.dense.weight",  # DeBERTa
+    "mlm_head.dense.weight",
+    "head.dense.weight",  # ModernBERT
+    "pred_layer.proj.weight",  # XLM, FlauBERT
+)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(
+            "no config.json in this folder; a base is a folder that transformers saved", where=str(folder)
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot be read: {error}", where=str(path)) from error
+    if not isinstance(config, dict):
+        raise BadInput("is not a JSON object", where=str(path))
+    return config
+
+
+def _kind(folder: Path, config: dict[str, Any], model_type: str, architecture: str) -> Kind:
+    """By the class that saved it where its name says so, else by the model type."""
+    if architecture.endswith("ForMaskedLM"):
+        return "masked"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")) and model_type not in SEQ2SEQ:
+        return "causal"
+    kinds: dict[Kind, frozenset[str]] = {"causal": CAUSAL, "seq2seq": SEQ2SEQ, "masked": MASKED}
+    for kind, types in kinds.items():
+        if model_type in types:
+            return kind
+    if (
+        config.get("is_encoder_decoder")
+        and architecture.endswith("ForConditionalGeneration")
+        and "vocab_size" in config
+    ):
+        return "seq2seq"
+    named = " ".join(part for part in (architecture, f"model_type {model_type!r}") if part)
+    raise BadInput(
+        f"not a causal, encoder-decoder or masked language model of text that ptq knows ({named})",
+        where=str(folder / "config.json"),
+    )
+
+
+def _number(folder: Path, config: dict[str, Any], *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    raise BadInput(f"holds no {names[0]}", where=str(folder / "config.json"))
+
+
+def _max_positions(config: dict[str, Any], model_type: str) -> int | None:
+    if model_type in _UNLIMITED:
+        return None
+    value = next(
+        (config[name] for name in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(name)), None
+    )
+    if not isinstance(value, int):
+        return None
+    if model_type in _AFTER_PADDING:
+        padding = config.get("pad_token_id")
+        return value - (1 if padding is None else int(padding)) - 1
+    return value  # OPT and BART make two rows more than they say, so all of these are usable
+
+
+def _has_mask_token(folder: Path) -> bool:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if _json(folder / name).get("mask_token"):
+            return True
+    added = _json(folder / "tokenizer.json").get("added_tokens") or []
+    if any(token.get("content") in {"[MASK]", "<mask>"} for token in added):
+        return True
+    vocabulary = folder / "vocab.txt"
+    return vocabulary.is_file() and "[MASK]" in vocabulary.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot be read: {error}", where=str(path)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _has_lm_head(names: frozenset[str], config: dict[str, Any], kind: Kind, model_type: str) -> bool:
+    if kind == "masked":
+        return any(name.endswith(_MASKED_HEADS) for name in names)
+    if config.get("tie_word_embeddings", kind == "seq2seq" or model_type not in _UNTIED):
+        return True
+    return any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in names)

@@ -1,0 +1,197 @@
+"""Does the method suit the task, the base and the data? Everything that can be refused at submit is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.recipe.bases import NATIVE, BaseFacts
+from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
+from orchestrator.recipe.methods import Head, PromptTuning, PTuning, VocabInit
+from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.tasks import Classify, Generate
+from orchestrator.tasks.template import parse
+from orchestrator.tasks.verbalizer import label_faults
+
+INPUT: KeyPath = ("task", "input")
+LENGTH: KeyPath = ("method", "length")
+
+
+def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: Mapping[str, int]) -> list[str]:
+    """What is wrong with this recipe on this base and dataset, one line `key: what and what instead` each.
+
+    `fields` are the dataset's columns, `splits` its splits with their numbers of rows. Empty: it can be queued.
+    """
+    found = [
+        *recipe_findings(recipe),
+        *_field_findings(recipe, fields),
+        *_split_findings(recipe, splits),
+        *_task_findings(recipe, facts),
+        *_length_findings(recipe, facts),
+        *_code_findings(recipe, facts),
+    ]
+    return [f"{dotted(finding.path)}: {finding.message}" for finding in dict.fromkeys(found)]
+
+
+def recipe_findings(recipe: Recipe) -> list[Finding]:
+    """What is wrong whatever the base and the data: the method against the template, the labels, the head."""
+    found = [*_placement(recipe), *_start(recipe)]
+    template = parse(recipe.task.input)
+    if not template.fields:
+        found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
+    if isinstance(recipe.task, Classify):
+        return found + _classify_findings(recipe, recipe.task)
+    if template.masks:
+        found.append(
+            Finding(INPUT, "[MASK] belongs to `type: classify`; a generate task writes its target after the input")
+        )
+    if isinstance(recipe.method, Head):
+        found.append(
+            Finding(("method", "type"), "`head` trains a classifier; it needs `type: classify` with `head: {}`")
+        )
+    return found
+
+
+def virtual_tokens(recipe: Recipe) -> int:
+    """n: how many positions the method adds to every row."""
+    if isinstance(recipe.method, Head):
+        return 0
+    return recipe.method.length or parse(recipe.task.input).virtual_tokens
+
+
+def _placement(recipe: Recipe) -> list[Finding]:
+    method, placed = recipe.method, parse(recipe.task.input).virtual_tokens
+    if not isinstance(method, PTuning):
+        where = {"prompt-tuning": "in front of the text", "prefix-tuning": "in front of every layer"}
+        why = f"puts its virtual tokens {where[method.type]}" if method.type in where else "has no virtual tokens"
+        advice = "take [P] out, or use `p-tuning`, which places them anywhere"
+        return [Finding(INPUT, f"{method.type} {why}; {advice}")] if placed else []
+    if method.length is None and not placed:
+        advice = "give method.length (in front of the text), or place them in task.input with [P:k]"
+        return [Finding(LENGTH, f"p-tuning has no virtual tokens; {advice}")]
+    if method.length is not None and placed:
+        advice = "take method.length out, or take [P] out of the template"
+        return [Finding(LENGTH, f"task.input already places {placed} virtual tokens with [P]; {advice}")]
+    return []
+
+
+def _start(recipe: Recipe) -> list[Finding]:
+    init = getattr(recipe.method, "init", None)
+    n = virtual_tokens(recipe)
+    if isinstance(init, VocabInit) and n > init.top:
+        return [Finding(("method", "init", "top"), f"{n} virtual tokens cannot start from {init.top} different tokens")]
+    return []
+
+
+def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
+    found, masks = [], parse(task.input).masks
+    if task.head is None:
+        found += [Finding(("task", "labels"), fault) for fault in label_faults(task.labels)]
+    if task.head is not None and masks:
+        found.append(
+            Finding(INPUT, "a head reads the whole text, not a [MASK]; take [MASK] out, or take task.head out")
+        )
+    if masks > 1:
+        found.append(Finding(INPUT, f"{masks} times [MASK]; label words are scored at one"))
+    if isinstance(recipe.method, Head) and task.head is None:
+        found.append(Finding(("task", "head"), "is missing; the method `head` trains it: write head: {}"))
+    return found
+
+
+def _field_findings(recipe: Recipe, fields: Sequence[str]) -> list[Finding]:
+    task = recipe.task
+    other = ("label", task.label) if isinstance(task, Classify) else ("target", task.target)
+    found = []
+    for key, text in (("input", task.input), other):
+        for name in parse(text).fields:
+            if name not in fields:
+                meant = did_you_mean(name, fields)
+                known = f"its fields: {', '.join(fields) or 'none'}"
+                found.append(
+                    Finding(("task", key), f"the dataset {recipe.dataset} has no field `{name}`{meant or '; ' + known}")
+                )
+    return found
+
+
+def _split_findings(recipe: Recipe, splits: Mapping[str, int]) -> list[Finding]:
+    path: KeyPath = ("dataset",)
+    if not any(splits.values()):
+        return [Finding(path, f"{recipe.dataset} is empty")]
+    if not splits.get("train"):
+        there = ", ".join(f"{name} ({rows:,} rows)" for name, rows in splits.items())
+        return [Finding(path, f"{recipe.dataset} has no rows to train on; it has {there}")]
+    if recipe.train.eval_every is not None and not splits.get("validation"):
+        advice = "take train.eval_every out, or add the dataset with --validation or --split"
+        return [Finding(("train", "eval_every"), f"{recipe.dataset} has no validation rows; {advice}")]
+    return []
+
+
+def _task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    task, name = recipe.task, f"{recipe.base.model} ({facts.architecture}, {_KINDS[facts.kind]})"
+    if isinstance(task, Generate):
+        return _writing_findings(name, facts)
+    if task.head is not None:
+        if facts.kind == "masked":
+            return []
+        advice = "take task.head out: the base then scores the label words, or use an encoder such as BERT"
+        return [Finding(("task", "head"), f"a head needs an encoder; {name} is not one; {advice}")]
+    if parse(task.input).masks:
+        return _mask_findings(name, facts)
+    if facts.kind == "masked":
+        advice = "put [MASK] into task.input where a label word should stand, or give task.head"
+        return [Finding(INPUT, f"{name} cannot continue a text; {advice}")]
+    return _word_findings(name, facts)
+
+
+def _writing_findings(name: str, facts: BaseFacts) -> list[Finding]:
+    if facts.kind == "masked":
+        advice = "use a causal or encoder-decoder base, or `type: classify`"
+        return [Finding(("task", "type"), f"{name} cannot write text; {advice}")]
+    return _word_findings(name, facts)
+
+
+def _mask_findings(name: str, facts: BaseFacts) -> list[Finding]:
+    if facts.kind != "masked":
+        advice = "take [MASK] out: the base then scores the label words as the text's continuation"
+        return [Finding(INPUT, f"{name} has no [MASK]; {advice}")]
+    if not facts.mask_token:
+        return [Finding(INPUT, f"the tokenizer of {name} has no mask token; use task.head instead of [MASK]")]
+    return _word_findings(name, facts)
+
+
+def _word_findings(name: str, facts: BaseFacts) -> list[Finding]:
+    if facts.lm_head:
+        return []
+    instead = "use task.head instead of [MASK], or a" if facts.kind == "masked" else "use a"
+    advice = f"{instead} checkpoint that was saved with its language-model head"
+    return [
+        Finding(
+            ("base", "model"), f"the weights of {name} hold no language-model head: it cannot score words; {advice}"
+        )
+    ]
+
+
+def _length_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    n, most, method = virtual_tokens(recipe), facts.max_positions, recipe.method
+    path = INPUT if isinstance(method, PTuning) and method.length is None else LENGTH
+    if most is not None and n + 1 >= most:
+        # A prefix takes positions too: those of the text are shifted by n.
+        return [Finding(path, f"{n} virtual tokens leave no room in {recipe.base.model}'s context of {most} positions")]
+    if isinstance(method, PromptTuning | PTuning) and isinstance(method.init, VocabInit) and n > facts.vocab:
+        return [Finding(path, f"{n} virtual tokens cannot start from a vocabulary of {facts.vocab} tokens")]
+    if not isinstance(recipe.task, Generate) or facts.kind != "causal" or most is None:
+        return []
+    if n + recipe.task.max_new_tokens >= most:
+        room = f"{n} virtual tokens and {recipe.task.max_new_tokens} new ones leave no room for the input"
+        advice = f"at most {most - n - 1} fit"
+        return [Finding(("task", "max_new_tokens"), f"{room} in {recipe.base.model}'s {most} positions; {advice}")]
+    return []
+
+
+def _code_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    if not facts.remote_code or recipe.base.trust_remote_code or facts.model_type in NATIVE:
+        return []
+    advice = "if you trust it, write trust_remote_code: true and start the worker with PTQ_ALLOW_REMOTE_CODE=1"
+    return [Finding(("base", "trust_remote_code"), f"{recipe.base.model} brings its own Python code; {advice}")]
+
+
+_KINDS = {"causal": "causal", "seq2seq": "encoder-decoder", "masked": "masked encoder"}
