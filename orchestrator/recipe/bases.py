@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import BadInput
+from orchestrator.recipe.architectures import (
+    CAUSAL,
+    MASKED,
+    MASKED_HEADS,
+    POSITIONS_AFTER_PADDING,
+    SEQ2SEQ,
+    UNLIMITED,
+    UNTIED,
+)
 from orchestrator.weights import parameter_count, tensor_names
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -47,40 +56,6 @@ def read_base_facts(folder: Path) -> BaseFacts:
         parameters=parameter_count(folder),
         remote_code=bool(config.get("auto_map")),
     )
-
-
-# One name a line would make these tables five times as long.
-CAUSAL = frozenset(
-    ["gpt2", "gpt_neo", "gpt_neox", "gptj", "gpt_bigcode", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "opt", "bloom", "falcon", "mpt", "stablelm", "starcoder2", "olmo", "olmo2", "olmo3", "granite", "cohere", "codegen", "xglm", "smollm3", "glm", "glm4", "nemotron", "biogpt", "ctrl", "openai-gpt", "exaone4", "ernie4_5", "gpt_oss"]
-)
-SEQ2SEQ = frozenset(
-    "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers marian m2m_100 blenderbot led".split()  # noqa: SIM905
-)
-MASKED = frozenset(
-    ["bert", "roberta", "electra", "albert", "distilbert", "camembert", "xlm-roberta", "xlm-roberta-xl", "deberta", "deberta-v2", "mpnet", "mobilebert", "longformer", "big_bird", "ernie", "nezha", "roformer", "convbert", "squeezebert", "modernbert", "eurobert", "xlm", "flaubert"]
-)
-#: Model types that transformers knows itself: their own code, if they bring any, is not needed.
-NATIVE = CAUSAL | SEQ2SEQ | MASKED
-
-# Learned positions that begin after the padding index: RoBERTa's 514 hold 512 tokens.
-_AFTER_PADDING = frozenset({"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet"})
-# No table of positions and no limit to them: relative buckets or ALiBi.
-_UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bloom", "mpt"})
-# transformers' configuration classes whose default is a head of its own; the others tie it to the input embeddings.
-_UNTIED = frozenset(
-    ["gpt_neox", "gptj", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi", "phi3", "stablelm", "olmo", "olmo2", "olmo3", "codegen", "nemotron", "glm", "glm4", "exaone4", "gpt_oss"]
-)
-_MASKED_HEADS = (
-    "cls.predictions.transform.dense.weight",  # BERT, ERNIE, BigBird …
-    "lm_head.dense.weight",  # RoBERTa, MPNet, CamemBERT, XLM-RoBERTa
-    "generator_predictions.dense.weight",  # ELECTRA's generator; its discriminator has none
-    "predictions.dense.weight",  # ALBERT
-    "vocab_transform.weight",  # DistilBERT
-    "lm_predictions.lm_head.dense.weight",  # DeBERTa
-    "mlm_head.dense.weight",
-    "head.dense.weight",  # ModernBERT
-    "pred_layer.proj.weight",  # XLM, FlauBERT
-)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -130,14 +105,14 @@ def _number(folder: Path, config: dict[str, Any], *names: str) -> int:
 
 
 def _max_positions(config: dict[str, Any], model_type: str) -> int | None:
-    if model_type in _UNLIMITED:
+    if model_type in UNLIMITED:
         return None
     value = next(
         (config[name] for name in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(name)), None
     )
     if not isinstance(value, int):
         return None
-    if model_type in _AFTER_PADDING:
+    if model_type in POSITIONS_AFTER_PADDING:
         padding = config.get("pad_token_id")
         return value - (1 if padding is None else int(padding)) - 1
     return value  # OPT and BART make two rows more than they say, so all of these are usable
@@ -166,7 +141,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _has_lm_head(names: frozenset[str], config: dict[str, Any], kind: Kind, model_type: str) -> bool:
     if kind == "masked":
-        return any(name.endswith(_MASKED_HEADS) for name in names)
-    if config.get("tie_word_embeddings", kind == "seq2seq" or model_type not in _UNTIED):
+        return any(name.endswith(MASKED_HEADS) for name in names)
+    if config.get("tie_word_embeddings", kind == "seq2seq" or model_type not in UNTIED):
         return True
     return any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in names)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.recipe.bases import NATIVE, BaseFacts
+from orchestrator.recipe.architectures import NATIVE
+from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.methods import Head, PromptTuning, PTuning, VocabInit
 from orchestrator.recipe.schema import Recipe

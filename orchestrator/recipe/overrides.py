@@ -42,7 +42,7 @@ def apply(document: Document, overrides: Sequence[str], model: type[BaseModel]) 
 
 
 def key_path(key: str) -> KeyPath:
-    """`train.lr` -> ("train", "lr"). A sweep's keys are dotted themselves: `sweep.train.lr` -> ("sweep", "train.lr")."""
+    """`train.lr` -> ("train", "lr"). A sweep's keys have dots: `sweep.train.lr` -> ("sweep", "train.lr")."""
     head, dot, rest = key.strip().partition(".")
     if head == "sweep" and dot:
         return (head, rest)

@@ -103,7 +103,7 @@ class Resources(Strict):
     gpus: int = Field(1, ge=1, le=1024, description="processes, one on each GPU (or CPU slot)")
     zero: Literal[0, 1, 2, 3] | None = Field(
         None,
-        description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: plain accelerate (DDP if gpus > 1)",
+        description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: accelerate alone (DDP)",
     )
     time_limit: Seconds | None = Field(
         None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`"

@@ -1,0 +1,46 @@
+"""The one table of what is known of model types without loading them, by config.json's `model_type`."""
+
+from __future__ import annotations
+
+_CAUSAL = """
+    gpt2 gpt_neo gpt_neox gptj gpt_bigcode llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text
+    phi phi3 opt bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 granite cohere codegen xglm smollm3 glm glm4
+    nemotron biogpt ctrl openai-gpt exaone4 ernie4_5 gpt_oss
+"""
+_SEQ2SEQ = "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers marian m2m_100 blenderbot led"
+_MASKED = """
+    bert roberta electra albert distilbert camembert xlm-roberta xlm-roberta-xl deberta deberta-v2 mpnet mobilebert
+    longformer big_bird ernie nezha roformer convbert squeezebert modernbert eurobert xlm flaubert
+"""
+_UNTIED = """
+    gpt_neox gptj llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe phi phi3 stablelm olmo olmo2 olmo3 codegen
+    nemotron glm glm4 exaone4 gpt_oss
+"""
+
+CAUSAL = frozenset(_CAUSAL.split())
+SEQ2SEQ = frozenset(_SEQ2SEQ.split())
+MASKED = frozenset(_MASKED.split())
+
+#: Model types that transformers knows itself: their own code, if they bring any, is not needed.
+NATIVE = CAUSAL | SEQ2SEQ | MASKED
+
+#: Learned positions that begin after the padding index: RoBERTa's 514 hold 512 tokens.
+POSITIONS_AFTER_PADDING = frozenset({"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet"})
+
+#: No table of positions and no limit to them: relative buckets or ALiBi.
+UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bloom", "mpt"})
+
+#: Causal types whose output matrix is its own by default; the others tie it to the input embeddings.
+UNTIED = frozenset(_UNTIED.split())
+
+#: Ends of tensor names that only a checkpoint with its masked language-model head holds.
+MASKED_HEADS = (
+    "cls.predictions.transform.dense.weight",  # BERT, ERNIE, BigBird …
+    "lm_head.dense.weight",  # RoBERTa, MPNet, CamemBERT, XLM-RoBERTa
+    "generator_predictions.dense.weight",  # ELECTRA's generator; its discriminator has none
+    "predictions.dense.weight",  # ALBERT; the discriminator's head is `discriminator_predictions.dense.weight`
+    "vocab_transform.weight",  # DistilBERT
+    "lm_predictions.lm_head.dense.weight",  # DeBERTa
+    "head.dense.weight",  # ModernBERT
+    "pred_layer.proj.weight",  # XLM, FlauBERT
+)
