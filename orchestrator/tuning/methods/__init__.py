@@ -1,0 +1,35 @@
+"""The methods: one explicit table from a recipe's method to the class that owns its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from orchestrator.recipe.methods import Method
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.methods.head import Head
+from orchestrator.tuning.methods.method import TunedMethod
+from orchestrator.tuning.methods.p_tuning import PTuning
+from orchestrator.tuning.methods.prefix_tuning import PrefixTuning
+from orchestrator.tuning.methods.prompt_tuning import PromptTuning
+
+__all__ = ["METHODS", "TunedMethod", "build_method"]
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "prompt-tuning": PromptTuning,
+    "prefix-tuning": PrefixTuning,
+    "p-tuning": PTuning,
+    "head": Head,
+}
+
+
+def build_method(config: Method, host: BaseHost, *, length: int | None, generator: torch.Generator) -> TunedMethod:
+    """The method with its starting values, on the host's device, in fp32.
+
+    `length`: virtual tokens that the template places; None: the configuration's own. `generator` (on the CPU) is the
+    only source of randomness. Raises MethodDoesNotFit.
+    """
+    method: TunedMethod = METHODS[config.type](config, host, length=length, generator=generator).to(host.device)
+    return method

@@ -1,0 +1,209 @@
+"""The forward of a batch whose rows may belong to several jobs, and writing text with prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.injection import Prefixes
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import NO_LABEL, RowBatch
+
+
+@dataclass(frozen=True)
+class Output:
+    """`logits` hold the labelled positions only, row by row from left to right."""
+
+    logits: Tensor  #: [M, V]
+    labels: Tensor  #: [M] long: the token that each line of `logits` should predict
+    row_of: Tensor  #: [M] long: the row of the batch it comes from
+    hidden: Tensor | None  #: [B, S, H]: last hidden state of the encoder or of the base without its head
+    text_mask: Tensor  #: [B, S] bool: true tokens, neither padding nor virtual
+
+
+def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool = False) -> Output:
+    """Row b of `batch` sees `prompts[b's prompt]` and nothing of the other rows.
+
+    Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only. Raises
+    ValueError where a row names a prompt or a virtual token that is not there.
+    """
+    _check(batch, prompts)
+    rows = batch if host.takes_positions else batch.on_side("right")
+    row_of, columns, labels = _labelled(host, rows)
+    inputs = _inputs(host, rows, prompts)
+    with ExitStack() as stack:
+        stack.enter_context(host.injector.injecting(Prefixes.of(prompts, rows.prompt_index, host.dtype)))
+        states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
+        if rows.labels is None and host.kind == "seq2seq":
+            host.body(**inputs)
+            logits = None
+        else:
+            inputs |= _decoder_inputs(host, rows)
+            logits = _logits_at(host, stack, row_of, columns)(host.module, inputs)
+    if logits is None:
+        logits = torch.zeros(0, host.vocab_size, dtype=host.dtype, device=host.device)
+    return Output(logits, labels, row_of, _as_given(states[0], rows, batch) if hidden else None, batch.text_mask)
+
+
+def generate(
+    host: BaseHost,
+    batch: RowBatch,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    beams: int = 1,
+    eos_token_ids: Sequence[int] | None = None,
+) -> list[list[int]]:
+    """What the base writes after each row (greedy, or the best of a beam search), new tokens only, without the end mark.
+
+    A row ends at one of `eos_token_ids` (default: the base's own) or after `max_new_tokens`.
+    """
+    _check(batch, prompts)
+    if host.kind == "masked" or not host.has_lm_head:
+        raise ValueError("this base does not write text")
+    rows = batch.on_side("left" if host.kind == "causal" else "right")
+    inputs = _inputs(host, rows, prompts)
+    ends = _end_ids(host) if eos_token_ids is None else list(eos_token_ids)
+    settings = deepcopy(host.model.generation_config)
+    settings.update(
+        max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, use_cache=True,
+        eos_token_id=ends or None, pad_token_id=host.pad_id,
+    )  # fmt: skip
+    if host.kind == "seq2seq":
+        settings.decoder_start_token_id = _decoder_start(host)
+    inputs.pop("use_cache", None)
+    prefixes = Prefixes.of(prompts, rows.prompt_index, host.dtype)
+    with torch.no_grad(), host.injector.injecting(prefixes):
+        written = host.model.generate(generation_config=settings, **inputs)
+    if host.kind == "seq2seq":
+        written = written[:, 1:]
+    return [_until_end(tokens, set(ends)) for tokens in written.tolist()]
+
+
+def _check(batch: RowBatch, prompts: Sequence[Prompt]) -> None:
+    for row, (prompt, reached) in enumerate(batch.slots):
+        if not 0 <= prompt < len(prompts):
+            raise ValueError(f"row {row} names prompt {prompt} of {len(prompts)}")
+        if reached > prompts[prompt].slots:
+            raise ValueError(f"row {row} places virtual token {reached}; its prompt has {prompts[prompt].slots}")
+
+
+def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What every kind of base is called with."""
+    inputs = {"inputs_embeds": _embedded(host, batch, prompts), "attention_mask": batch.attention_mask}
+    if host.kind != "masked":
+        inputs["use_cache"] = False
+    if host.takes_positions:
+        shifts = torch.tensor([prompts[prompt].prefix_length for prompt, _ in batch.slots], device=host.device)
+        counted = batch.attention_mask.cumsum(1) - 1
+        inputs["position_ids"] = counted.clamp_min(0) + shifts[:, None] + host.first_position
+    return inputs
+
+
+def _embedded(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Tensor:
+    """[B, S, H]: text from the base's embedding, virtual tokens from each row's own prompt."""
+    text = host.embed(batch.input_ids.clamp_min(0))
+    tables = [prompt.embeddings for prompt in prompts if prompt.embeddings is not None]
+    if not tables:
+        return text
+    sizes = [prompt.slots for prompt in prompts]
+    firsts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=text.device)
+    virtual = batch.input_ids < 0
+    index = torch.where(virtual, firsts[batch.prompt_index][:, None] - batch.input_ids - 1, 0)
+    # Not index_select: the backward of an embedding adds up in a fixed order on CUDA too.
+    placed = functional.embedding(index, torch.cat(tables).to(text.dtype))
+    return torch.where(virtual[..., None], placed, text)
+
+
+def _labelled(host: BaseHost, batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """([M] rows, [M] columns of the positions that predict, [M] labels)."""
+    if batch.labels is None:
+        nothing = batch.prompt_index.new_zeros(0)
+        return nothing, nothing, nothing
+    row_of, own = (batch.labels != NO_LABEL).nonzero(as_tuple=True)
+    if host.kind == "causal":
+        row_of, own = row_of[own > 0], own[own > 0]
+    labels = batch.labels[row_of, own]
+    if host.kind == "seq2seq":
+        return row_of, own, labels
+    return row_of, own + batch.starts[row_of] - int(host.kind == "causal"), labels
+
+
+def _decoder_inputs(host: BaseHost, batch: RowBatch) -> dict[str, Tensor]:
+    if host.kind != "seq2seq":
+        return {}
+    if batch.decoder_ids is not None:
+        return {"decoder_input_ids": batch.decoder_ids}
+    assert batch.labels is not None
+    start = batch.labels.new_full((len(batch), 1), _decoder_start(host))
+    targets = batch.labels[:, :-1]
+    return {"decoder_input_ids": torch.cat([start, targets.masked_fill(targets == NO_LABEL, host.pad_id)], dim=1)}
+
+
+def _decoder_start(host: BaseHost) -> int:
+    for settings in (host.model.generation_config, host.model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if (token := getattr(settings, name, None)) is not None:
+                return int(token)
+    return host.pad_id
+
+
+def _logits_at(
+    host: BaseHost, stack: ExitStack, row_of: Tensor, columns: Tensor
+) -> Callable[[nn.Module, dict[str, Any]], Tensor | None]:
+    """A call of the model that gives logits [M, V] at (row_of, columns): its last matrix sees those positions only."""
+    head = host.model.get_output_embeddings() if host.has_lm_head else None
+    picked: list[bool] = []
+
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        picked.append(True)
+        return (args[0][row_of, columns], *args[1:])
+
+    if head is not None:
+        stack.callback(head.register_forward_pre_hook(pick).remove)
+
+    def call(module: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        output = module(**inputs)
+        if not host.has_lm_head:
+            return None
+        return output.logits if picked else output.logits[row_of, columns]
+
+    return call
+
+
+@contextmanager
+def _keeping_hidden(body: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds the body's last hidden state after a forward."""
+    states: list[Tensor] = []
+    handle = body.register_forward_hook(lambda _module, _args, output: states.append(output.last_hidden_state))
+    try:
+        yield states
+    finally:
+        handle.remove()
+
+
+def _as_given(hidden: Tensor, rows: RowBatch, batch: RowBatch) -> Tensor:
+    """[B, S, H] in the columns of the caller's batch."""
+    if rows.side == batch.side:
+        return hidden
+    columns = rows.columns_from(batch.side)
+    return hidden.gather(1, columns[..., None].expand_as(hidden))
+
+
+def _end_ids(host: BaseHost) -> list[int]:
+    ends = host.model.generation_config.eos_token_id
+    if ends is None:
+        ends = getattr(host.tokenizer, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    return next((tokens[:i] for i, token in enumerate(tokens) if token in ends), tokens)

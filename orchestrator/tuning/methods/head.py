@@ -1,0 +1,23 @@
+"""No virtual tokens: only a classification head is trained, by whoever owns the task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from orchestrator.recipe import methods as recipe
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+
+
+class Head(nn.Module):
+    slots: Literal["none"] = "none"
+    length = 0
+
+    def __init__(self, config: recipe.Head, host: BaseHost, *, length: int | None, generator: torch.Generator) -> None:
+        super().__init__()
+
+    def prompt(self) -> Prompt:
+        return Prompt.empty()

@@ -1,0 +1,36 @@
+"""What every method is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from orchestrator.tuning.prompt import Prompt
+
+
+class TunedMethod(Protocol):
+    """An nn.Module that owns the trained parameters of one job, and makes its prompt from them."""
+
+    length: int  #: n, virtual tokens
+    slots: Literal["front", "template", "none"]  #: where a row's ids name them: in front, where the template says, nowhere
+    training: bool
+
+    def prompt(self) -> Prompt:
+        """The prompt with its graph. Once a step; dropout, if any, draws from torch's own generator here."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> Any: ...

@@ -1,0 +1,118 @@
+"""Rows of one or several jobs, and their batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Side = Literal["left", "right"]
+
+NO_LABEL = -100  #: torch's and transformers' mark for positions without a loss
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example.
+
+    `ids` are token ids; the virtual token j of the row's prompt is written as the id -(j+1), at any place and any
+    number of times. `prompt` is the index of the row's prompt in the list given to the forward.
+    `labels`: causal and masked bases: aligned with `ids`, NO_LABEL where nothing is asked (causal: `labels[i]` is
+    predicted from the positions before i, so a label at position 0 is never asked). Encoder-decoder bases: the
+    decoder's targets; its inputs are the targets shifted right, or `decoder_ids` (aligned with `labels`) where given.
+    """
+
+    ids: list[int]
+    labels: list[int] | None
+    prompt: int
+    decoder_ids: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """B rows padded to S tokens on one side. `labels` [B, T] and `decoder_ids` [B, T] are padded on the right always:
+    their column j belongs to the j-th token of the row itself, wherever padding has moved it."""
+
+    input_ids: Tensor  #: [B, S] long; negative: virtual tokens
+    attention_mask: Tensor  #: [B, S] long; 0: padding
+    prompt_index: Tensor  #: [B] long
+    labels: Tensor | None  #: [B, T] long
+    decoder_ids: Tensor | None  #: [B, T] long
+    lengths: Tensor  #: [B] long, tokens of each row
+    side: Side  #: where the padding is
+    slots: tuple[tuple[int, int], ...]  #: of each row: its prompt and how many of its virtual tokens it reaches
+
+    @classmethod
+    def collate(cls, rows: Sequence[Row], *, pad_id: int, side: Side = "right") -> RowBatch:
+        if not rows:
+            raise ValueError("a batch needs at least one row")
+        lengths = [len(row.ids) for row in rows]
+        if min(lengths) == 0:
+            raise ValueError(f"row {lengths.index(0)} of the batch has no tokens")
+        return cls(
+            input_ids=_padded([row.ids for row in rows], pad_id, side),
+            attention_mask=_padded([[1] * length for length in lengths], 0, side),
+            prompt_index=torch.tensor([row.prompt for row in rows]),
+            labels=_padded_or_none([row.labels for row in rows], NO_LABEL),
+            decoder_ids=_padded_or_none([row.decoder_ids for row in rows], pad_id),
+            lengths=torch.tensor(lengths),
+            side=side,
+            slots=tuple((row.prompt, max(0, -min(row.ids))) for row in rows),
+        )
+
+    def to(self, device: torch.device | str) -> RowBatch:
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def starts(self) -> Tensor:
+        """[B]: the column of each row's first token."""
+        return self.input_ids.shape[1] - self.lengths if self.side == "left" else torch.zeros_like(self.lengths)
+
+    def on_side(self, side: Side) -> RowBatch:
+        """The same rows with their padding on `side`."""
+        if side == self.side:
+            return self
+        columns = self.columns_from(side)
+        return replace(
+            self,
+            input_ids=self.input_ids.gather(1, columns),
+            attention_mask=self.attention_mask.gather(1, columns),
+            side=side,
+        )
+
+    def columns_from(self, side: Side) -> Tensor:
+        """[B, S]: for each column with the padding on `side`, the column it has here."""
+        width = self.input_ids.shape[1]
+        padding = width - self.lengths
+        shift = {("left", "right"): padding, ("right", "left"): -padding}.get((self.side, side), torch.zeros_like(padding))
+        return (torch.arange(width, device=padding.device)[None] + shift[:, None]) % width
+
+    @property
+    def text_mask(self) -> Tensor:
+        """[B, S] bool: true tokens, neither padding nor virtual."""
+        return (self.input_ids >= 0) & (self.attention_mask == 1)
+
+
+def _padded(lists: Sequence[Sequence[int]], fill: int, side: Side = "right") -> Tensor:
+    """[B, longest] long."""
+    width = max(map(len, lists))
+    padding = [[fill] * (width - len(values)) for values in lists]
+    pairs = zip(lists, padding, strict=True)
+    return torch.tensor([[*pad, *values] if side == "left" else [*values, *pad] for values, pad in pairs])
+
+
+def _padded_or_none(lists: Sequence[Sequence[int] | None], fill: int) -> Tensor | None:
+    if all(values is None for values in lists):
+        return None
+    return _padded([values or [] for values in lists], fill)
