@@ -23,6 +23,9 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    from orchestrator.cli import recipe
+
+    recipe.register(app)
     return app
 
 

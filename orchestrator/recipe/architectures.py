@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 _CAUSAL = """
-    gpt2 gpt_neo gpt_neox gptj gpt_bigcode llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text
-    phi phi3 opt bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 granite cohere codegen xglm smollm3 glm glm4
-    nemotron biogpt ctrl openai-gpt exaone4 ernie4_5 gpt_oss
+    gpt2 gpt_neo gpt_neox gptj gpt_bigcode llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2
+    gemma3_text phi phi3 opt bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 granite cohere codegen xglm smollm3
+    glm glm4 nemotron biogpt ctrl openai-gpt exaone4 ernie4_5 gpt_oss
 """
 _SEQ2SEQ = "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers marian m2m_100 blenderbot led"
 _MASKED = """
@@ -33,7 +33,7 @@ UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bl
 #: Causal types whose output matrix is its own by default; the others tie it to the input embeddings.
 UNTIED = frozenset(_UNTIED.split())
 
-#: Ends of tensor names that only a checkpoint with its masked language-model head holds.
+#: Last parts of tensor names that only a checkpoint with its masked language-model head holds.
 MASKED_HEADS = (
     "cls.predictions.transform.dense.weight",  # BERT, ERNIE, BigBird …
     "lm_head.dense.weight",  # RoBERTa, MPNet, CamemBERT, XLM-RoBERTa
@@ -41,6 +41,6 @@ MASKED_HEADS = (
     "predictions.dense.weight",  # ALBERT; the discriminator's head is `discriminator_predictions.dense.weight`
     "vocab_transform.weight",  # DistilBERT
     "lm_predictions.lm_head.dense.weight",  # DeBERTa
-    "head.dense.weight",  # ModernBERT
+    "decoder.bias",  # ModernBERT
     "pred_layer.proj.weight",  # XLM, FlauBERT
 )

@@ -141,7 +141,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _has_lm_head(names: frozenset[str], config: dict[str, Any], kind: Kind, model_type: str) -> bool:
     if kind == "masked":
-        return any(name.endswith(MASKED_HEADS) for name in names)
+        return any(f".{name}".endswith(tuple(f".{end}" for end in MASKED_HEADS)) for name in names)
     if config.get("tie_word_embeddings", kind == "seq2seq" or model_type not in UNTIED):
         return True
     return any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in names)
