@@ -67,9 +67,10 @@ class Processes:
             dist.destroy_process_group()
 
 
-def join(*, device: str, zero: int | None) -> Processes:
+def join(*, device: str, processes: int, zero: int | None) -> Processes:
     """Join the group that `accelerate launch` made (or be alone)."""
-    backend = [InitProcessGroupKwargs(backend="gloo")] if device == "cpu" else []
+    grouped = processes > 1 or zero is not None
+    backend = [InitProcessGroupKwargs(backend="gloo")] if device == "cpu" and grouped else []
     # `Accelerator(cpu=True)` silently drops DeepSpeed; with DeepSpeed the launcher has already chosen the device.
     accelerator = Accelerator(cpu=device == "cpu" and zero is None, kwargs_handlers=backend)
     if (zero is not None) != (accelerator.distributed_type == DistributedType.DEEPSPEED):

@@ -16,6 +16,7 @@ from orchestrator.errors import BadData
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
+from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.tasks.template import parse
 from orchestrator.training.checkpoint import (
@@ -61,7 +62,7 @@ class TrainedJob:
     def open(cls, spec: JobSpec, host: BaseHost, events: EventWriter | NoEvents, *, device: torch.device) -> TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
         recipe = JobRecipe.model_validate(spec.recipe)
-        encoder, method = build_prompt(recipe, host)
+        encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
         objective = build_objective(recipe, encoder)
         head = _new_head(objective, recipe.seed, host, device)
         rows = Rows.open(Path(spec.dataset.path), "train")
@@ -75,7 +76,7 @@ class TrainedJob:
             encoder=encoder,
             method=method,
             head=head,
-            optimizer=_optimizer(recipe, method.to(device), head),
+            optimizer=_optimizer(recipe, method, head),
             steps=total_steps(recipe.train, len(rows)),
         )
         job._resume(newest_checkpoint(job.paths, job.identity))
@@ -169,12 +170,15 @@ class TrainedJob:
         return self._examples[number]
 
 
-def build_prompt(recipe: JobRecipe, host: BaseHost) -> tuple[TextEncoder, TunedMethod]:
-    """The job's method with its virtual tokens as they start, and the encoder that places them."""
+def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> tuple[TextEncoder, TunedMethod]:
+    """The job's method with its virtual tokens as they start, and the encoder that places them.
+
+    `context`: positions that the base has, None where they are relative.
+    """
     generator = torch.Generator().manual_seed(mixed_seed(recipe.seed, 0))
     placed = parse(recipe.task.input).virtual_tokens
     method = build_method(recipe.method, host, length=placed or None, generator=generator)
-    encoder = TextEncoder(host, slots=method.slots, length=method.length, context=host.max_positions)
+    encoder = TextEncoder(host, slots=method.slots, length=method.length, context=context)
     return encoder, method
 
 
@@ -193,7 +197,7 @@ def _new_head(objective: Objective, seed: int, host: BaseHost, device: torch.dev
     return None if head is None else head.to(device)
 
 
-def _optimizer(recipe: JobRecipe, method: nn.Module, head: nn.Module | None) -> optim.Optimizer:
+def _optimizer(recipe: JobRecipe, method: TunedMethod, head: nn.Module | None) -> optim.Optimizer:
     train = recipe.train
     groups = [{"params": [p for p in method.parameters() if p.requires_grad], "lr": train.lr}]
     if head is not None:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from orchestrator.errors import BadData, BadInput, PtqError
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import read_json
+from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
 from orchestrator.training.objectives import Objective, build_objective
@@ -56,7 +57,7 @@ class Predictor:
         remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
         host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
         prompt, tensors = load_prompt(artifact)
-        encoder = TextEncoder(host, slots=facts["slots"], length=facts["length"], context=host.max_positions)
+        encoder = TextEncoder(host, slots=facts["slots"], length=facts["length"], context=read_base_facts(base).max_positions)
         objective = build_objective(recipe, encoder)
         head = objective.head(host)
         if head is not None:

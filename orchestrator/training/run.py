@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     run = RunSpec.read(RunPaths(Path(arguments[0])).spec)
     torch.set_num_threads(run.threads)
     transformers_logging.disable_progress_bar()
-    processes = join(device=run.device, zero=run.zero)
+    processes = join(device=run.device, processes=run.processes, zero=run.zero)
     specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in run.jobs]
     try:
         return Run(processes, specs).train()

@@ -81,8 +81,8 @@ def _base_mode(host: BaseHost, work: Sequence[Work], device: torch.device) -> Ex
     """The base's own dropout, off unless the run's only job asks for it."""
     stack = ExitStack()
     if len(work) == 1 and work[0].job.recipe.train.base_dropout:
-        host.model.train()
-        stack.callback(host.model.eval)
+        host.set_dropout(True)
+        stack.callback(host.set_dropout, False)
         stack.enter_context(work[0].job.randomness(FOR_BASE, device))
     return stack
 

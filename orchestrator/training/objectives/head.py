@@ -33,7 +33,7 @@ class HeadClassification:
 
     def head(self, host: BaseHost) -> nn.Module | None:
         """Linear [H] -> [labels], N(0, 0.02) weights and zero bias as BERT's own heads start."""
-        linear = nn.Linear(host.hidden_size, len(self._classes.names))
+        linear = nn.Linear(host.model.config.hidden_size, len(self._classes.names))
         nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
         return linear
