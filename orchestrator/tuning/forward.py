@@ -62,9 +62,10 @@ def generate(
     beams: int = 1,
     eos_token_ids: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """What the base writes after each row (greedy, or the best of a beam search), new tokens only, without the end mark.
+    """What the base writes after each row: new tokens only, without the end mark.
 
-    A row ends at one of `eos_token_ids` (default: the base's own) or after `max_new_tokens`.
+    Greedy, or the best of a beam search. A row ends at one of `eos_token_ids` (default: the base's own) or after
+    `max_new_tokens`.
     """
     _check(batch, prompts)
     if host.kind == "masked" or not host.has_lm_head:
@@ -98,7 +99,7 @@ def _check(batch: RowBatch, prompts: Sequence[Prompt]) -> None:
 
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What every kind of base is called with."""
-    inputs = {"inputs_embeds": _embedded(host, batch, prompts), "attention_mask": batch.attention_mask}
+    inputs: dict[str, Any] = {"inputs_embeds": _embedded(host, batch, prompts), "attention_mask": batch.attention_mask}
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:

@@ -33,10 +33,15 @@ Kind = Literal["causal", "seq2seq", "masked"]
 _AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "masked": AutoModelForMaskedLM}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
-#: what of a checkpoint's generation settings is part of its token language; lengths, beams and sampling are the caller's
+#: the part of a checkpoint's generation settings that says what its tokens mean; lengths and beams are the caller's
 _GENERATION_TOKENS = (
-    "bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
-)  # fmt: skip
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
 
 
 class BaseHost:
@@ -75,7 +80,9 @@ class BaseHost:
         return cls.from_model(body.to(device), tokenizer, kind, has_lm_head=has_lm_head)
 
     @classmethod
-    def from_model(cls, model: PreTrainedModel, tokenizer: Any, kind: Kind, *, has_lm_head: bool | None = None) -> BaseHost:
+    def from_model(
+        cls, model: PreTrainedModel, tokenizer: Any, kind: Kind, *, has_lm_head: bool | None = None
+    ) -> BaseHost:
         """Take over a model in memory: it is frozen, put into eval mode, and given our attention function."""
         injection.register()
         model.requires_grad_(False)
@@ -110,14 +117,15 @@ class BaseHost:
     @property
     def pad_id(self) -> int:
         """Id to pad with; what it is does not matter, padding is masked."""
-        for candidate in (getattr(self.tokenizer, "pad_token_id", None), getattr(self.model.config, "pad_token_id", None)):
+        for owner in (self.tokenizer, self.model.config):
+            candidate = getattr(owner, "pad_token_id", None)
             if isinstance(candidate, int) and candidate >= 0:
                 return candidate
         return 0
 
     @property
     def body(self) -> nn.Module:
-        """The part whose `last_hidden_state` a classification head reads: the encoder, or the model without its head."""
+        """Whose `last_hidden_state` a classification head reads: the encoder, or the model without its own head."""
         return self.model.get_encoder() if self.kind == "seq2seq" else self.model.base_model
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -134,7 +142,10 @@ class BaseHost:
 
     @property
     def sites(self) -> list[Site]:
-        """Every attention layer that takes a prefix, in the order of a forward. Empty: the architecture has its own attention."""
+        """Every attention layer that takes a prefix, in the order of a forward.
+
+        Empty where the architecture does not call transformers' attention interface.
+        """
         return self.injector.sites
 
     @cached_property
@@ -217,7 +228,8 @@ def _without_random_weights(
     in_body = sorted(key for key in missing if key.startswith(prefix))
     if in_body or (missing and kind != "masked"):
         shown = ", ".join(in_body[:3] or sorted(missing)[:3])
-        raise BadInput(f"the weights lack {len(missing)} tensors of this architecture, for example {shown}", where=str(folder))
+        what = f"the weights lack {len(missing)} tensors of this architecture, for example {shown}"
+        raise BadInput(what, where=str(folder))
     return (model.base_model, False) if missing else (model, True)
 
 

@@ -193,9 +193,9 @@ def attention(
     calls = _RECORDING.get()
     if calls is not None:
         calls.append(Call(module, key, value))
-    attachment = module.__dict__.get("_ptq_attachment")
-    prefixes = attachment.injector.active if attachment is not None else None
-    if prefixes is not None:
+    attachment: Attachment | None = module.__dict__.get("_ptq_attachment")
+    prefixes = None if attachment is None else attachment.injector.active
+    if attachment is not None and prefixes is not None:
         site = attachment.next_site()
         if site.name in prefixes.keys_values:
             prefix = prefixes.at(site, len(query)).to(key.dtype)
@@ -219,7 +219,7 @@ def checkpoint_layers(model: nn.Module, injector: Injector, on: bool) -> None:
         if isinstance(layer, GradientCheckpointingLayer):
             layer.__dict__.pop("forward", None)
             if on:
-                layer.forward = partial(_checkpointed, injector, partial(type(layer).forward, layer))  # type: ignore[method-assign]
+                layer.forward = partial(_checkpointed, injector, partial(type(layer).forward, layer))
 
 
 _RECORDING: ContextVar[list[Call] | None] = ContextVar("ptq_recording", default=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,10 +64,8 @@ class RowBatch:
         )
 
     def to(self, device: torch.device | str) -> RowBatch:
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
@@ -95,7 +93,7 @@ class RowBatch:
         """[B, S]: for each column with the padding on `side`, the column it has here."""
         width = self.input_ids.shape[1]
         padding = width - self.lengths
-        shift = {("left", "right"): padding, ("right", "left"): -padding}.get((self.side, side), torch.zeros_like(padding))
+        shift = padding * ((self.side == "left") - (side == "left"))
         return (torch.arange(width, device=padding.device)[None] + shift[:, None]) % width
 
     @property

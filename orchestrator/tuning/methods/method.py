@@ -14,7 +14,7 @@ class TunedMethod(Protocol):
     """An nn.Module that owns the trained parameters of one job, and makes its prompt from them."""
 
     length: int  #: n, virtual tokens
-    slots: Literal["front", "template", "none"]  #: where a row's ids name them: in front, where the template says, nowhere
+    slots: Literal["front", "template", "none"]  #: where a row's ids name them; none: nowhere
     training: bool
 
     def prompt(self) -> Prompt:

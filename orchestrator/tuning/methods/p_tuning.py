@@ -18,11 +18,14 @@ from orchestrator.tuning.prompt import Prompt
 class PTuning(nn.Module):
     slots: Literal["front", "template"]
 
-    def __init__(self, config: recipe.PTuning, host: BaseHost, *, length: int | None, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: recipe.PTuning, host: BaseHost, *, length: int | None, generator: torch.Generator
+    ) -> None:
         super().__init__()
         count = length or config.length
         if count is None:
-            raise MethodDoesNotFit("neither the method nor the template says how many virtual tokens", where="method.length")
+            what = "neither the method nor the template says how many virtual tokens"
+            raise MethodDoesNotFit(what, where="method.length")
         self.length = count
         self.slots = "template" if config.length is None else "front"
         self.inputs = nn.Parameter(starting.embeddings(config.init, host, count, generator))

@@ -94,9 +94,8 @@ def _uniform_groups(host: BaseHost) -> dict[str, list[Site]]:
         groups.setdefault(site.name, []).append(site)
     what = type(host.model).__name__
     if not groups:
-        raise MethodDoesNotFit(
-            f"{what} does not use transformers' attention interface, so no prefix can enter its layers", where="method.type"
-        )
+        reason = f"{what} does not use transformers' attention interface, so no prefix can enter its layers"
+        raise MethodDoesNotFit(reason, where="method.type")
     for sites in groups.values():
         if len({(site.kv_heads, site.head_dim) for site in sites}) > 1:
             raise MethodDoesNotFit(f"the attention layers of {what} differ in their shapes", where="method.type")

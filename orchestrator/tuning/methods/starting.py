@@ -18,7 +18,10 @@ def embeddings(init: Init, host: BaseHost, length: int, generator: torch.Generat
     """[n, H] fp32."""
     if isinstance(init, RandomInit):
         return (torch.rand(length, host.embedding_width, generator=generator) * 2 - 1) * init.scale
-    ids = text_tokens(init, host, length) if isinstance(init, TextInit) else vocab_tokens(host, length, init.top, generator)
+    if isinstance(init, TextInit):
+        ids = text_tokens(init, host, length)
+    else:
+        ids = vocab_tokens(host, length, init.top, generator)
     with torch.no_grad():
         return host.embed(ids[None])[0].float().cpu()
 
@@ -48,7 +51,8 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 
 def lstm(inputs: int, hidden: int, dropout: float, generator: torch.Generator) -> nn.LSTM:
     """Two layers, both directions, with torch's own default distribution."""
-    layer = nn.LSTM(inputs, hidden, num_layers=2, bidirectional=True, dropout=dropout, device="meta").to_empty(device="cpu")
+    layer = nn.LSTM(inputs, hidden, num_layers=2, bidirectional=True, dropout=dropout, device="meta")
+    layer = layer.to_empty(device="cpu")
     for weight in layer.parameters():
         nn.init.uniform_(weight, -1 / math.sqrt(hidden), 1 / math.sqrt(hidden), generator=generator)
     return layer
