@@ -1,6 +1,6 @@
-"""Processes as Linux shows them in /proc: who lives, who descends from whom, who belongs to a run. Standard library only.
+"""Processes as Linux shows them in /proc: who lives, who descends from whom, who belongs to a run.
 
-A pid alone says little: it is reused. A process is named by its pid and its start time, within one boot.
+Standard library only. A pid alone says little: it is reused. A process is named by its pid and its start time, within one boot.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def alive(pid: int, started: float) -> bool:
 
 
 def everyone() -> dict[int, Process]:
-    found = (look(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    found = (look(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return {process.pid: process for process in found if process is not None}
 
 
@@ -110,7 +110,9 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
             continue
 
 
-def kill_until_gone(find: Callable[[], set[int]], *, timeout: float, tick: Callable[[], None] = lambda: None) -> set[int]:
+def kill_until_gone(
+    find: Callable[[], set[int]], *, timeout: float, tick: Callable[[], None] = lambda: None
+) -> set[int]:
     """KILL whatever `find` names until it names nobody, or `timeout` seconds are over; who is left.
 
     It looks again after each round, because a process may fork between the look and the blow. A process in

@@ -44,7 +44,8 @@ class Exit:
 
 
 def main(arguments: list[str]) -> int:
-    paths = RunPaths(Path(arguments[0]))
+    paths = RunPaths(Path(arguments[0]).absolute())
+    os.chdir(paths.root)  # ours alone: no file of a user's folder is taken for a module
     supervisor = Supervisor(paths, RunSpec.read(paths.spec))
     if not introduce(paths):
         sys.stderr.write("supervisor: this run has been given up; nothing was started\n")
@@ -231,7 +232,8 @@ def _write_record(paths: RunPaths, record: Exit) -> None:
     """Until it is on the disk: a full disk is waited out. A folder that was deleted has no reader any more."""
     while paths.root.is_dir():
         try:
-            return write_json(paths.exit_record, asdict(record))
+            write_json(paths.exit_record, asdict(record))
+            return
         except OSError:
             time.sleep(1.0)
 

@@ -1,0 +1,95 @@
+"""Taking in what training reports: `events.jsonl`, by byte offset, into the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator.errors import StaleAttempt
+from orchestrator.events import read_events
+from orchestrator.registry import jobs, metrics
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.jobs import Job
+from orchestrator.registry.metrics import BASE, Point
+from orchestrator.states import JobState
+
+
+@dataclass
+class News:
+    """What a batch of events says about one attempt."""
+
+    step: int
+    steps: int | None
+    started: bool = False
+    points: list[Point] = field(default_factory=list)
+
+
+def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> bool:
+    """Bring the registry up to date with the job's events; whether there were any.
+
+    Numbers and the new offset are one transaction: a worker that is killed in between has taken in nothing.
+    """
+    path = registry.paths.job(job.id).events
+    try:
+        if path.stat().st_size <= job.events_offset:
+            return False
+    except FileNotFoundError:
+        return False
+    events, offset = read_events(path, job.events_offset)
+    if offset == job.events_offset:
+        return False
+    found = digest(events, job)
+    with registry.write() as conn:
+        try:
+            _store(conn, job, found, offset, actor=actor, at=at)
+        except StaleAttempt:
+            return False
+    return True
+
+
+def digest(events: Sequence[Mapping[str, Any]], job: Job) -> News:
+    """The events of the job's own attempt; an earlier attempt's late words do not count."""
+    found = News(step=job.step, steps=job.steps)
+    for event in events:
+        if event.get("attempt") != job.attempt:
+            continue
+        try:
+            _read(event, found)
+        except (KeyError, TypeError, ValueError, AttributeError):  # a line that is not as `events` says
+            continue
+    return found
+
+
+def _read(event: Mapping[str, Any], found: News) -> None:
+    kind = event["kind"]
+    if kind == "started":
+        found.started = True
+        found.step, found.steps = int(event["resumed_from"] or 0), _maybe(event["steps"])
+    elif kind == "metric":
+        step = int(event["step"])
+        found.points += _points(event["split"], step, event["values"])
+        found.step = max(found.step, step)
+    elif kind == "progress":
+        found.step, found.steps = int(event["step"]), _maybe(event["steps"])
+    elif kind == "baseline":
+        found.points += _points(f"{BASE}{event['split']}", 0, event["values"])
+
+
+def _points(split: str, step: int, values: Mapping[str, Any]) -> list[Point]:
+    return [Point(split, name, step, None if value is None else float(value)) for name, value in values.items()]
+
+
+def _maybe(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _store(conn: Connection, job: Job, found: News, offset: int, *, actor: str, at: float) -> None:
+    jobs.set_progress(
+        conn, job.id, job.attempt, step=found.step, steps=found.steps, events_offset=offset,
+    )  # fmt: skip
+    metrics.put(conn, job.id, found.points)
+    if found.started and jobs.get_job(conn, job.id).state is JobState.STARTING:
+        jobs.move(conn, job.id, job.attempt, JobState.RUNNING, actor=actor, at=at)

@@ -1,0 +1,136 @@
+"""How an attempt ended: from the exit record, the training's own events, the artifact and the log. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.states import RETRIED, UNCOUNTED, JobResult, JobState, Reason
+
+#: What the launchers say of a rank that a signal ended: torchrun's agent, and accelerate's one-process launcher.
+_KILLED = re.compile(r"exitcode\s*: -(\d+)|died with <Signals\.SIG\w+: (\d+)>")
+#: What a program that could not report for itself leaves in its log.
+_TOLD_BY_LOG = {
+    "CUDA out of memory": Reason.CUDA_OOM,
+    "torch.OutOfMemoryError": Reason.CUDA_OOM,
+    "No space left on device": Reason.DISK_FULL,
+}
+_TAIL_LINES = 20
+_SIGKILL, _SIGTERM = 9, 15
+#: A rank also says this when only its neighbour was killed and the connection broke.
+_WEAK = frozenset({Reason.CRASHED, Reason.USER_ERROR})
+
+
+@dataclass(frozen=True)
+class Report:
+    """What training told of one attempt."""
+
+    artifact: str | None = None  #: the folder
+    failed: Mapping[str, Any] | None = None  #: {reason, message}
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`result` None: the job is queued again."""
+
+    result: JobResult | None
+    reason: Reason | None
+    message: str | None
+
+    @property
+    def state(self) -> JobState:
+        return JobState.QUEUED if self.result is None else JobState.FINISHED
+
+
+@dataclass(frozen=True)
+class Tries:
+    counted: int
+    most: int
+
+
+def report(events: Sequence[Mapping[str, Any]], attempt: int) -> Report:
+    """The last word of each kind, of this attempt only."""
+    last = {str(event["kind"]): event for event in events if event.get("attempt") == attempt}
+    artifact = last.get("artifact", {}).get("folder")
+    return Report(
+        artifact=artifact if isinstance(artifact, str) else None,
+        failed=last.get("failed"),
+        stopped="stopped" in last,
+    )
+
+
+def judge(
+    exit_record: Mapping[str, Any], told: Report, faults: Sequence[str], log: str, *, cancelled: bool, tries: Tries
+) -> Ending:
+    """The ending of an attempt whose supervisor left a record. `faults` are those of the artifact's manifest."""
+    if exit_record.get("exit_code") == 0 and told.artifact is not None and not faults:
+        return Ending(JobResult.SUCCEEDED, None, None)
+    if cancelled or exit_record.get("why") == "cancel":
+        return Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+    reason, message = _reason(exit_record, told, faults, log)
+    return after(reason, message, tries)
+
+
+def lost(reason: Reason, message: str, *, cancelled: bool, tries: Tries) -> Ending:
+    """The ending of an attempt that left no record."""
+    if cancelled:
+        return Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+    return after(reason, message, tries)
+
+
+def after(reason: Reason, message: str, tries: Tries) -> Ending:
+    """Another try where the reason lies outside the job and tries are left, else failure."""
+    if reason in UNCOUNTED:
+        return Ending(None, reason, message)
+    if reason not in RETRIED:
+        return Ending(JobResult.FAILED, reason, message)
+    again = tries.counted < tries.most
+    note = f"try {tries.counted} of {tries.most}: {message}"
+    return Ending(None if again else JobResult.FAILED, reason, note)
+
+
+def _reason(record: Mapping[str, Any], told: Report, faults: Sequence[str], log: str) -> tuple[Reason, str]:
+    asked = {"timeout": (Reason.TIMEOUT, "the time limit is over"), "preempt": (Reason.PREEMPTED, "asked to make room")}
+    if record.get("why") in asked:
+        return asked[record["why"]]
+    own = None if told.failed is None else _own_words(told.failed)
+    if own is not None and own[0] not in _WEAK:
+        return own
+    if record.get("why") == "launch":
+        return Reason.LAUNCH_FAILED, f"the run could not be started: {record.get('message')}"
+    number = _killed_by(record, log)
+    if number == _SIGKILL and record.get("oom_kill"):
+        return Reason.HOST_OOM, "the kernel killed a training process for want of memory"
+    if number is not None or told.stopped:
+        what = f"signal {number}" if number is not None else "a signal"
+        return Reason.PROCESS_KILLED, f"a training process was ended by {what} that ptq did not send"
+    if record.get("exit_code") == 0:
+        fault = faults[0] if faults else "training reported none"
+        return Reason.INCOMPLETE_ARTIFACT, f"exit code 0, but no complete artifact: {fault}"
+    reason = next((reason for words, reason in _TOLD_BY_LOG.items() if words in log), None)
+    if own is not None:
+        return reason or own[0], own[1]
+    return reason or Reason.CRASHED, f"the program ended with exit code {record.get('exit_code')}\n{tail(log)}".rstrip()
+
+
+def _own_words(failed: Mapping[str, Any]) -> tuple[Reason, str]:
+    try:
+        reason = Reason(failed["reason"])
+    except (KeyError, ValueError):
+        reason = Reason.CRASHED
+    return reason, str(failed.get("message", ""))
+
+
+def _killed_by(record: Mapping[str, Any], log: str) -> int | None:
+    if record.get("signal") is not None:
+        return int(record["signal"])
+    numbers = [int(found[1] or found[2]) for found in _KILLED.finditer(log)]
+    # The agent itself ends the ranks that are left with TERM: that says nothing about the first one's end.
+    return next((number for number in numbers if number != _SIGTERM or len(set(numbers)) == 1), None)
+
+
+def tail(log: str, lines: int = _TAIL_LINES) -> str:
+    return "\n".join([line for line in log.splitlines() if line.strip()][-lines:])

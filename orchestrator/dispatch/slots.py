@@ -1,0 +1,66 @@
+"""What a worker has to give away: CPU slots or GPUs, under one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from orchestrator.dispatch.gpus import GpuSource, Nvml, pick, used_by
+from orchestrator.dispatch.scheduler import Slot
+from orchestrator.errors import BadInput
+
+
+class Slots(Protocol):
+    @property
+    def names(self) -> list[str]: ...
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        ...
+
+    def look(self, held: Collection[str]) -> list[Slot]:
+        """Every slot as it is now. What uses a slot in `held` is a job of ours."""
+        ...
+
+
+@dataclass(frozen=True)
+class CpuSlots:
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise BadInput("a worker needs at least one slot", where="--cpu-slots")
+
+    @property
+    def names(self) -> list[str]:
+        return [f"cpu:{number}" for number in range(self.count)]
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def look(self, held: Collection[str]) -> list[Slot]:
+        return [Slot(name) for name in self.names]
+
+
+class GpuSlots:
+    def __init__(self, indices: Sequence[int] | None = None, source: GpuSource | None = None) -> None:
+        self._source = source or Nvml()
+        self._gpus = pick(self._source.look(), indices)
+
+    @property
+    def names(self) -> list[str]:
+        return [gpu.slot for gpu in self._gpus]
+
+    @property
+    def device(self) -> str:
+        return "cuda"
+
+    def look(self, held: Collection[str]) -> list[Slot]:
+        seen = {gpu.slot: gpu for gpu in self._source.look()}
+        return [
+            Slot(name, "" if name in held else used_by(seen[name]) if name in seen else "nobody: it does not answer")
+            for name in self.names
+        ]

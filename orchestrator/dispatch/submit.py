@@ -1,0 +1,113 @@
+"""From recipes to queued jobs: everything that can be refused is refused before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from orchestrator.errors import BadRecipe, NotFound
+from orchestrator.recipe.expand import expand
+from orchestrator.recipe.fit import fit_faults
+from orchestrator.recipe.load import LoadedRecipe
+from orchestrator.recipe.schema import JobRecipe
+from orchestrator.registry import jobs
+from orchestrator.registry.bases import ResolvedBase, resolve_base
+from orchestrator.registry.datasets import DatasetVersion, get_version
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.jobs import NewJob
+
+PRIORITIES = {"low": 0, "normal": 50, "high": 100}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The jobs of one recipe, ready to be queued."""
+
+    name: str
+    jobs: list[NewJob]
+    dataset: str  #: NAME@VERSION, as resolved
+
+
+@dataclass(frozen=True)
+class Submitted:
+    group_id: int | None  #: where one recipe has become several jobs
+    job_ids: list[int]
+
+
+def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = None) -> Planned:
+    """What would be queued. Raises BadRecipe with all faults of all jobs, NotFound for a missing base or dataset."""
+    recipe = loaded.recipe
+    if recipe.base.trust_remote_code and not registry.settings.allow_remote_code:
+        raise BadRecipe(
+            "this installation does not run a base's own code",
+            where=f"{loaded.path}: base.trust_remote_code",
+            hint="if you trust that code, set PTQ_ALLOW_REMOTE_CODE=1 here and for the worker",
+        )
+    bases: dict[tuple[str, str | None], ResolvedBase] = {}
+    datasets: dict[str, DatasetVersion] = {}
+    new, faults = [], []
+    for job in expand(recipe):
+        key = (job.base.model, job.base.revision)
+        if key not in bases:
+            bases[key] = resolve_base(registry, *key, offline=registry.settings.offline)
+        if job.dataset not in datasets:
+            datasets[job.dataset] = get_version(registry, job.dataset)
+        base, data = bases[key], datasets[job.dataset]
+        faults += fit_faults(job, base.facts, data.fields, data.splits)
+        new.append(_new_job(job, loaded.source, base, data, priority))
+    if faults:
+        lines = "\n  ".join(dict.fromkeys(faults))
+        raise BadRecipe(f"this recipe cannot be queued:\n  {lines}", where=str(loaded.path))
+    return Planned(recipe.name, new, ", ".join(version.ref for version in datasets.values()))
+
+
+def enqueue(
+    registry: Registry,
+    planned: Sequence[Planned],
+    *,
+    user: str,
+    after: Sequence[str],
+    command: Sequence[str],
+    now: float,
+) -> list[Submitted]:
+    """Queue everything in one transaction, or nothing. `after`: job ids or groups that must succeed first."""
+    if after and not registry.exists():
+        raise NotFound(f"there is no job {after[0]!r}", hint="`ptq status --all` lists every job")
+    done = []
+    with registry.write() as conn:
+        before = jobs.resolve(conn, after)
+        for one in planned:
+            group = jobs.add_group(conn, one.name, user=user, at=now) if len(one.jobs) > 1 else None
+            ids = jobs.add_jobs(conn, one.jobs, user=user, command=command, at=now, group_id=group, after=before)
+            done.append(Submitted(group, ids))
+    return done
+
+
+def submit(
+    registry: Registry,
+    loaded: LoadedRecipe,
+    *,
+    user: str,
+    priority: str | None = None,
+    after: Sequence[str] = (),
+    command: Sequence[str] = (),
+    now: float,
+) -> Submitted:
+    """Check one recipe and queue its jobs."""
+    planned = plan(registry, loaded, priority=priority)
+    return enqueue(registry, [planned], user=user, after=after, command=command, now=now)[0]
+
+
+def _new_job(job: JobRecipe, source: str, base: ResolvedBase, data: DatasetVersion, priority: str | None) -> NewJob:
+    return NewJob(
+        name=job.name,
+        recipe=job.model_dump(mode="json"),
+        source=source,
+        seed=job.seed,
+        method=job.method.type,
+        base=asdict(base.spec),
+        dataset_version_id=data.id,
+        slots=job.resources.gpus,
+        priority=PRIORITIES[priority or job.resources.priority],
+        max_attempts=job.resources.max_attempts,
+    )

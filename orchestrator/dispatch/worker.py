@@ -1,0 +1,217 @@
+"""`ptq worker`: places jobs on this box's slots and looks after their runs.
+
+It may be killed at any moment: runs go on under their supervisors, and the next worker takes them over.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from orchestrator.dispatch import processes
+from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
+from orchestrator.dispatch.lock import worker_lock
+from orchestrator.dispatch.outcome import Tries, after
+from orchestrator.dispatch.reconcile import Runs
+from orchestrator.dispatch.scheduler import Plan, Slot, schedule
+from orchestrator.dispatch.slots import Slots
+from orchestrator.dispatch.start import start_run
+from orchestrator.registry import jobs, runs, workers
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.jobs import Job, Waiting
+from orchestrator.registry.runs import Claim, Claimant, Run
+from orchestrator.states import JobResult, JobState, Reason
+
+POLL = 0.25  #: seconds between looks
+BEAT = 5.0  #: seconds between heartbeats
+STRIKES = 5  #: looks at a run that may go wrong before its job is given up
+
+Log = Callable[[str], None]
+
+
+@dataclass
+class Ended:
+    """Why a worker left."""
+
+    signal: int | None = None
+    running: list[int] = field(default_factory=list)  #: runs that go on without it
+    never: dict[int, str] = field(default_factory=dict)  #: jobs that can never run here, and why
+
+
+class Worker:
+    def __init__(
+        self,
+        registry: Registry,
+        slots: Slots,
+        *,
+        command: LaunchCommand = training_command,
+        log: Log = print,
+        clock: Callable[[], float] = time.time,
+        only: Collection[int] | None = None,
+    ) -> None:
+        """`only`: start none but these jobs."""
+        self.registry, self.slots, self.command = registry, slots, command
+        self.log, self.clock, self.only = log, clock, only
+        self.threads = threads_per_process(len(slots.names))
+        self._signal: int | None = None
+        self._strikes: dict[int, int] = {}
+
+    def work(self, *, until_idle: bool = False, until: Callable[[], bool] = lambda: False) -> Ended:
+        """Work until a signal, until `until` says so, or with `until_idle` until nothing is left to do here.
+
+        Raises WorkerPresent when this home has a worker on this box.
+        """
+        with worker_lock(self.registry.paths.worker_lock), self._signals():
+            self._register()
+            try:
+                return self._loop(until_idle, until)
+            finally:
+                with self.registry.write() as conn:
+                    workers.leave(conn, self.me.worker_id, at=self.clock())
+
+    def _loop(self, until_idle: bool, until: Callable[[], bool]) -> Ended:
+        beaten = time.monotonic()
+        while True:
+            plan, open_runs = self._guarded_look()
+            if until() or self._signal is not None:
+                return Ended(signal=self._signal, running=[run.id for run in open_runs])
+            if until_idle and plan is not None and not open_runs and self._idle(plan):
+                return Ended(never={job: plan.reasons[job] for job in plan.reasons})
+            if time.monotonic() - beaten >= BEAT:
+                beaten = time.monotonic()
+                self._beat()
+            time.sleep(POLL)
+
+    def _guarded_look(self) -> tuple[Plan | None, list[Run]]:
+        """A fault of the registry or of this code is no reason to leave: the runs need somebody."""
+        try:
+            return self.look()
+        except Exception as error:
+            self.log(f"worker: {error}" if not self._strikes else f"worker: {traceback.format_exc()}")
+            time.sleep(1.0)
+            return None, []
+
+    def look(self) -> tuple[Plan, list[Run]]:
+        """One round: look after the runs, then place what can start. The plan, and the runs that are open after it."""
+        self.runs.reap()
+        for run in self.runs.open():
+            self._look_after(run)
+        plan = self._place()
+        return plan, self.runs.open()
+
+    def _look_after(self, run: Run) -> None:
+        try:
+            self.runs.look_after(run, at=self.clock())
+            self._strikes.pop(run.id, None)
+        except Exception:
+            self._strikes[run.id] = self._strikes.get(run.id, 0) + 1
+            self.log(f"worker: run {run.id}: {traceback.format_exc()}")
+            if self._strikes[run.id] >= STRIKES:
+                self._give_up(run)
+
+    def _give_up(self, run: Run) -> None:
+        """This code fails on a run again and again: one job may fail for it, the queue must not stop."""
+        processes.kill_until_gone(lambda: processes.members(run.token), timeout=10.0)
+        message = f"ptq failed to look after run {run.id}; the worker's log says more"
+        with self.registry.write() as conn:
+            for job in jobs.live_jobs_of(conn, run.id):
+                jobs.move(
+                    conn, job.id, job.attempt, JobState.FINISHED, actor=self.actor, at=self.clock(),
+                    result=JobResult.FAILED, reason=Reason.CRASHED, message=message,
+                )  # fmt: skip
+            runs.end_run(conn, run.id, exit_record=None, at=self.clock())
+
+    def _place(self) -> Plan:
+        with self.registry.read() as conn:
+            waiting = jobs.waiting_jobs(conn)
+            held = {lease.slot: lease.job_id for lease in runs.live_leases(conn, self.me.host)}
+            endings = jobs.endings(conn, {other for job in waiting for other in job.after})
+        if self.only is not None:
+            waiting = [job for job in waiting if job.id in self.only]
+        slots = self.slots.look(held) if waiting else [Slot(name) for name in self.slots.names]
+        plan = schedule(waiting, slots, held, endings)
+        seen = {job.id: job for job in waiting}
+        for job_id, broken in plan.broken.items():
+            self._finish_dependent(seen[job_id], broken)
+        for job_id, names in plan.placements.items():
+            self._claim_and_start(seen[job_id], names)
+        return plan
+
+    def _claim_and_start(self, job: Waiting, names: tuple[str, ...]) -> None:
+        with self.registry.write() as conn:
+            claim = runs.claim(conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock())
+            whole = None if claim is None else jobs.get_job(conn, job.id)
+        if claim is None or whole is None:
+            return  # cancelled, or taken, since we looked
+        self.log(f"job {job.id} ({whole.name}): starts on {', '.join(names)} as run {claim.run_id}")
+        try:
+            pid = start_run(
+                self.registry.paths, whole, claim, names,
+                device=self.slots.device, threads=self.threads, command=self.command,
+            )  # fmt: skip
+        except Exception as error:
+            self._not_started(whole, claim, error)
+        else:
+            self.runs.started(claim.run_id, pid)
+
+    def _not_started(self, job: Job, claim: Claim, error: Exception) -> None:
+        self.log(f"job {job.id}: {traceback.format_exc()}")
+        tries = Tries(job.counted_attempts, job.max_attempts)
+        ending = after(Reason.LAUNCH_FAILED, f"the run could not be started: {error}", tries)
+        with self.registry.write() as conn:
+            jobs.move(
+                conn, job.id, claim.attempt, ending.state, actor=self.actor, at=self.clock(),
+                result=ending.result, reason=ending.reason, message=ending.message,
+            )  # fmt: skip
+            runs.end_run(conn, claim.run_id, exit_record=None, at=self.clock())
+
+    def _finish_dependent(self, job: Waiting, broken: int) -> None:
+        with self.registry.write() as conn:
+            if jobs.get_job(conn, job.id).state is not JobState.QUEUED:
+                return
+            jobs.move(
+                conn, job.id, job.attempt, JobState.FINISHED, actor=self.actor, at=self.clock(),
+                result=JobResult.CANCELLED, reason=Reason.DEPENDENCY_FAILED, message=f"job {broken} did not succeed",
+            )  # fmt: skip
+
+    def _idle(self, plan: Plan) -> bool:
+        """Nothing runs here and nothing could start: what waits now waits for something that this worker cannot give."""
+        if plan.placements or plan.broken:
+            return False
+        return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
+
+    def _register(self) -> None:
+        host, boot, pid = socket.gethostname(), processes.boot_id(), os.getpid()
+        with self.registry.write() as conn:
+            number = workers.register(
+                conn, host=host, pid=pid, pid_started=processes.start_time(pid), boot_id=boot,
+                slots=self.slots.names, at=self.clock(),
+            )  # fmt: skip
+            runs.renew(conn, host, at=self.clock())
+        self.me = Claimant(number, host, boot)
+        self.actor = f"worker:{number}"
+        self.runs = Runs(self.registry, host, self.actor)
+
+    def _beat(self) -> None:
+        with self.registry.write() as conn:
+            workers.beat(conn, self.me.worker_id, at=self.clock())
+            runs.renew(conn, self.me.host, at=self.clock())
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def leave(number: int, _frame: object) -> None:
+            self._signal = number
+
+        before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,308 @@
+"""Jobs: added once, changed by `move` alone, read as `Job`.
+
+Every write for an attempt says `WHERE id = … AND attempt = …`: who no longer owns the job changes nothing and gets
+`StaleAttempt`. An attempt's number grows at each claim and never shrinks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy.engine import Row
+
+from orchestrator.errors import NotFound, StaleAttempt
+from orchestrator.registry.tables import artifacts, dataset_versions, datasets, dependencies, groups, job_events, jobs
+from orchestrator.states import LIVE, UNCOUNTED, JobResult, JobState, Reason, may_move
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """All that is fixed when a job is submitted."""
+
+    name: str
+    recipe: Mapping[str, Any]  #: a `recipe.schema.JobRecipe`
+    source: str
+    seed: int
+    method: str
+    base: Mapping[str, Any]  #: a `jobspec.BaseSpec`
+    dataset_version_id: int
+    slots: int
+    priority: int
+    max_attempts: int
+
+
+@dataclass(frozen=True)
+class Job:
+    id: int
+    group_id: int | None
+    name: str
+    user: str
+    state: JobState
+    result: JobResult | None
+    reason: Reason | None
+    message: str | None
+    attempt: int
+    counted_attempts: int
+    max_attempts: int
+    priority: int
+    slots: int
+    recipe: dict[str, Any]
+    source: str
+    command: list[str]
+    seed: int
+    method: str
+    base: dict[str, Any]
+    dataset_version_id: int
+    dataset: str  #: NAME@VERSION
+    dataset_digest: str
+    run_id: int | None
+    step: int
+    steps: int | None
+    events_offset: int
+    submitted_at: float
+    started_at: float | None
+    finished_at: float | None
+    artifact_id: int | None
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    job_id: int
+    attempt: int
+    at: float
+    actor: str
+    kind: str
+    detail: dict[str, Any]
+
+
+def add_group(conn: Connection, name: str, *, user: str, at: float) -> int:
+    return _new_id(conn.execute(insert(groups).values(name=name, user=user, submitted_at=at)).inserted_primary_key)
+
+
+def add_jobs(
+    conn: Connection,
+    new: Sequence[NewJob],
+    *,
+    user: str,
+    command: Sequence[str],
+    at: float,
+    group_id: int | None = None,
+    after: Sequence[int] = (),
+) -> list[int]:
+    """Queue jobs, each of them after all jobs of `after`; their ids."""
+    ids = []
+    for job in new:
+        row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
+        row |= {"group_id": group_id, "user": user, "command": list(command), "submitted_at": at}
+        row |= {"state": JobState.QUEUED.value, "attempt": 0, "counted_attempts": 0, "step": 0, "events_offset": 0}
+        job_id = _new_id(conn.execute(insert(jobs).values(row)).inserted_primary_key)
+        for other in dict.fromkeys(after):
+            conn.execute(insert(dependencies).values(job_id=job_id, after_id=other))
+        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, {"after": list(after)} if after else {})
+        ids.append(job_id)
+    return ids
+
+
+def move(
+    conn: Connection,
+    job_id: int,
+    attempt: int,
+    new_state: JobState,
+    *,
+    actor: str,
+    at: float,
+    result: JobResult | None = None,
+    reason: Reason | None = None,
+    message: str | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> int:
+    """Change a job's state: the only function that does. Returns the job's attempt, which a claim has raised.
+
+    Raises StaleAttempt when `attempt` does not own the job any more, ValueError for a move that `states.MOVES` lacks.
+    """
+    old = conn.execute(select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.attempt == attempt)).scalar()
+    if old is None:
+        raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
+    if not may_move(JobState(old), new_state):
+        raise ValueError(f"job {job_id}: {old} -> {new_state} is not an allowed move")
+    if (result is not None) != (new_state is JobState.FINISHED):
+        raise ValueError(f"job {job_id}: a result belongs to a finished job, and only to it")
+    values: dict[str, Any] = {"state": new_state.value, "result": result, "reason": reason, "message": message}
+    values |= _side_effects(JobState(old), new_state, reason, at)
+    guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old)
+    if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
+        raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
+    now_attempt = attempt + (new_state is JobState.STARTING)
+    facts = {"from": old, "result": result, "reason": reason, "message": message, **(detail or {})}
+    _record(conn, job_id, now_attempt, at, actor, new_state, {k: v for k, v in facts.items() if v is not None})
+    return now_attempt
+
+
+def _side_effects(old: JobState, new: JobState, reason: Reason | None, at: float) -> dict[str, Any]:
+    if new is JobState.STARTING:  # counted here: a job that kills its worker is counted too
+        started = func.coalesce(jobs.c.started_at, at)
+        return {"attempt": jobs.c.attempt + 1, "counted_attempts": jobs.c.counted_attempts + 1, "started_at": started}
+    if new is JobState.FINISHED:
+        return {"finished_at": at}
+    if new is JobState.QUEUED and old is JobState.FINISHED:
+        return {"counted_attempts": 0, "started_at": None, "finished_at": None}
+    if new is JobState.QUEUED and reason in UNCOUNTED:
+        return {"counted_attempts": jobs.c.counted_attempts - 1}
+    return {}
+
+
+def set_run(conn: Connection, job_id: int, attempt: int, run_id: int) -> None:
+    _guarded(conn, job_id, attempt, {"run_id": run_id})
+
+
+def set_progress(
+    conn: Connection, job_id: int, attempt: int, *, step: int, steps: int | None, events_offset: int
+) -> None:
+    """How far training is, and how much of its events has been taken in."""
+    _guarded(conn, job_id, attempt, {"step": step, "steps": steps, "events_offset": events_offset})
+
+
+def get_job(conn: Connection, job_id: int) -> Job:
+    found = list_jobs(conn, ids=[job_id])
+    if not found:
+        raise _no_such(f"job {job_id}")
+    return found[0]
+
+
+def list_jobs(
+    conn: Connection, *, ids: Iterable[int] | None = None, states: Iterable[JobState] | None = None
+) -> list[Job]:
+    """Jobs by id, all or those asked for."""
+    query = _SELECT.order_by(jobs.c.id)
+    if ids is not None:
+        query = query.where(jobs.c.id.in_(list(ids)))
+    if states is not None:
+        query = query.where(jobs.c.state.in_([state.value for state in states]))
+    rows = conn.execute(query).all()
+    after = _after(conn, [row.id for row in rows])
+    return [_job(row, after.get(row.id, ())) for row in rows]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the scheduler needs to know of a queued job."""
+
+    id: int
+    attempt: int
+    priority: int
+    slots: int
+    after: tuple[int, ...] = ()
+
+
+def waiting_jobs(conn: Connection) -> list[Waiting]:
+    """The queue, without the bulk of its jobs: a worker asks several times a second."""
+    columns = (jobs.c.id, jobs.c.attempt, jobs.c.priority, jobs.c.slots)
+    rows = conn.execute(select(*columns).where(jobs.c.state == JobState.QUEUED.value).order_by(jobs.c.id)).all()
+    queued = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value)
+    after = _after(conn, queued) if rows else {}
+    return [Waiting(*row, after=after.get(row.id, ())) for row in rows]
+
+
+def recently_finished(conn: Connection, limit: int) -> list[Job]:
+    newest = select(jobs.c.id).where(jobs.c.state == JobState.FINISHED.value)
+    ids = conn.execute(newest.order_by(jobs.c.finished_at.desc(), jobs.c.id.desc()).limit(limit)).scalars()
+    return list_jobs(conn, ids=ids.all())
+
+
+def live_jobs_of(conn: Connection, run_id: int) -> list[Job]:
+    ids = conn.execute(select(jobs.c.id).where(jobs.c.run_id == run_id, jobs.c.state.in_(sorted(LIVE)))).scalars()
+    return list_jobs(conn, ids=ids.all())
+
+
+def endings(conn: Connection, ids: Iterable[int]) -> dict[int, JobResult | None]:
+    """How jobs ended; None for those that have not."""
+    query = select(jobs.c.id, jobs.c.result).where(jobs.c.id.in_(list(ids)))
+    return {row.id: None if row.result is None else JobResult(row.result) for row in conn.execute(query)}
+
+
+def resolve(conn: Connection, references: Sequence[str]) -> list[int]:
+    """Job ids for what a person types: `3`, or a whole group as `g12`. Raises NotFound."""
+    ids: list[int] = []
+    for reference in references:
+        match = re.fullmatch(r"(g?)([1-9][0-9]{0,17})", reference)
+        if match is None:
+            raise _no_such(f"job {reference!r}")
+        column = jobs.c.group_id if match[1] else jobs.c.id
+        found = conn.execute(select(jobs.c.id).where(column == int(match[2])).order_by(jobs.c.id)).scalars().all()
+        if not found:
+            raise _no_such(f"group {reference}" if match[1] else f"job {reference}")
+        ids += found
+    return list(dict.fromkeys(ids))
+
+
+def list_events(conn: Connection, job_id: int) -> list[JobEvent]:
+    """What happened to the job, oldest first."""
+    columns = [job_events.c[name] for name in JobEvent.__dataclass_fields__]
+    rows = conn.execute(select(*columns).where(job_events.c.job_id == job_id).order_by(job_events.c.id))
+    return [JobEvent(*row) for row in rows]
+
+
+def in_order_of_start(found: Iterable[Job]) -> list[Job]:
+    """Live jobs first, then the queue: higher priority first, then the older."""
+
+    def key(job: Job) -> tuple[bool, int, int]:
+        return (job.state == JobState.QUEUED, -job.priority if job.state == JobState.QUEUED else 0, job.id)
+
+    return sorted(found, key=key)
+
+
+_SELECT = (
+    select(
+        jobs,
+        (datasets.c.name).label("dataset_name"),
+        dataset_versions.c.version.label("dataset_version"),
+        dataset_versions.c.digest.label("dataset_digest"),
+        artifacts.c.id.label("artifact_id"),
+    )
+    .join_from(jobs, dataset_versions, jobs.c.dataset_version_id == dataset_versions.c.id)
+    .join(datasets, dataset_versions.c.dataset_id == datasets.c.id)
+    .outerjoin(artifacts, artifacts.c.job_id == jobs.c.id)
+)
+
+
+def _job(row: Row[Any], after: tuple[int, ...]) -> Job:
+    values = dict(row._mapping)
+    values["dataset"] = f"{values.pop('dataset_name')}@{values.pop('dataset_version')}"
+    values["state"] = JobState(values["state"])
+    values["result"] = None if values["result"] is None else JobResult(values["result"])
+    values["reason"] = None if values["reason"] is None else Reason(values["reason"])
+    return Job(**values, after=after)
+
+
+def _after(conn: Connection, ids: list[int] | Select[Any]) -> dict[int, tuple[int, ...]]:
+    found: dict[int, tuple[int, ...]] = {}
+    query = select(dependencies).where(dependencies.c.job_id.in_(ids)).order_by(dependencies.c.after_id)
+    for row in conn.execute(query):
+        found[row.job_id] = (*found.get(row.job_id, ()), row.after_id)
+    return found
+
+
+def _guarded(conn: Connection, job_id: int, attempt: int, values: dict[str, Any]) -> None:
+    guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state.in_(sorted(LIVE)))
+    if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
+        raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
+
+
+def _record(
+    conn: Connection, job_id: int, attempt: int, at: float, actor: str, kind: str, detail: Mapping[str, Any]
+) -> None:
+    row = {"job_id": job_id, "attempt": attempt, "at": at, "actor": actor, "kind": str(kind), "detail": dict(detail)}
+    conn.execute(insert(job_events).values(row))
+
+
+def _new_id(key: Any) -> int:
+    return int(key[0])
+
+
+def _no_such(what: str) -> NotFound:
+    return NotFound(f"there is no {what}", hint="`ptq status --all` lists every job")

@@ -1,0 +1,50 @@
+"""Workers: who places jobs on which slots, and who has been heard of lately."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from orchestrator.registry.tables import workers
+
+#: A worker beats every 5 s; after this long without a beat nobody counts on it.
+SILENT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Worker:
+    id: int
+    host: str
+    pid: int
+    pid_started: float
+    boot_id: str
+    slots: list[str]
+    started_at: float
+    heartbeat_at: float
+    ended_at: float | None
+
+
+def register(
+    conn: Connection, *, host: str, pid: int, pid_started: float, boot_id: str, slots: Sequence[str], at: float
+) -> int:
+    """Enter a worker. There is one per host and home: rows of earlier ones that were killed are closed."""
+    conn.execute(update(workers).where(workers.c.host == host, workers.c.ended_at.is_(None)).values(ended_at=at))
+    row = {"host": host, "pid": pid, "pid_started": pid_started, "boot_id": boot_id, "slots": list(slots)}
+    result = conn.execute(insert(workers).values({**row, "started_at": at, "heartbeat_at": at}))
+    return int(result.inserted_primary_key[0])  # type: ignore[index]
+
+
+def beat(conn: Connection, worker_id: int, *, at: float) -> None:
+    conn.execute(update(workers).where(workers.c.id == worker_id).values(heartbeat_at=at))
+
+
+def leave(conn: Connection, worker_id: int, *, at: float) -> None:
+    conn.execute(update(workers).where(workers.c.id == worker_id).values(ended_at=at, heartbeat_at=at))
+
+
+def present(conn: Connection, *, now: float) -> list[Worker]:
+    """Workers that have not left and have been heard of lately."""
+    query = select(workers).where(workers.c.ended_at.is_(None), workers.c.heartbeat_at > now - SILENT_SECONDS)
+    return [Worker(**row._mapping) for row in conn.execute(query.order_by(workers.c.id))]
