@@ -1,0 +1,233 @@
+"""From files to a complete dataset version in a staging folder of the store. Bad input leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator import manifest
+from orchestrator.data import store
+from orchestrator.data.gather import Gatherer, refuse_unreadable
+from orchestrator.data.readers import check_options
+from orchestrator.data.rows import Advance, ReadOptions
+from orchestrator.data.splits import SplitPlan, assign
+from orchestrator.errors import BadData, RegistryUnusable
+from orchestrator.paths import HomePaths, fsync_file, fsync_folder
+
+#: A staging folder that nobody holds is removed when it is this old: its maker was killed.
+_ABANDONED_SECONDS = 60.0
+_PREFIX = ".staging-"
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A complete dataset version that no registry knows yet."""
+
+    folder: Path
+    digest: str
+    fields: tuple[str, ...]
+    splits: dict[str, int]  #: {split: rows}
+    bad_rows: int
+    duplicates: int  #: rows that repeat an earlier row of their split
+    shared: int  #: rows that repeat a row of an earlier split
+    source: dict[str, Any]
+
+
+@contextlib.contextmanager
+def stage(
+    paths: HomePaths,
+    files: Mapping[str, Sequence[Path]],
+    options: ReadOptions,
+    *,
+    plan: SplitPlan | None = None,
+    labels: Mapping[Path, str] | None = None,
+    source: Mapping[str, Any] | None = None,
+    advance: Advance = lambda _bytes: None,
+) -> Iterator[Staged]:
+    """Read every row of `files` (by split; with a `plan` all of them are divided anew) and yield the staged version.
+
+    `registry.datasets.add_version` moves it into the store. What was not moved when the `with` ends is removed,
+    with every folder that was made on the way. `source` is kept with the version (default: files and options).
+    Raises NotFound (no such file), BadInput (options), BadData (bad rows, no rows), RegistryUnusable (disk).
+    """
+    for path in (path for group in files.values() for path in group):
+        refuse_unreadable(path)
+        check_options(path, options)
+    with _staging_folder(paths) as folder, _disk_errors(folder):
+        origin = _origin(files, options, plan) if source is None else dict(source)
+        with (folder / store.BAD_ROWS).open("w", encoding="utf-8") as aside:
+            gatherer = Gatherer(files, options, labels or {}, advance, aside)
+            builder = _build(folder, gatherer, plan)
+        yield _complete(folder, gatherer, builder, origin)
+
+
+class _Builder:
+    """Writes the splits, and counts rows that stand more than once: about 100 bytes of memory a row."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # By 64-bit hash: the odds that ten million rows hold one false repetition are 3 in a million.
+        self._first_in: dict[int, str] = {}
+        self.writers: dict[str, store.SplitWriter] = {}
+        self.duplicates = 0
+        self.shared = 0
+
+    def add(self, split: str, values: tuple[str, ...], fields: tuple[str, ...]) -> None:
+        if split not in self.writers:
+            self.writers[split] = store.SplitWriter(store.split_file(self._folder, split), fields)
+        self.writers[split].add(values)
+        key = hash(values)
+        first = self._first_in.get(key)
+        if first is None:
+            self._first_in[key] = split
+        elif first == split:
+            self.duplicates += 1
+        else:
+            self.shared += 1
+
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
+
+def _build(folder: Path, gatherer: Gatherer, plan: SplitPlan | None) -> _Builder:
+    builder = _Builder(folder)
+    try:
+        if plan is None:
+            for split in gatherer.files:
+                for values in gatherer.rows(split):
+                    builder.add(split, values, gatherer.fields)
+            gatherer.refuse_faults()
+            for split, paths in gatherer.files.items():
+                if split not in builder.writers:
+                    raise _empty(split, paths, gatherer)
+        else:
+            _divide(folder, gatherer, plan, builder)
+    finally:
+        builder.close()
+    return builder
+
+
+def _divide(folder: Path, gatherer: Gatherer, plan: SplitPlan, builder: _Builder) -> None:
+    """Two passes, because the number of rows decides where each goes: all into one file, from it into the splits."""
+    undivided = f"{_PREFIX}all"
+    writer: store.SplitWriter | None = None
+    try:
+        for split in gatherer.files:
+            for values in gatherer.rows(split):
+                writer = writer or store.SplitWriter(store.split_file(folder, undivided), gatherer.fields)
+                writer.add(values)
+    finally:
+        if writer is not None:
+            writer.close()
+    gatherer.refuse_faults()
+    if writer is None:
+        raise _empty("", [path for group in gatherer.files.values() for path in group], gatherer)
+    assigned = assign(writer.rows, plan)
+    for index, values in zip(assigned, store.read_rows(folder, undivided), strict=True):
+        builder.add(plan.names[index], values, gatherer.fields)
+    store.split_file(folder, undivided).unlink()
+
+
+def _empty(split: str, paths: Sequence[Path], gatherer: Gatherer) -> BadData:
+    what = f"the split {split!r} has no rows" if len(gatherer.files) > 1 else "there are no rows"
+    if gatherer.fault_count:
+        what += f" left: {gatherer.fault_count:,} were bad, the first at {gatherer.faults[0]}"
+    return BadData(f"{what}; nothing was written", where=", ".join(map(str, paths)))
+
+
+def _complete(folder: Path, gatherer: Gatherer, builder: _Builder, origin: dict[str, Any]) -> Staged:
+    if not gatherer.fault_count:
+        (folder / store.BAD_ROWS).unlink()
+    splits = {split: writer.rows for split, writer in builder.writers.items()}
+    parts = [(split, writer.rows, writer.digest) for split, writer in builder.writers.items()]
+    digest = store.dataset_digest(gatherer.fields, parts)
+    store.write_version(folder, digest, gatherer.fields, splits)
+    manifest.write_manifest(folder)
+    for path in folder.iterdir():
+        fsync_file(path)
+    fsync_folder(folder)
+    return Staged(
+        folder, digest, gatherer.fields, splits, gatherer.fault_count, builder.duplicates, builder.shared, origin
+    )
+
+
+def _origin(files: Mapping[str, Sequence[Path]], options: ReadOptions, plan: SplitPlan | None) -> dict[str, Any]:
+    given = {name: value for name, value in vars(options).items() if value not in (None, False, ())}
+    return {
+        "files": {split: [str(path.absolute()) for path in paths] for split, paths in files.items()},
+        "options": given,
+        "split": None if plan is None else {"fractions": list(plan.fractions), "seed": plan.seed},
+    }
+
+
+@contextlib.contextmanager
+def _staging_folder(paths: HomePaths) -> Iterator[Path]:
+    """A folder of our own in the store, held by a lock; it and every folder made for it are gone afterwards."""
+    made: list[Path] = []
+    try:
+        for folder in (paths.store, *paths.store.parents):
+            if folder.exists():
+                break
+            made.append(folder)
+        paths.store.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(paths.store)
+        folder = paths.store / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        _remove_empty(made)
+        raise _unwritable(paths.store, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty: a version lies in it now, or another process uses it
+            folder.rmdir()
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for left in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < _ABANDONED_SECONDS:
+                continue
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its maker lives
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise _unwritable(folder.parent, error) from error
+
+
+def _unwritable(folder: Path, error: Exception) -> RegistryUnusable:
+    reason = getattr(error, "strerror", None) or str(error)
+    return RegistryUnusable(
+        f"the store cannot be written ({reason}); nothing was added",
+        where=str(folder),
+        hint="make room (`df -h`), or set PTQ_HOME to a folder where you may write",
+    )

@@ -1,0 +1,176 @@
+"""Artifacts: what jobs left, under a digest in the store."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, RowMapping
+
+from orchestrator import manifest
+from orchestrator.errors import BadData, BadInput, NotFinished, NotFound, StaleAttempt
+from orchestrator.paths import HomePaths, folder_written_atomically, read_json
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.tables import artifacts, jobs
+from orchestrator.states import JobState
+
+FACTS = "artifact.json"
+#: Kept in the folder only: the recipe stands with the job, and samples are for reading.
+_BULK = ("recipe", "samples")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    id: int
+    job_id: int
+    job_name: str
+    attempt: int
+    digest: str
+    method: str
+    summary: dict[str, Any]  #: artifact.json without its bulk
+    bytes: int
+    path: Path
+    created_at: float
+
+    @property
+    def ref(self) -> str:
+        return f"a{self.id}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "ref": self.ref, "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An artifact that lies in the store, whole; no row names it yet."""
+
+    digest: str
+    method: str
+    summary: dict[str, Any]
+    bytes: int
+
+
+def place_artifact(paths: HomePaths, folder: Path) -> Placed:
+    """Check a finished artifact folder and copy it into the store, whole or not at all. Before any transaction.
+
+    Doing it again changes nothing. Raises BadData when the manifest does not hold.
+    """
+    faults = manifest.manifest_faults(folder)
+    if faults:
+        raise BadData(f"the artifact is not whole: {'; '.join(faults[:3])}", where=str(folder))
+    try:
+        facts = dict(read_json(folder / FACTS))
+        method = str(facts["method"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadData("not readable as an artifact", where=str(folder / FACTS)) from error
+    digest = manifest.digest_of(folder)
+    final = paths.artifact(digest)
+    if not final.is_dir() or manifest.manifest_faults(final):
+        with folder_written_atomically(final) as temporary:
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+    size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
+    return Placed(digest, method, {name: value for name, value in facts.items() if name not in _BULK}, size)
+
+
+def record_artifact(connection: Connection, job_id: int, attempt: int, placed: Placed, now: float) -> int:
+    """The artifact's id. A job leaves one: the same digest again gives the same row, another one StaleAttempt."""
+    known = connection.execute(sa.select(artifacts).where(artifacts.c.job_id == job_id)).mappings().one_or_none()
+    if known is not None:
+        if known["digest"] != placed.digest:
+            raise StaleAttempt(f"job {job_id} left its artifact in attempt {known['attempt']} already")
+        return int(known["id"])
+    made = connection.execute(
+        sa.insert(artifacts).values(
+            job_id=job_id,
+            attempt=attempt,
+            digest=placed.digest,
+            method=placed.method,
+            summary=placed.summary,
+            bytes=placed.bytes,
+            created_at=now,
+        )
+    )
+    return int(made.inserted_primary_key[0])  # type: ignore[index]
+
+
+def keep_artifact(
+    connection: Connection, paths: HomePaths, job_id: int, attempt: int, folder: Path, now: float
+) -> Artifact:
+    """`place_artifact` and `record_artifact` in one; where the transaction matters, call the two yourself."""
+    artifact_id = record_artifact(connection, job_id, attempt, place_artifact(paths, folder), now)
+    return _artifact(connection.execute(_QUERY.where(artifacts.c.id == artifact_id)).mappings().one(), paths)
+
+
+def get_artifact(registry: Registry, ref: str) -> Artifact:
+    """`a12` (an artifact), `12` (what job 12 left), or the first 6 or more characters of a digest.
+
+    Raises NotFound, NotFinished (the job may still leave one), BadInput (not a reference, or several match).
+    """
+    with registry.read() as connection:
+        rows = list(connection.execute(_QUERY.where(_condition(ref))).mappings())
+        state = None if rows or not ref.isdecimal() else _job_state(connection, int(ref))
+    if len(rows) > 1 and len({row["digest"] for row in rows}) > 1:
+        raise BadInput(
+            f"{ref!r} fits {len(rows)} artifacts", hint="give more characters, or its id from `ptq artifact list`"
+        )
+    if rows:
+        return _artifact(rows[0], registry.paths)
+    if state is not None and state != JobState.FINISHED:
+        raise NotFinished(f"job {ref} is {state}; it has left no artifact yet", hint=f"see `ptq status {ref}`")
+    if state is not None:
+        raise NotFound(f"job {ref} left no artifact", hint=f"see `ptq show {ref}`")
+    raise NotFound(f"there is no artifact {ref!r}", hint="see `ptq artifact list`")
+
+
+def list_artifacts(registry: Registry) -> list[Artifact]:
+    with registry.read() as connection:
+        rows = connection.execute(_QUERY.order_by(artifacts.c.id)).mappings().all()
+    return [_artifact(row, registry.paths) for row in rows]
+
+
+def verify(artifact: Artifact) -> list[str]:
+    """What does not hold. Empty when every file is as it was left."""
+    faults = manifest.manifest_faults(artifact.path)
+    if not faults and manifest.digest_of(artifact.path) != artifact.digest:
+        faults = [f"{artifact.path}: the manifest itself was changed"]
+    return faults
+
+
+_QUERY = sa.select(artifacts, jobs.c.name.label("job_name")).join(jobs)
+
+
+def _condition(ref: str) -> sa.ColumnElement[bool]:
+    if re.fullmatch(r"a[0-9]{1,9}", ref):
+        # `a12` could also begin a digest; ids are what `list` shows, so they win, and digests need 6 characters.
+        return artifacts.c.id == int(ref[1:])
+    if re.fullmatch(r"[0-9]{1,9}", ref):
+        return artifacts.c.job_id == int(ref)
+    prefix = re.fullmatch(r"(?:sha256:)?([0-9a-f]{6,64})", ref)
+    if prefix is None:
+        raise BadInput(
+            f"{ref!r} is not an artifact", hint="write its id (a12), its job (12) or the start of its digest"
+        )
+    return artifacts.c.digest.startswith(f"sha256:{prefix[1]}")
+
+
+def _job_state(connection: Connection, job_id: int) -> str | None:
+    return connection.execute(sa.select(jobs.c.state).where(jobs.c.id == job_id)).scalar()
+
+
+def _artifact(row: RowMapping, paths: HomePaths) -> Artifact:
+    return Artifact(
+        id=row["id"],
+        job_id=row["job_id"],
+        job_name=row["job_name"],
+        attempt=row["attempt"],
+        digest=row["digest"],
+        method=row["method"],
+        summary=dict(row["summary"]),
+        bytes=row["bytes"],
+        path=paths.artifact(row["digest"]),
+        created_at=row["created_at"],
+    )

@@ -1,0 +1,200 @@
+"""Bases: frozen models under a name, and how the `model` of a recipe becomes a folder with a fingerprint.
+
+A registered base stays where it is; the registry keeps its fingerprint, and notices when its weights are changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import RowMapping
+
+from orchestrator.errors import BadInput, NotFound
+from orchestrator.jobspec import BaseSpec
+from orchestrator.recipe.bases import BaseFacts, read_base_facts
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.hub import fetch_model, is_hub_id
+from orchestrator.registry.names import check_name, did_you_mean
+from orchestrator.registry.tables import bases
+from orchestrator.weights import fingerprint, weight_files
+
+
+@dataclass(frozen=True)
+class Base:
+    """A registered base."""
+
+    name: str
+    path: Path
+    source: str  #: folder or hub id that the user named
+    revision: str  #: commit of a hub id, else the fingerprint
+    fingerprint: str
+    facts: BaseFacts
+    files: dict[str, list[int]]  #: weight file: size and modification time (ns), as they were fingerprinted
+    created_at: float
+    created_by: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "path": str(self.path), "facts": asdict(self.facts), "kind": self.facts.kind}
+
+
+@dataclass(frozen=True)
+class ResolvedBase:
+    spec: BaseSpec
+    facts: BaseFacts
+
+
+def add_base(registry: Registry, name: str, source: str, *, user: str, now: float, revision: str | None = None) -> Base:
+    """Register a folder, or a hub id (which is fetched now), under a name. The same again changes nothing.
+
+    Raises BadInput (bad name, a name that is taken, pickled weights, not a model) and NotFound.
+    """
+    check_name(name, "base")
+    folder, commit = _located(source, revision, offline=registry.settings.offline)
+    facts = read_base_facts(folder)
+    made = Base(
+        name=name,
+        path=folder,
+        source=source if commit else str(folder),
+        revision="",
+        fingerprint=fingerprint(folder),
+        facts=facts,
+        files=_files(folder),
+        created_at=now,
+        created_by=user,
+    )
+    made = Base(**{**vars(made), "revision": commit or made.fingerprint})
+    known = _same_or_none(registry, made)
+    if known is None:
+        with registry.write() as connection:
+            connection.execute(sa.insert(bases).values(**_row(made)))
+    return known or made
+
+
+def get_base(registry: Registry, name: str) -> Base:
+    """A registered base. Raises NotFound."""
+    found = _find(registry, name)
+    if found is None:
+        names = [base.name for base in list_bases(registry)]
+        raise NotFound(f"there is no base {name!r}", hint=did_you_mean(name, names, "see `ptq base list`"))
+    return found
+
+
+def list_bases(registry: Registry) -> list[Base]:
+    with registry.read() as connection:
+        rows = connection.execute(sa.select(bases).order_by(bases.c.name)).mappings().all()
+    return [_base(row) for row in rows]
+
+
+def resolve_base(registry: Registry, model: str, revision: str | None = None, *, offline: bool) -> ResolvedBase:
+    """What the recipe calls `base.model`: a registered name, else a local folder, else a hub id.
+
+    The weights of a registered base are hashed again only when their files changed; others are hashed now.
+    Raises NotFound, and BadInput for a folder that is no usable model or a registered base whose weights changed.
+    """
+    known = _find(registry, model)
+    if known is not None:
+        _refuse_other_revision(model, known, revision)
+        return ResolvedBase(
+            _spec(model, known.path, known.revision, _checked_fingerprint(known), known.facts), known.facts
+        )
+    folder, commit = _located(model, revision, offline=offline, known=[base.name for base in list_bases(registry)])
+    facts = read_base_facts(folder)
+    weights = fingerprint(folder)
+    return ResolvedBase(_spec(model, folder, commit or weights, weights, facts), facts)
+
+
+def _spec(model: str, folder: Path, revision: str, weights: str, facts: BaseFacts) -> BaseSpec:
+    return BaseSpec(id=model, path=str(folder), revision=revision, fingerprint=weights, kind=facts.kind)
+
+
+def _located(source: str, revision: str | None, *, offline: bool, known: list[str] | None = None) -> tuple[Path, str]:
+    """(folder, commit); a local folder has no commit."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and ((folder / "config.json").is_file() or not is_hub_id(source)):
+        if revision not in (None, "main"):
+            raise BadInput(f"a local folder has no revision {revision!r}", where=source, hint="leave the revision out")
+        return folder.resolve(), ""
+    if folder.is_file():
+        raise BadInput("a base is a folder, not a file", where=source)
+    if not is_hub_id(source):
+        raise NotFound(f"there is no base and no folder {source!r}", hint=_base_hint(source, known))
+    return fetch_model(source, revision or "main", offline=offline, hint=_base_hint(source, known))
+
+
+def _base_hint(source: str, known: list[str] | None) -> str:
+    return did_you_mean(source, known or [], "register a folder that holds it: `ptq base add NAME PATH`")
+
+
+def _refuse_other_revision(model: str, known: Base, revision: str | None) -> None:
+    if revision in (None, "main") or known.revision.startswith(str(revision)):
+        return
+    raise BadInput(
+        f"the base {model!r} is registered at revision {known.revision[:19]}, not {revision!r}",
+        hint="leave the revision out, or register the other one under another name: `ptq base add NAME ID --revision R`",
+    )
+
+
+def _checked_fingerprint(base: Base) -> str:
+    if not base.path.is_dir():
+        raise NotFound(f"the folder of the base {base.name!r} is gone", where=str(base.path))
+    if _files(base.path) != base.files and fingerprint(base.path) != base.fingerprint:
+        raise BadInput(
+            f"the weights of the base {base.name!r} were changed after it was registered",
+            where=str(base.path),
+            hint="restore them, or register the new ones under another name: `ptq base add NAME PATH`",
+        )
+    return base.fingerprint
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    stats = {path.name: path.stat() for path in weight_files(folder)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def _same_or_none(registry: Registry, made: Base) -> Base | None:
+    known = _find(registry, made.name)
+    if known is None or (known.fingerprint, known.path) == (made.fingerprint, made.path):
+        return known
+    raise BadInput(
+        f"there is another base {made.name!r} ({known.source}); jobs rely on it",
+        hint="choose another name",
+    )
+
+
+def _find(registry: Registry, name: str) -> Base | None:
+    with registry.read() as connection:
+        row = connection.execute(sa.select(bases).where(bases.c.name == name)).mappings().one_or_none()
+    return None if row is None else _base(row)
+
+
+def _row(base: Base) -> dict[str, Any]:
+    return {
+        "name": base.name,
+        "path": str(base.path),
+        "source": base.source,
+        "revision": base.revision,
+        "fingerprint": base.fingerprint,
+        "kind": base.facts.kind,
+        "facts": {**asdict(base.facts), "files": base.files},
+        "created_at": base.created_at,
+        "created_by": base.created_by,
+    }
+
+
+def _base(row: RowMapping) -> Base:
+    facts = dict(row["facts"])
+    files = facts.pop("files", {})
+    return Base(
+        name=row["name"],
+        path=Path(row["path"]),
+        source=row["source"],
+        revision=row["revision"],
+        fingerprint=row["fingerprint"],
+        facts=BaseFacts(**facts),
+        files=files,
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+    )

@@ -1,0 +1,179 @@
+"""Dataset versions: immutable rows under a digest in the store, and who named them when in the registry."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, RowMapping
+
+from orchestrator import manifest
+from orchestrator.data import store
+from orchestrator.data.staging import Staged
+from orchestrator.errors import BadInput, NotFound
+from orchestrator.paths import HomePaths, fsync_folder
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.names import check_name, did_you_mean
+from orchestrator.registry.tables import dataset_versions, datasets
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    id: int  #: of the version, in `dataset_versions`
+    name: str
+    version: int
+    digest: str
+    fields: tuple[str, ...]
+    splits: dict[str, int]  #: {split: rows}
+    bad_rows: int  #: set aside with --skip-bad
+    source: dict[str, Any]
+    path: Path  #: folder in the store
+    created_at: float
+    created_by: str
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "ref": self.ref, "fields": list(self.fields), "path": str(self.path)}
+
+
+def add_version(registry: Registry, name: str, staged: Staged, *, user: str, now: float) -> DatasetVersion:
+    """Move the staged rows into the store and name them. The same rows again give the version that is there already.
+
+    Raises BadInput for a name that cannot be one.
+    """
+    check_name(name, "dataset")
+    registry.create()
+    _place(registry.paths, staged)
+    with registry.write() as connection:
+        dataset_id = connection.execute(sa.select(datasets.c.id).where(datasets.c.name == name)).scalar()
+        if dataset_id is None:
+            made = connection.execute(sa.insert(datasets).values(name=name, created_at=now))
+            dataset_id = cast(int, made.inserted_primary_key[0])  # type: ignore[index]
+        known = _select(
+            connection, dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == staged.digest
+        )
+        if not known:
+            _insert(connection, dataset_id, staged, user, now)
+            known = _select(
+                connection, dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == staged.digest
+            )
+    return _version(known[0], registry.paths)
+
+
+def get_version(registry: Registry, ref: str) -> DatasetVersion:
+    """`NAME` (its newest version) or `NAME@VERSION`. Raises NotFound and BadInput."""
+    match = re.fullmatch(r"([^@]+)(?:@([1-9][0-9]{0,8}))?", ref)
+    if not match:
+        raise BadInput(f"{ref!r} is not a dataset", hint="write NAME or NAME@VERSION, e.g. e2e@1")
+    name, number = match[1], match[2]
+    with registry.read() as connection:
+        rows = _select(connection, datasets.c.name == name)
+        names = list(connection.execute(sa.select(datasets.c.name)).scalars()) if not rows else []
+    if not rows:
+        raise NotFound(f"there is no dataset {name!r}", hint=did_you_mean(name, names, "see `ptq dataset list`"))
+    if number is None:
+        return _version(rows[-1], registry.paths)
+    for row in rows:
+        if row["version"] == int(number):
+            return _version(row, registry.paths)
+    raise NotFound(f"{name} has no version {number}; its newest is {name}@{rows[-1]['version']}")
+
+
+def list_versions(registry: Registry, name: str | None = None) -> list[DatasetVersion]:
+    """All versions by name and number."""
+    with registry.read() as connection:
+        rows = _select(connection, *([] if name is None else [datasets.c.name == name]))
+    return [_version(row, registry.paths) for row in rows]
+
+
+def verify(version: DatasetVersion) -> list[str]:
+    """Read every file and every row again; what does not hold. Empty when the version is whole."""
+    if not version.path.is_dir():
+        return [f"{version.path}: missing"]
+    faults = manifest.manifest_faults(version.path)
+    faults += [
+        f"{split}.arrow: missing" for split in version.splits if not store.split_file(version.path, split).is_file()
+    ]
+    if faults:
+        return faults
+    try:
+        digest = store.digest_of(version.path, version.fields, version.splits)
+    except store.DAMAGE as error:
+        return [f"the rows cannot be read: {error}"]
+    return [] if digest == version.digest else [f"the rows have the digest {digest}, not {version.digest}"]
+
+
+def _place(paths: HomePaths, staged: Staged) -> None:
+    """Rename the staged folder to its digest. A whole one that is there stays, unless ours knows more bad rows."""
+    final = paths.dataset(staged.digest)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.is_dir() and not manifest.manifest_faults(final):
+        ours, theirs = _lines(staged.folder), _lines(final)
+        if set(ours) <= set(theirs):
+            return
+        merged = theirs + [line for line in ours if line not in set(theirs)]
+        (staged.folder / store.BAD_ROWS).write_text("".join(f"{line}\n" for line in merged), encoding="utf-8")
+        manifest.write_manifest(staged.folder)
+    old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    if final.exists():
+        final.rename(old)
+    try:
+        staged.folder.rename(final)
+    except OSError:
+        if not final.is_dir():  # otherwise another process placed the same rows a moment ago
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+    fsync_folder(final.parent)
+
+
+def _lines(folder: Path) -> list[str]:
+    return [json.dumps(row) for row in store.bad_rows(folder)]
+
+
+def _insert(connection: Connection, dataset_id: int, staged: Staged, user: str, now: float) -> None:
+    newest = connection.execute(
+        sa.select(sa.func.max(dataset_versions.c.version)).where(dataset_versions.c.dataset_id == dataset_id)
+    ).scalar()
+    connection.execute(
+        sa.insert(dataset_versions).values(
+            dataset_id=dataset_id,
+            version=(newest or 0) + 1,
+            digest=staged.digest,
+            fields=list(staged.fields),
+            splits=staged.splits,
+            bad_rows=staged.bad_rows,
+            source=staged.source,
+            created_at=now,
+            created_by=user,
+        )
+    )
+
+
+def _select(connection: Connection, *where: sa.ColumnElement[bool]) -> list[RowMapping]:
+    query = sa.select(dataset_versions, datasets.c.name).join(datasets).where(*where)
+    return list(connection.execute(query.order_by(datasets.c.name, dataset_versions.c.version)).mappings())
+
+
+def _version(row: RowMapping, paths: HomePaths) -> DatasetVersion:
+    return DatasetVersion(
+        id=row["id"],
+        name=row["name"],
+        version=row["version"],
+        digest=row["digest"],
+        fields=tuple(row["fields"]),
+        splits=dict(row["splits"]),
+        bad_rows=row["bad_rows"],
+        source=dict(row["source"]),
+        path=paths.dataset(row["digest"]),
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+    )

@@ -1,0 +1,27 @@
+"""Names that people give, and a hand when one is mistyped."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from orchestrator.errors import BadInput
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str) -> str:
+    """The name, if it may be one. `@`, `/` and spaces have other meanings. Raises BadInput."""
+    if not _NAME.fullmatch(name):
+        raise BadInput(
+            f"{name!r} cannot be a name for a {what}",
+            hint="a letter or digit, then letters, digits, `.`, `_` and `-`; 100 characters at most",
+        )
+    return name
+
+
+def did_you_mean(wanted: str, known: Sequence[str], otherwise: str) -> str:
+    """A hint: the nearest known name, else `otherwise`."""
+    near = difflib.get_close_matches(wanted, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
