@@ -47,6 +47,8 @@ def _also_seed(schema: dict[str, Any]) -> None:
 
 
 class Train(Strict):
+    """How the prompt is trained: AdamW over the prompt alone."""
+
     model_config = ConfigDict(json_schema_extra=_also_seed)
 
     steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
@@ -58,7 +60,7 @@ class Train(Strict):
         "linear", description="of the learning rate, after the warm-up"
     )
     warmup: int | float = Field(0, ge=0, description="steps, or below 1 a part of all steps")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled from the gradient")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
     accumulation: int = Field(
         1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)"
@@ -69,7 +71,7 @@ class Train(Strict):
     eval_rows: int | None = Field(
         None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all"
     )
-    eval_batch_size: int = Field(32, ge=1)
+    eval_batch_size: int = Field(32, ge=1, description="rows of an evaluation at a time, in each process")
     baseline: bool = Field(True, description="at the end, score the untuned frozen base on the same rows too")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seeds: list[Seed] = Field([1], min_length=1, description="one job each")
@@ -100,6 +102,8 @@ class Train(Strict):
 
 
 class Resources(Strict):
+    """What a job takes, and how often it is tried."""
+
     gpus: int = Field(1, ge=1, le=1024, description="processes, one on each GPU (or CPU slot)")
     zero: Literal[0, 1, 2, 3] | None = Field(
         None,
@@ -108,7 +112,7 @@ class Resources(Strict):
     time_limit: Seconds | None = Field(
         None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`"
     )
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Literal["low", "normal", "high"] = Field("normal", description="jobs of a higher priority start first")
     max_attempts: int = Field(3, ge=1, le=100, description="tries when a job is lost for reasons outside itself")
 
 
@@ -119,14 +123,14 @@ class Recipe(Strict):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="letters, digits, dots, dashes and underscores"
     )
     description: str = Field("", description="for people")
-    base: Base
+    base: Base = Field(description="the frozen model; a plain text is its `model`")
     dataset: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@[1-9][0-9]*)?$", description="NAME or NAME@VERSION"
     )
-    task: Task
-    method: Method
-    train: Train
-    resources: Resources = Resources()
+    task: Task = Field(description="what goes in, what should come out, how it is scored")
+    method: Method = Field(description="what is trained")
+    train: Train = Field(description="how it is trained")
+    resources: Resources = Field(Resources(), description="what it runs on")
     sweep: dict[str, list[Any]] = Field({}, description="dotted key -> values; every combination becomes a job")
 
     @field_validator("base", mode="before", json_schema_input_type=Base | Annotated[str, Field(min_length=1)])

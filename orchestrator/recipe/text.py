@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from orchestrator.errors import BadRecipe
 from orchestrator.tasks.template import parse
 
-Word = str | int | float | bool
+Word = Annotated[str | int | float | bool, WithJsonSchema({"type": ["string", "number", "boolean"]})]
 
 
 def is_word(value: object) -> bool:
