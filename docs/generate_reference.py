@@ -106,8 +106,9 @@ _EXIT_CODES = """Every command takes `--debug`: a failure then shows its traceba
 Exit codes: 0 done, 1 the job or command failed, 2 bad input (nothing was written), 3 no such thing, 4 not finished yet,
 130 interrupted."""
 
-_RECIPES = """A recipe is one YAML file. Unknown keys are refused; `ptq recipe check FILE` names every fault with its
-line. `ptq submit FILE --set train.lr=1e-3` puts a value over the file's. Editors complete and check recipes that begin with
+_RECIPES = """A recipe is one YAML file. Unknown keys are refused; `ptq recipe check FILE` names every fault with
+its line. `ptq submit FILE --set train.lr=1e-3` puts a value over the file's. Editors complete and check recipes that
+begin with
 
 ```yaml
 # yaml-language-server: $schema=PATH/TO/docs/reference/recipe.schema.json
@@ -115,8 +116,8 @@ line. `ptq submit FILE --set train.lr=1e-3` puts a value over the file's. Editor
 
 Scalars are read by YAML 1.2: `no` is text, `5e-5` is a number.
 
-In templates `{field}` is a field of the row, `[P:3]` three virtual tokens, `[MASK]` the base's mask token; `{{` and `}}`
-write braces, `\\[` a bracket that opens nothing. Values of fields are put in as they are and never parsed."""
+In templates `{field}` is a field of the row, `[P:3]` three virtual tokens, `[MASK]` the base's mask token; `{{` and
+`}}` write braces, `\\[` a bracket that opens nothing. Values of fields are put in as they are and never parsed."""
 
 
 def _is_current(path: Path, text: str) -> bool:

@@ -1,7 +1,7 @@
 r"""Templates: plain text with `{field}` of a row, `[P:3]` virtual tokens and `[MASK]`.
 
     template  = (text | "{" field "}" | "[P]" | "[P:" k "]" | "[MASK]")*
-    escapes   : `{{` and `}}` write braces; `\[` writes a bracket that opens nothing
+    escapes   : `{{` and `}}` write braces; `\[` writes a bracket that opens nothing, `\\` a backslash
 
 A template is parsed once. A field's value is put in as it is and never parsed: a row that contains `[MASK]`, `{x}` or
 `[P:3]` stays plain text. Any other bracket (`[CLS]`, `[1]`) is plain text.
@@ -101,7 +101,7 @@ def parse(text: str) -> Template:
 
 def escape(text: str) -> str:
     """A template that renders as exactly `text`."""
-    return text.replace("{", "{{").replace("}", "}}").replace("[", r"\[")
+    return text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}").replace("[", r"\[")
 
 
 _PLAIN = re.compile(r"[^{}\[\\]+")
@@ -117,8 +117,8 @@ def _next(text: str, at: int) -> tuple[str | Virtual | Mask | Field, int]:
         return plain.group(), plain.end()
     if text.startswith(("{{", "}}"), at):
         return text[at], at + 2
-    if text.startswith(r"\[", at):
-        return "[", at + 2
+    if text.startswith((r"\[", r"\\"), at):
+        return text[at + 1], at + 2
     if text[at] in "{}":
         return _field(text, at)
     slot = _SLOT.match(text, at)
