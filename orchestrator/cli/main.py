@@ -23,9 +23,16 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    from orchestrator.cli import recipe
+    from orchestrator.cli import cancel, events, logs, recipe, retry, run, show, status, submit, worker
 
-    recipe.register(app)
+    for verb in (recipe, submit, run, worker, status, show, logs, events, cancel, retry):
+        verb.register(app)
+
+    @app.callback(invoke_without_command=True)
+    def bare(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            status.show()
+
     return app
 
 

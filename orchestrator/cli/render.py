@@ -26,7 +26,7 @@ STYLES = {
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
-    """Print rows under their columns; `right` names the columns of numbers. Columns that are empty throughout are left out."""
+    """Print rows under their columns; columns that are empty throughout are left out. `right`: columns of numbers."""
     names, cells = _used(columns, rows)
     if sys.stdout.isatty():
         from rich.console import Console

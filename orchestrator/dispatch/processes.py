@@ -1,6 +1,7 @@
 """Processes as Linux shows them in /proc: who lives, who descends from whom, who belongs to a run.
 
-Standard library only. A pid alone says little: it is reused. A process is named by its pid and its start time, within one boot.
+Standard library only. A pid alone says little, for it is reused: a process is named by its pid and its start time,
+within one boot.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
@@ -23,6 +24,7 @@ from orchestrator.dispatch.reconcile import Runs
 from orchestrator.dispatch.scheduler import Plan, Slot, schedule
 from orchestrator.dispatch.slots import Slots
 from orchestrator.dispatch.start import start_run
+from orchestrator.errors import PtqError
 from orchestrator.registry import jobs, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, Waiting
@@ -33,7 +35,10 @@ POLL = 0.25  #: seconds between looks
 BEAT = 5.0  #: seconds between heartbeats
 STRIKES = 5  #: looks at a run that may go wrong before its job is given up
 
+FAULT_PAUSE = 1.0
+
 Log = Callable[[str], None]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -79,24 +84,26 @@ class Worker:
     def _loop(self, until_idle: bool, until: Callable[[], bool]) -> Ended:
         beaten = time.monotonic()
         while True:
-            plan, open_runs = self._guarded_look()
+            plan, open_runs = self._guarded(self.look) or (None, [])
             if until() or self._signal is not None:
                 return Ended(signal=self._signal, running=[run.id for run in open_runs])
             if until_idle and plan is not None and not open_runs and self._idle(plan):
                 return Ended(never={job: plan.reasons[job] for job in plan.reasons})
             if time.monotonic() - beaten >= BEAT:
                 beaten = time.monotonic()
-                self._beat()
+                self._guarded(self._beat)
             time.sleep(POLL)
 
-    def _guarded_look(self) -> tuple[Plan | None, list[Run]]:
+    def _guarded(self, action: Callable[[], Result]) -> Result | None:
         """A fault of the registry or of this code is no reason to leave: the runs need somebody."""
         try:
-            return self.look()
-        except Exception as error:
-            self.log(f"worker: {error}" if not self._strikes else f"worker: {traceback.format_exc()}")
-            time.sleep(1.0)
-            return None, []
+            return action()
+        except PtqError as error:
+            self.log(f"worker: {error}")
+        except Exception:
+            self.log(f"worker: {traceback.format_exc()}")
+        time.sleep(FAULT_PAUSE)
+        return None
 
     def look(self) -> tuple[Plan, list[Run]]:
         """One round: look after the runs, then place what can start. The plan, and the runs that are open after it."""
@@ -182,7 +189,7 @@ class Worker:
             )  # fmt: skip
 
     def _idle(self, plan: Plan) -> bool:
-        """Nothing runs here and nothing could start: what waits now waits for something that this worker cannot give."""
+        """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""
         if plan.placements or plan.broken:
             return False
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))

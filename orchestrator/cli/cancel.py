@@ -1,0 +1,27 @@
+"""`ptq cancel`: take queued jobs out of the queue, ask live ones to stop. Works without a worker."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import render
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def cancel(jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, or groups as g12")]) -> None:
+        """Cancel jobs."""
+        from orchestrator.cli.views import open_registry
+        from orchestrator.dispatch.control import cancel as cancel_jobs
+        from orchestrator.states import JobState
+
+        registry = open_registry()
+        before = cancel_jobs(registry, jobs, user=registry.settings.user, now=time.time())
+        for job_id, state in before.items():
+            if state is JobState.FINISHED:
+                render.note(f"job {job_id} had finished already")
+            else:
+                render.say(f"job {job_id} {'cancelled' if state is JobState.QUEUED else 'stopping'}")

@@ -1,0 +1,128 @@
+"""`ptq show`: one job in full: how it went, tuned against untuned, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli import render
+
+if TYPE_CHECKING:
+    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.jobs import Job
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def show(
+        job: Annotated[str, typer.Argument(metavar="JOB")],
+        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+    ) -> None:
+        """Show a job: recipe, result beside the untuned base's, lineage, attempts."""
+        from orchestrator.cli.views import one_job, open_registry
+        from orchestrator.registry import metrics
+
+        registry = open_registry()
+        found = one_job(registry, job)
+        with registry.read() as conn:
+            numbers = metrics.latest(conn, [found.id]).get(found.id, {})
+        if as_json:
+            render.print_json(_json(registry, found, numbers))
+        else:
+            _print(registry, found, numbers)
+
+
+def print_result(registry: Registry, ids: Sequence[int]) -> None:
+    """What `ptq run` ends with: each job's metrics beside the base's, and where its artifact lies."""
+    from orchestrator.cli.views import comparison
+    from orchestrator.cli.waiting import read
+    from orchestrator.registry import metrics
+
+    with registry.read() as conn:
+        numbers = metrics.latest(conn, ids)
+    found = read(registry, ids)
+    rows = [(job.id, job.name, *row) for job in found for row in comparison(numbers.get(job.id, {}))]
+    if rows:
+        _comparison_table(("job", "name", "split", "metric", "tuned", "untuned base"), rows)
+    for job in found:
+        if job.artifact_id is not None:
+            render.say(f"job {job.id}: artifact a{job.artifact_id} in {_artifact_folder(registry, job)}")
+
+
+def _print(registry: Registry, job: Job, numbers: Any) -> None:
+    from orchestrator.cli.views import clock, comparison, group_name, progress_of
+
+    facts = {
+        "job": f"{job.id} {job.name}" + (f" (group {group_name(job.group_id)})" if job.group_id else ""),
+        "state": " ".join(str(part) for part in (job.state, job.result, job.reason) if part),
+        "message": job.message,
+        "user": job.user,
+        "method": f"{job.method}, seed {job.seed}",
+        "base": f"{job.base['id']} ({job.base['kind']}), {job.base['fingerprint']}",
+        "dataset": f"{job.dataset}, {job.dataset_digest}",
+        "artifact": f"a{job.artifact_id} in {_artifact_folder(registry, job)}" if job.artifact_id else None,
+        "digest": _artifact_digest(registry, job),
+        "progress": progress_of(job),
+        "attempts": f"{job.attempt}, {job.counted_attempts} of {job.max_attempts} counted",
+        "after": ", ".join(map(str, job.after)),
+        "submitted": clock(job.submitted_at),
+        "started": clock(job.started_at),
+        "finished": clock(job.finished_at),
+        "took": render.duration(job.finished_at - job.started_at) if job.finished_at and job.started_at else None,
+        "folder": str(registry.paths.job(job.id).root),
+        "command": " ".join(job.command),
+    }
+    for name, value in facts.items():
+        if value:
+            render.say(f"{name + ':':<11}{value}")
+    if rows := comparison(numbers):
+        render.say()
+        _comparison_table(("split", "metric", "tuned", "untuned base"), rows)
+    render.say()
+    render.say(job.source.rstrip())
+
+
+def _comparison_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    shown = [[*row[:-2], render.number(row[-2]), render.number(row[-1])] for row in rows]
+    render.table(columns, shown, right=("job", "tuned", "untuned base"))
+
+
+def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
+    from orchestrator.cli.views import job_json
+    from orchestrator.registry import jobs
+
+    with registry.read() as conn:
+        happened = [vars(event) for event in jobs.list_events(conn, job.id)]
+    return {
+        **job_json(job, numbers),
+        "message": job.message,
+        "max_attempts": job.max_attempts,
+        "counted_attempts": job.counted_attempts,
+        "seed": job.seed,
+        "after": list(job.after),
+        "recipe": job.recipe,
+        "source": job.source,
+        "command": job.command,
+        "lineage": {
+            "base": job.base,
+            "dataset": {"ref": job.dataset, "digest": job.dataset_digest},
+            "artifact": {"digest": _artifact_digest(registry, job), "folder": _artifact_folder(registry, job)}
+            if job.artifact_id
+            else None,
+        },
+        "folder": str(registry.paths.job(job.id).root),
+        "events": happened,
+    }
+
+
+def _artifact_digest(registry: Registry, job: Job) -> str | None:
+    from orchestrator.registry.artifacts import get_artifact
+
+    return get_artifact(registry, f"a{job.artifact_id}").digest if job.artifact_id else None
+
+
+def _artifact_folder(registry: Registry, job: Job) -> str | None:
+    digest = _artifact_digest(registry, job)
+    return None if digest is None else str(registry.paths.artifact(digest))

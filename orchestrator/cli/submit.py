@@ -1,0 +1,124 @@
+"""`ptq submit`: check recipes, resolve their base and dataset, queue their jobs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli import render
+
+if TYPE_CHECKING:
+    from orchestrator.dispatch.submit import Planned, Submitted
+
+
+class Priority(StrEnum):
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
+
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="over the recipe's value")]
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def submit(
+        recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="recipe files")],
+        overrides: Overrides = None,
+        priority: Annotated[Priority | None, typer.Option(help="over the recipe's own")] = None,
+        after: Annotated[list[str] | None, typer.Option(metavar="JOB", help="start when this has succeeded")] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="show the jobs and write nothing")] = False,
+        wait: Annotated[
+            bool, typer.Option("--wait", help="until the jobs have finished; exit 1 if one failed")
+        ] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+    ) -> None:
+        """Queue the jobs of one or more recipes."""
+        from orchestrator.cli.views import open_registry
+        from orchestrator.dispatch.submit import enqueue
+
+        registry = open_registry(create=True)
+        planned = [make_plan(registry, path, overrides or [], priority) for path in recipes]
+        if dry_run:
+            _show_plan(planned, as_json)
+            return
+        done = enqueue(
+            registry, planned, user=registry.settings.user, after=after or [], command=sys.argv, now=time.time()
+        )
+        ids = [job_id for one in done for job_id in one.job_ids]
+        _tell(done, recipes, as_json)
+        _hints(registry, planned)
+        if wait:
+            _wait(registry, ids)
+
+
+def make_plan(registry: object, path: Path, overrides: list[str], priority: str | None) -> Planned:
+    from orchestrator.dispatch.submit import plan
+    from orchestrator.recipe.load import load_recipe
+
+    return plan(registry, load_recipe(path, overrides), priority=priority)  # type: ignore[arg-type]
+
+
+def _tell(done: list[Submitted], recipes: list[Path], as_json: bool) -> None:
+    from orchestrator.cli.views import group_name, id_ranges
+
+    if as_json:
+        parts = zip(recipes, done, strict=True)
+        made = [{"recipe": str(path), "group": group_name(one.group_id), "jobs": one.job_ids} for path, one in parts]
+        render.print_json({"jobs": [job for one in done for job in one.job_ids], "submitted": made})
+        return
+    for one in done:
+        if one.group_id is None:
+            render.say(f"job {one.job_ids[0]}")
+        else:
+            render.say(f"group {group_name(one.group_id)}: jobs {id_ranges(one.job_ids)}")
+
+
+def _hints(registry: object, planned: list[Planned]) -> None:
+    from orchestrator.cli.views import NO_WORKER, worker_is_here
+    from orchestrator.registry import workers
+    from orchestrator.registry.engine import Registry
+
+    assert isinstance(registry, Registry)
+    if not worker_is_here(registry):
+        render.note(NO_WORKER)
+        return
+    with registry.read() as conn:
+        most = max((len(worker.slots) for worker in workers.present(conn, now=time.time())), default=None)
+    needed = max(job.slots for one in planned for job in one.jobs)
+    if most is not None and needed > most:
+        render.note(f"a job needs {needed} slots, the running worker has {most}: it waits for a larger worker")
+
+
+def _show_plan(planned: list[Planned], as_json: bool) -> None:
+    rows = [
+        {
+            "name": job.name, "method": job.method, "base": job.base["id"], "dataset": job.recipe["dataset"],
+            "seed": job.seed, "slots": job.slots, "priority": job.priority,
+        }
+        for one in planned
+        for job in one.jobs
+    ]  # fmt: skip
+    if as_json:
+        render.print_json({"jobs": rows})
+    else:
+        render.table(list(rows[0]), [list(row.values()) for row in rows], right=("seed", "slots", "priority"))
+        render.note("dry run: nothing was written")
+
+
+def _wait(registry: object, ids: list[int]) -> None:
+    from orchestrator.cli.waiting import detached, say_how_it_ended, wait_for
+
+    try:
+        succeeded = wait_for(registry, ids)  # type: ignore[arg-type]
+    except KeyboardInterrupt:
+        detached(ids)
+        raise
+    say_how_it_ended(registry, ids)  # type: ignore[arg-type]
+    if not succeeded:
+        raise typer.Exit(1)

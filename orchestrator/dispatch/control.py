@@ -1,0 +1,48 @@
+"""What a person asks of jobs that are there: cancel them, try them again. Works without a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.dispatch.reconcile import request_stop
+from orchestrator.errors import BadInput
+from orchestrator.registry import jobs
+from orchestrator.registry.engine import Registry
+from orchestrator.states import JobResult, JobState, Reason
+
+
+def cancel(registry: Registry, references: Sequence[str], *, user: str, now: float) -> dict[int, JobState]:
+    """Queued jobs are finished at once; of live ones the runs are asked to stop. The state that each job was in."""
+    before: dict[int, JobState] = {}
+    to_stop: list[int] = []
+    with registry.write() as conn:
+        for job in jobs.list_jobs(conn, ids=jobs.resolve(conn, references)):
+            before[job.id] = job.state
+            if job.state is JobState.QUEUED:
+                jobs.move(
+                    conn, job.id, job.attempt, JobState.FINISHED, actor=f"user:{user}", at=now,
+                    result=JobResult.CANCELLED, reason=Reason.CANCELLED_BY_USER, message=f"cancelled by {user}",
+                )  # fmt: skip
+            elif job.state in {JobState.STARTING, JobState.RUNNING}:
+                jobs.move(
+                    conn, job.id, job.attempt, JobState.STOPPING,
+                    actor=f"user:{user}", at=now, message=f"cancelled by {user}",
+                )  # fmt: skip
+            if job.state not in {JobState.QUEUED, JobState.FINISHED} and job.run_id is not None:
+                to_stop.append(job.run_id)
+    for run_id in to_stop:
+        request_stop(registry.paths.run(run_id))
+    return before
+
+
+def retry(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
+    """Queue failed and cancelled jobs again, all of them or none; they go on from their newest checkpoint."""
+    with registry.write() as conn:
+        found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
+        for job in found:
+            if job.state is not JobState.FINISHED:
+                raise BadInput(f"job {job.id} is {job.state}; only a failed or cancelled job can be tried again")
+            if job.result is JobResult.SUCCEEDED:
+                raise BadInput(f"job {job.id} has succeeded", hint="submit its recipe again to train it once more")
+            jobs.move(conn, job.id, job.attempt, JobState.QUEUED, actor=f"user:{user}", at=now)
+    return [job.id for job in found]
