@@ -119,7 +119,8 @@ class _Builder:
                 self._note(key_node, path)
                 self.document.blame(path, "a key must be text; a brace at the start of a value needs quotes around it")
                 continue
-            key, inside = key_node.value, (*path, key_node.value)
+            key = self._text(key_node, path)
+            inside: KeyPath = (*path, key)
             if key in data:
                 first = self.document.place(inside)
                 self._note(key_node, inside)
@@ -136,7 +137,7 @@ class _Builder:
     def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(_TAG)
         if kind == "str":
-            return node.value
+            return self._text(node, path)
         if kind not in _PATTERNS:
             self._refuse_tag(node, path)
             return None
@@ -147,6 +148,14 @@ class _Builder:
         except ValueError:
             self.document.blame(path, f"{node.value[:40]!r} is not {kind}")
             return None
+
+    def _text(self, node: ScalarNode, path: KeyPath) -> str:
+        """The text, JSON's pairs of escapes for one character (`"\\ud83d\\ude00"`) put together, as PyYAML does not."""
+        try:
+            return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            self.document.blame(path, "an escape stands for half a character only")
+            return ""
 
     def _refuse_tag(self, node: Node, path: KeyPath) -> None:
         tag = node.tag.replace(_TAG, "!!")

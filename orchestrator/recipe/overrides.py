@@ -72,12 +72,13 @@ def _value(text: str, path: KeyPath, model: type[BaseModel]) -> tuple[Any, list[
 
 
 def _put(document: Document, path: KeyPath, value: Any) -> None:
+    made = [path[:end] for end in range(1, len(path)) if path[:end] not in document.places]
     problem = put(document.data, path, value)
     if problem:
         document.faults.append(Fault(PLACE, ".".join(map(str, path)), problem))
         return
     _forget(document, path)
-    document.places[path] = PLACE
+    document.places.update(dict.fromkeys([*made, path], PLACE))
     if path in _INSTEAD:
         _remove(document, _INSTEAD[path])
     if path[0] != "sweep":
