@@ -99,6 +99,6 @@ class Gatherer:
         reasons = [fault.reason for fault in self.faults]
         if any("not UTF-8" in reason for reason in reasons):
             return "convert the file (e.g. `iconv -f LATIN1 -t UTF-8`), or set these rows aside with --skip-bad"
-        if any("is empty" in reason or "is null" in reason for reason in reasons):
+        if any(f"{what} " in f"{reason} " for reason in reasons for what in ("is empty", "is null", "lacks the field")):
             return "set these rows aside with --skip-bad, or say which fields must not be empty: --required FIELD"
         return "mend these rows, or set them aside with --skip-bad"

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator import manifest
-from orchestrator.data import store
+from orchestrator.data import layout, store
 from orchestrator.data.gather import Gatherer, refuse_unreadable
 from orchestrator.data.readers import check_options
 from orchestrator.data.rows import Advance, ReadOptions
@@ -65,7 +65,7 @@ def stage(
         check_options(path, options)
     with _staging_folder(paths) as folder, _disk_errors(folder):
         origin = _origin(files, options, plan) if source is None else dict(source)
-        with (folder / store.BAD_ROWS).open("w", encoding="utf-8") as aside:
+        with (folder / layout.BAD_ROWS).open("w", encoding="utf-8") as aside:
             gatherer = Gatherer(files, options, labels or {}, advance, aside)
             builder = _build(folder, gatherer, plan)
         yield _complete(folder, gatherer, builder, origin)
@@ -84,7 +84,7 @@ class _Builder:
 
     def add(self, split: str, values: tuple[str, ...], fields: tuple[str, ...]) -> None:
         if split not in self.writers:
-            self.writers[split] = store.SplitWriter(store.split_file(self._folder, split), fields)
+            self.writers[split] = store.SplitWriter(layout.split_file(self._folder, split), fields)
         self.writers[split].add(values)
         key = hash(values)
         first = self._first_in.get(key)
@@ -125,7 +125,7 @@ def _divide(folder: Path, gatherer: Gatherer, plan: SplitPlan, builder: _Builder
     try:
         for split in gatherer.files:
             for values in gatherer.rows(split):
-                writer = writer or store.SplitWriter(store.split_file(folder, undivided), gatherer.fields)
+                writer = writer or store.SplitWriter(layout.split_file(folder, undivided), gatherer.fields)
                 writer.add(values)
     finally:
         if writer is not None:
@@ -136,7 +136,7 @@ def _divide(folder: Path, gatherer: Gatherer, plan: SplitPlan, builder: _Builder
     assigned = assign(writer.rows, plan)
     for index, values in zip(assigned, store.read_rows(folder, undivided), strict=True):
         builder.add(plan.names[index], values, gatherer.fields)
-    store.split_file(folder, undivided).unlink()
+    layout.split_file(folder, undivided).unlink()
 
 
 def _empty(split: str, paths: Sequence[Path], gatherer: Gatherer) -> BadData:
@@ -148,11 +148,11 @@ def _empty(split: str, paths: Sequence[Path], gatherer: Gatherer) -> BadData:
 
 def _complete(folder: Path, gatherer: Gatherer, builder: _Builder, origin: dict[str, Any]) -> Staged:
     if not gatherer.fault_count:
-        (folder / store.BAD_ROWS).unlink()
+        (folder / layout.BAD_ROWS).unlink()
     splits = {split: writer.rows for split, writer in builder.writers.items()}
     parts = [(split, writer.rows, writer.digest) for split, writer in builder.writers.items()]
     digest = store.dataset_digest(gatherer.fields, parts)
-    store.write_version(folder, digest, gatherer.fields, splits)
+    layout.write_version(folder, digest, gatherer.fields, splits)
     manifest.write_manifest(folder)
     for path in folder.iterdir():
         fsync_file(path)

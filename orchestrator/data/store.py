@@ -12,15 +12,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.paths import write_json
+from orchestrator.data.layout import FORMAT, split_file
 
-FORMAT = 1
-VERSION = "version.json"
-BAD_ROWS = "bad_rows.jsonl"
 #: What reading a damaged Arrow file may raise.
 DAMAGE: tuple[type[Exception], ...] = (pa.ArrowException, OSError, ValueError)
 _BATCH_ROWS = 4096
@@ -77,14 +73,6 @@ def dataset_digest(fields: Sequence[str], splits: Iterable[tuple[str, int, str]]
     return "sha256:" + hashlib.sha256(_encode(facts).encode()).hexdigest()
 
 
-def split_file(folder: Path, split: str) -> Path:
-    return folder / f"{split}.arrow"
-
-
-def write_version(folder: Path, digest: str, fields: Sequence[str], splits: dict[str, int]) -> None:
-    write_json(folder / VERSION, {"format": FORMAT, "digest": digest, "fields": list(fields), "splits": splits})
-
-
 def read_rows(folder: Path, split: str) -> Iterator[tuple[str, ...]]:
     """Every row of a split, in order; the file is mapped, not loaded."""
     with pa.memory_map(str(split_file(folder, split))) as source, pa.ipc.open_file(source) as file:
@@ -103,11 +91,3 @@ def digest_of(folder: Path, fields: Sequence[str], splits: Iterable[str]) -> str
             rows += 1
         parts.append((split, rows, total.hexdigest()))
     return dataset_digest(fields, parts)
-
-
-def bad_rows(folder: Path) -> list[dict[str, Any]]:
-    """What --skip-bad set aside."""
-    path = folder / BAD_ROWS
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

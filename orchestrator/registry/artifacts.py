@@ -45,7 +45,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Placed:
+class StagedArtifact:
     """An artifact that lies in the store, whole; no row names it yet."""
 
     digest: str
@@ -54,7 +54,7 @@ class Placed:
     bytes: int
 
 
-def place_artifact(paths: HomePaths, folder: Path) -> Placed:
+def stage_artifact(paths: HomePaths, folder: Path) -> StagedArtifact:
     """Check a finished artifact folder and copy it into the store, whole or not at all. Before any transaction.
 
     Doing it again changes nothing. Raises BadData when the manifest does not hold.
@@ -73,36 +73,28 @@ def place_artifact(paths: HomePaths, folder: Path) -> Placed:
         with folder_written_atomically(final) as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
-    return Placed(digest, method, {name: value for name, value in facts.items() if name not in _BULK}, size)
+    return StagedArtifact(digest, method, {name: value for name, value in facts.items() if name not in _BULK}, size)
 
 
-def record_artifact(connection: Connection, job_id: int, attempt: int, placed: Placed, now: float) -> int:
+def keep_artifact(connection: Connection, staged: StagedArtifact, *, job_id: int, attempt: int, now: float) -> int:
     """The artifact's id. A job leaves one: the same digest again gives the same row, another one StaleAttempt."""
     known = connection.execute(sa.select(artifacts).where(artifacts.c.job_id == job_id)).mappings().one_or_none()
     if known is not None:
-        if known["digest"] != placed.digest:
+        if known["digest"] != staged.digest:
             raise StaleAttempt(f"job {job_id} left its artifact in attempt {known['attempt']} already")
         return int(known["id"])
     made = connection.execute(
         sa.insert(artifacts).values(
             job_id=job_id,
             attempt=attempt,
-            digest=placed.digest,
-            method=placed.method,
-            summary=placed.summary,
-            bytes=placed.bytes,
+            digest=staged.digest,
+            method=staged.method,
+            summary=staged.summary,
+            bytes=staged.bytes,
             created_at=now,
         )
     )
     return int(made.inserted_primary_key[0])  # type: ignore[index]
-
-
-def keep_artifact(
-    connection: Connection, paths: HomePaths, job_id: int, attempt: int, folder: Path, now: float
-) -> Artifact:
-    """`place_artifact` and `record_artifact` in one; where the transaction matters, call the two yourself."""
-    artifact_id = record_artifact(connection, job_id, attempt, place_artifact(paths, folder), now)
-    return _artifact(connection.execute(_QUERY.where(artifacts.c.id == artifact_id)).mappings().one(), paths)
 
 
 def get_artifact(registry: Registry, ref: str) -> Artifact:

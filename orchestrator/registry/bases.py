@@ -133,7 +133,7 @@ def _refuse_other_revision(model: str, known: Base, revision: str | None) -> Non
         return
     raise BadInput(
         f"the base {model!r} is registered at revision {known.revision[:19]}, not {revision!r}",
-        hint="leave the revision out, or register the other one under another name: `ptq base add NAME ID --revision R`",
+        hint="leave the revision out, or register the other one: `ptq base add NAME ID --revision R`",
     )
 
 

@@ -8,19 +8,21 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
 from orchestrator import manifest
-from orchestrator.data import store
-from orchestrator.data.staging import Staged
+from orchestrator.data import layout
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.paths import HomePaths, fsync_folder
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import check_name, did_you_mean
 from orchestrator.registry.tables import dataset_versions, datasets
+
+if TYPE_CHECKING:
+    from orchestrator.data.staging import Staged
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def add_version(registry: Registry, name: str, staged: Staged, *, user: str, now
         dataset_id = connection.execute(sa.select(datasets.c.id).where(datasets.c.name == name)).scalar()
         if dataset_id is None:
             made = connection.execute(sa.insert(datasets).values(name=name, created_at=now))
-            dataset_id = cast(int, made.inserted_primary_key[0])  # type: ignore[index]
+            dataset_id = made.inserted_primary_key[0]  # type: ignore[index]
         known = _select(
             connection, dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == staged.digest
         )
@@ -101,10 +103,13 @@ def verify(version: DatasetVersion) -> list[str]:
         return [f"{version.path}: missing"]
     faults = manifest.manifest_faults(version.path)
     faults += [
-        f"{split}.arrow: missing" for split in version.splits if not store.split_file(version.path, split).is_file()
+        f"{split}.arrow: missing" for split in version.splits if not layout.split_file(version.path, split).is_file()
     ]
     if faults:
         return faults
+    # Imported here: pyarrow costs 100 ms, and submitting a job only needs a version's name.
+    from orchestrator.data import store
+
     try:
         digest = store.digest_of(version.path, version.fields, version.splits)
     except store.DAMAGE as error:
@@ -121,7 +126,7 @@ def _place(paths: HomePaths, staged: Staged) -> None:
         if set(ours) <= set(theirs):
             return
         merged = theirs + [line for line in ours if line not in set(theirs)]
-        (staged.folder / store.BAD_ROWS).write_text("".join(f"{line}\n" for line in merged), encoding="utf-8")
+        (staged.folder / layout.BAD_ROWS).write_text("".join(f"{line}\n" for line in merged), encoding="utf-8")
         manifest.write_manifest(staged.folder)
     old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
     if final.exists():
@@ -136,7 +141,7 @@ def _place(paths: HomePaths, staged: Staged) -> None:
 
 
 def _lines(folder: Path) -> list[str]:
-    return [json.dumps(row) for row in store.bad_rows(folder)]
+    return [json.dumps(row) for row in layout.bad_rows(folder)]
 
 
 def _insert(connection: Connection, dataset_id: int, staged: Staged, user: str, now: float) -> None:

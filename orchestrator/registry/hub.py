@@ -18,7 +18,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch_model(model: str, revision: str, *, offline: bool, hint: str) -> tuple[Path, str]:
-    """(local folder, commit). Raises NotFound when the hub lacks it or cannot be asked, BadInput without safetensors."""
+    """(local folder, commit). NotFound when the hub lacks it or cannot be asked, BadInput without safetensors."""
     # Imported here: it costs 150 ms, and most commands never ask the hub.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

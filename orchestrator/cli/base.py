@@ -1,0 +1,108 @@
+"""`ptq base`: register, list and show frozen models."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import Json, when
+from orchestrator.cli.render import note, print_json, say, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add `ptq base`."""
+    verbs = typer.Typer(help="Register, list and show frozen models.", no_args_is_help=True, rich_markup_mode=None)
+    verbs.command("add")(add)
+    verbs.command("list")(list_bases)
+    verbs.command("show")(show)
+    app.add_typer(verbs, name="base")
+
+
+def add(
+    name: Annotated[str, typer.Argument(help="The name that recipes use.")],
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A folder that transformers saved, or a hub id.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    json: Json = False,
+) -> None:
+    """Register a model under a name. It stays where it is; its weights are hashed once."""
+    from orchestrator.registry import bases
+    from orchestrator.registry.engine import Registry
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    registry = Registry.open(settings, create=True)
+    base = bases.add_base(registry, name, source, user=settings.user, now=time.time(), revision=revision)
+    if json:
+        print_json(base.as_json())
+        return
+    facts = base.facts
+    say(f"{base.name}: {facts.architecture}, {facts.kind}, {_millions(facts.parameters)} parameters")
+    say(f"  folder       {base.path}")
+    say(f"  fingerprint  {base.fingerprint}")
+
+
+def list_bases(json: Json = False) -> None:
+    """List the registered models."""
+    from orchestrator.registry import bases
+    from orchestrator.registry.engine import Registry
+    from orchestrator.settings import load_settings
+
+    found = bases.list_bases(Registry.open(load_settings()))
+    if json:
+        print_json([base.as_json() for base in found])
+        return
+    if not found:
+        note("no bases yet; register one with `ptq base add NAME PATH`")
+        return
+    table(
+        ["base", "kind", "architecture", "parameters", "folder", "added", "by"],
+        [
+            [
+                base.name,
+                base.facts.kind,
+                base.facts.architecture,
+                _millions(base.facts.parameters),
+                base.path,
+                when(base.created_at),
+                base.created_by,
+            ]
+            for base in found
+        ],
+        right=["parameters"],
+    )
+
+
+def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`.")], json: Json = False) -> None:
+    """Show a registered model."""
+    from orchestrator.registry import bases
+    from orchestrator.registry.engine import Registry
+    from orchestrator.settings import load_settings
+
+    base = bases.get_base(Registry.open(load_settings()), name)
+    if json:
+        print_json(base.as_json())
+        return
+    facts = asdict(base.facts) | {"parameters": f"{base.facts.parameters:,}"}
+    for key, value in {
+        "base": base.name,
+        "folder": base.path,
+        "source": base.source,
+        "revision": base.revision,
+        "fingerprint": base.fingerprint,
+        **{name.replace("_", " "): value for name, value in facts.items()},
+        "added": f"{when(base.created_at)} by {base.created_by}",
+    }.items():
+        say(f"{key:13} {_plain(value)}")
+
+
+def _plain(value: object) -> object:
+    return (
+        {True: "yes", False: "no", None: "-"}.get(value, value) if value is None or isinstance(value, bool) else value
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f}M" if count >= 100_000 else f"{count:,}"

@@ -1,0 +1,40 @@
+"""`ptq init`: make the registry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import Json
+from orchestrator.cli.render import print_json, say
+
+
+def register(app: typer.Typer) -> None:
+    """Add `ptq init`."""
+    app.command("init")(init)
+
+
+def init(
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="Bring the registry of an older ptq up to date; stop the worker first.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make the registry in PTQ_HOME (default: the current folder, or the parent folder that holds one)."""
+    from orchestrator.registry import engine
+    from orchestrator.registry.migrations import HEAD
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    before = engine.migrate(settings)[0] if migrate else None
+    registry = engine.Registry.open(settings, create=True)
+    made = registry.create()
+    if json:
+        print_json({"home": str(settings.home), "registry": registry.where, "schema": HEAD, "made": made})
+    elif made:
+        say(f"{registry.where}: made")
+    elif before in (None, HEAD):
+        say(f"{registry.where}: was there already")
+    else:
+        say(f"{registry.where}: brought from schema {before} to {HEAD}")
