@@ -74,16 +74,14 @@ def generate(
     inputs = _inputs(host, rows, prompts)
     ends = _end_ids(host) if eos_token_ids is None else list(eos_token_ids)
     settings = deepcopy(host.model.generation_config)
-    settings.update(
-        max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, use_cache=True,
-        eos_token_id=ends or None, pad_token_id=host.pad_id,
-    )  # fmt: skip
+    settings.update(max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, use_cache=True)
+    settings.update(eos_token_id=ends or None, pad_token_id=host.pad_id)
     if host.kind == "seq2seq":
         settings.decoder_start_token_id = _decoder_start(host)
-    inputs.pop("use_cache", None)
+    del inputs["use_cache"]
     prefixes = Prefixes.of(prompts, rows.prompt_index, host.dtype)
-    with torch.no_grad(), host.injector.injecting(prefixes):
-        written = host.model.generate(generation_config=settings, **inputs)
+    with torch.no_grad(), host.injector.injecting(prefixes), _settings(host.model, settings):
+        written = host.model.generate(**inputs)
     if host.kind == "seq2seq":
         written = written[:, 1:]
     return [_until_end(tokens, set(ends)) for tokens in written.tolist()]
@@ -189,6 +187,16 @@ def _keeping_hidden(body: nn.Module) -> Iterator[list[Tensor]]:
         yield states
     finally:
         handle.remove()
+
+
+@contextmanager
+def _settings(model: Any, settings: Any) -> Iterator[None]:
+    """Generate with these settings alone: what an argument leaves open, transformers takes from the model."""
+    before, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _as_given(hidden: Tensor, rows: RowBatch, batch: RowBatch) -> Tensor:
