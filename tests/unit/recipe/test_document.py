@@ -52,7 +52,7 @@ def test_what_cannot_be_read_gives_one_clear_fault(faults: Faults, text: str | b
         "!!python/name:os.system",
         "!thing x",
         "!!set {a, b}",
-        "!!timestamp 2024-01-01",
+        "!!timestamp 2024",
     ],
 )
 def test_tags_that_make_objects_are_refused(faults: Faults, value: str) -> None:
@@ -81,12 +81,11 @@ def test_a_byte_order_mark_is_no_fault(faults: Faults) -> None:
 
 
 def test_faults_of_reading_and_of_checking_come_together(faults: Faults) -> None:
-    assert faults(SMALL.replace("lr: 0.1", "lr: 0.1, lr: 0.2, stps: 3")) == [
-        report
-        for report in faults(SMALL.replace("lr: 0.1", "lr: 0.1, lr: 0.2, stps: 3"))
-        if report.startswith("6: train.")
+    report = faults(SMALL.replace("lr: 0.1", "lr: 0.1, lr: 0.2, stps: 3"))
+    assert [line.partition(";")[0].partition(" (")[0] for line in report] == [
+        "6: train.lr: the key stands twice",
+        "6: train.stps: unknown key",
     ]
-    assert len(faults(SMALL.replace("lr: 0.1", "lr: 0.1, lr: 0.2, stps: 3"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -110,11 +109,18 @@ def test_faults_of_reading_and_of_checking_come_together(faults: Faults) -> None
         ("'5'", "5"),
         ("!!str 5", "5"),
         ("!!float 5", 5.0),
+        (r'"\ud83d\ude00"', "\U0001f600"),
         ("[a, {b: 1}]", ["a", {"b": 1}]),
     ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     assert parse_value(text, (), "--set") == (value, [])
+
+
+def test_half_a_character_is_a_fault() -> None:
+    assert [str(fault) for fault in parse_value(r'"\ud83d"', ("k",), "--set")[1]] == [
+        "--set: k: an escape stands for half a character only"
+    ]
 
 
 @pytest.mark.parametrize("text", ["!!int x", "!!bool 3", "9" * 5000])
