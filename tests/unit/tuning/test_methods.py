@@ -1,0 +1,189 @@
+"""What each method owns, how it starts, and what is left of it."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save
+from tiny_bases import EACH_KIND, H, host
+from tuning_helpers import METHODS, built, rows, run
+
+from orchestrator.errors import BadInput, MethodDoesNotFit, NotFound
+from orchestrator.recipe.methods import PTuning
+from orchestrator.tuning import METHODS as TABLE
+from orchestrator.tuning import Prompt, build_method, load_prompt, save_prompt
+from orchestrator.tuning.artifact import FILE
+
+
+@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize("name", EACH_KIND)
+def test_folding_keeps_the_result_and_drops_the_network(name: str, config: str, tmp_path: Path) -> None:
+    base = host(name)
+    method = built(base, METHODS[config])
+    batch = rows(base, method, 3)
+    head = {"weight": torch.randn(2, H)}
+    save_prompt(tmp_path, method.prompt(), head)
+    prompt, loaded_head = load_prompt(tmp_path)
+    assert torch.equal(run(base, batch, [prompt]).logits, run(base, batch, [method.prompt()]).logits)
+    assert loaded_head.keys() == head.keys()
+    assert torch.equal(loaded_head["weight"], head["weight"])
+    kinds = {"causal": ["decoder"], "masked": ["encoder"], "seq2seq": ["cross", "decoder", "encoder"]}[base.kind]
+    expected = [f"keys_values.{k}" for k in kinds] if "prefix" in config else ["embeddings"] if method.length else []
+    assert sorted(load_file(tmp_path / FILE)) == sorted([*expected, "head.weight"])
+    assert prompt.length == method.length
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_the_generator_is_the_only_source_of_chance(config: str) -> None:
+    base = host("gpt2")
+    assert base.sites
+    before = torch.get_rng_state()
+    first, same, other = (built(base, METHODS[config], seed=seed).state_dict() for seed in (7, 7, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not first or not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_a_checkpoint_of_the_method_goes_on_where_it_was(config: str) -> None:
+    base = host("t5")
+    method, fresh = built(base, METHODS[config], seed=1), built(base, METHODS[config], seed=2)
+    fresh.load_state_dict(method.state_dict())
+    for name, tensor in method.prompt().tensors().items():
+        assert torch.equal(fresh.prompt().tensors()[name], tensor)
+
+
+def test_vocabulary_start_is_words_of_the_vocabulary_without_repeats() -> None:
+    base = host("gpt2")
+    config = {"type": "prompt-tuning", "length": 20, "init": {"type": "vocab", "top": 30}}
+    started = built(base, config).prompt().embeddings
+    assert started is not None
+    table = base.embed(torch.arange(30))
+    found = [int((table == row).all(1).nonzero()) for row in started]
+    assert len(set(found)) == 20
+
+
+def test_more_virtual_tokens_than_words() -> None:
+    base = host("gpt2")
+    prompt = built(base, {"type": "prompt-tuning", "length": 100, "init": {"type": "vocab", "top": 30}}).prompt()
+    assert prompt.embeddings is not None
+    assert prompt.embeddings.shape == (100, H)
+
+
+def test_text_start_repeats_the_text() -> None:
+    base = host("gpt2")
+    base.tokenizer = lambda text, add_special_tokens: {"input_ids": [int(word) for word in text.split()]}
+    started = (
+        built(base, {"type": "prompt-tuning", "length": 5, "init": {"type": "text", "text": "9 8"}}).prompt().embeddings
+    )
+    assert torch.equal(started, base.embed(torch.tensor([9, 8, 9, 8, 9])))  # type: ignore[arg-type]
+    with pytest.raises(MethodDoesNotFit, match="no token"):
+        built(base, {"type": "prompt-tuning", "init": {"type": "text", "text": " "}})
+
+
+def test_random_start_is_uniform_around_zero() -> None:
+    prompt = built(
+        host("gpt2"), {"type": "prompt-tuning", "length": 500, "init": {"type": "random", "scale": 0.25}}
+    ).prompt()
+    assert prompt.embeddings is not None
+    numbers = prompt.embeddings.detach()
+    assert float(numbers.abs().max()) <= 0.25
+    assert abs(float(numbers.mean())) < 0.01
+    assert float(numbers.min()) < -0.24
+
+
+def test_where_the_virtual_tokens_go() -> None:
+    base = host("gpt2")
+    slots = {name: built(base, config).slots for name, config in METHODS.items()}
+    assert slots == {
+        "prompt-tuning": "front",
+        "prefix-tuning": "none",
+        "prefix-tuning-mlp": "none",
+        "p-tuning": "template",
+        "p-tuning-mlp": "front",
+        "head": "none",
+    }
+    assert set(TABLE) == {"prompt-tuning", "prefix-tuning", "p-tuning", "head"}
+
+
+def test_p_tuning_needs_a_length_from_somewhere() -> None:
+    with pytest.raises(MethodDoesNotFit, match="how many virtual tokens"):
+        build_method(PTuning(type="p-tuning"), host("gpt2"), length=None, generator=torch.Generator())
+
+
+def test_prefix_dropout_works_in_training_only() -> None:
+    method = built(host("gpt2"), {"type": "prefix-tuning", "length": 20, "dropout": 0.5})
+    method.train()
+    dropped = float((method.prompt().keys_values["decoder"] == 0).double().mean())
+    assert 0.4 < dropped < 0.6
+    method.eval()
+    assert torch.equal(method.prompt().keys_values["decoder"], method.prompt().keys_values["decoder"])
+    assert float((method.prompt().keys_values["decoder"] == 0).double().mean()) == 0
+
+
+def test_layers_of_different_shapes_are_refused() -> None:
+    base = host("gpt2")
+    wider = [SimpleNamespace(**{**vars(site), "head_dim": 8 + site.layer}) for site in base.sites]
+    base.injector.sites = wider  # type: ignore[assignment]
+    with pytest.raises(MethodDoesNotFit, match="differ"):
+        built(base, METHODS["prefix-tuning"])
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_place_of_safetensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    for payload in (pickle.dumps(Bomb(tmp_path / "boom")), b""):
+        (tmp_path / FILE).write_bytes(payload)
+        with pytest.raises(BadInput, match="safetensors"):
+            load_prompt(tmp_path)
+    torch.save({"embeddings": torch.zeros(2, 2)}, tmp_path / FILE)
+    with pytest.raises(BadInput, match="safetensors"):
+        load_prompt(tmp_path)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_no_artifact_at_all(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=FILE):
+        load_prompt(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [{"embeddings": torch.zeros(3)}, {"keys_values.decoder": torch.zeros(1, 3, 1, 1, 1)}, {"x": torch.zeros(1, 1)}],
+)
+def test_tensors_that_are_no_prompt(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(save(tensors))
+    with pytest.raises(BadInput, match="not a part of a prompt"):
+        load_prompt(tmp_path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 10_000), flips=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4))
+def test_a_damaged_file_is_bad_input_and_nothing_else(cut: int, flips: list[tuple[int, int]], tmp_path: Path) -> None:
+    data = bytearray(save(Prompt(torch.zeros(2, 4), {"decoder": torch.zeros(1, 2, 1, 2, 4)}).tensors()))
+    for place, value in flips:
+        data[place] = value
+    (tmp_path / FILE).write_bytes(bytes(data[:cut]))
+    try:
+        prompt, head = load_prompt(tmp_path)
+    except BadInput:
+        pass
+    else:
+        assert cut >= len(data)
+        assert not head
+        assert prompt.length >= 0
