@@ -87,6 +87,9 @@ def _blame(finding: Finding, chosen: dict[str, Any]) -> Finding:
         if wrong == key or wrong.startswith((f"{key}.", f"{key}[")):
             inner = wrong.removeprefix(key).lstrip(".")
             return Finding(("sweep", key), f"{_short(chosen[key])}: {inner + ' ' if inner else ''}{finding.message}")
+    for key in chosen:
+        if key.startswith(f"{wrong}."):
+            return Finding(("sweep", key), f"{_short(chosen[key])}: {wrong} {finding.message}")
     values = ", ".join(f"{key} = {_short(value)}" for key, value in chosen.items())
     near = [key for key in chosen if key.split(".")[0] == wrong.split(".")[0]]
     path: KeyPath = ("sweep", near[0]) if near else ("sweep",)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.recipe.bases import BaseFacts
+from orchestrator.recipe.fit import fit_faults, virtual_tokens
+from orchestrator.recipe.schema import JobRecipe
+
+GPT2 = BaseFacts("causal", "gpt2", "GPT2LMHeadModel", 768, 12, 50257, 1024, False, True, 124_000_000, False)
+BERT = BaseFacts("masked", "bert", "BertForMaskedLM", 768, 12, 30522, 512, True, True, 110_000_000, False)
+MINILM = replace(BERT, architecture="BertModel", lm_head=False)
+T5 = BaseFacts("seq2seq", "t5", "T5ForConditionalGeneration", 512, 6, 32128, None, False, True, 60_000_000, False)
+
+WRITE = {"type": "generate", "input": "{text}", "target": "{label}"}
+WORDS = {"type": "classify", "input": "{text} it was", "labels": {"1": ["good"], "0": ["bad"]}}
+MASK = {"type": "classify", "input": "{text} it was [MASK].", "labels": {"1": ["good"], "0": ["bad"]}}
+HEAD = {"type": "classify", "input": "{text}", "labels": {"1": ["1"], "0": ["0"]}, "head": {"pooling": "mean"}}
+
+PROMPT = {"type": "prompt-tuning", "length": 5}
+PREFIX = {"type": "prefix-tuning", "length": 5}
+P_TUNING = {"type": "p-tuning", "length": 5}
+ROWS = {"train": 100, "validation": 10}
+
+
+def job(task: dict[str, Any], method: dict[str, Any], **changes: Any) -> JobRecipe:
+    train = {"steps": 3, "lr": 0.1}
+    whole = {"name": "n", "base": "b", "dataset": "d", "task": task, "method": method, "train": train, **changes}
+    return JobRecipe.model_validate(whole)
+
+
+def faults(
+    task: dict[str, Any], method: dict[str, Any], facts: BaseFacts, splits: dict[str, int] = ROWS, **changes: Any
+) -> list[str]:
+    recipe = JobRecipe.model_validate(
+        {
+            "name": "n",
+            "base": "b",
+            "dataset": "d",
+            "task": task,
+            "method": method,
+            "train": {"steps": 3, "lr": 0.1},
+            **changes,
+        }
+    )
+    return fit_faults(recipe, facts, ["text", "label"], splits)
+
+
+@pytest.mark.parametrize("method", [PROMPT, PREFIX, P_TUNING], ids=lambda m: m["type"])
+@pytest.mark.parametrize(
+    ("task", "facts"),
+    [(WRITE, GPT2), (WRITE, T5), (WORDS, GPT2), (WORDS, T5), (MASK, BERT), (HEAD, BERT), (HEAD, MINILM)],
+    ids=["write-gpt2", "write-t5", "words-gpt2", "words-t5", "mask-bert", "head-bert", "head-minilm"],
+)
+def test_what_fits(task: dict[str, Any], method: dict[str, Any], facts: BaseFacts) -> None:
+    assert faults(task, method, facts) == []
+
+
+def test_a_head_alone_and_a_placed_p_tuning_fit() -> None:
+    assert faults(HEAD, {"type": "head"}, MINILM) == []
+    assert faults({**MASK, "input": "[P:3] {text} [P] [MASK]"}, {"type": "p-tuning"}, BERT) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "facts", "said"),
+    [
+        (WRITE, PREFIX, BERT, "task.type: b (BertForMaskedLM, masked encoder) cannot write text; use a causal"),
+        (MASK, PREFIX, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]; take [MASK] out"),
+        (MASK, PREFIX, T5, "task.input: b (T5ForConditionalGeneration, encoder-decoder) has no [MASK]"),
+        (MASK, PREFIX, MINILM, "base.model: the weights of b (BertModel, masked encoder) hold no language-model head"),
+        (MASK, PREFIX, replace(BERT, mask_token=False), "task.input: the tokenizer of b"),
+        (WORDS, PREFIX, BERT, "task.input: b (BertForMaskedLM, masked encoder) cannot continue a text; put [MASK]"),
+        (WRITE, PREFIX, replace(GPT2, lm_head=False), "base.model: the weights of b"),
+        (HEAD, PREFIX, GPT2, "task.head: a head needs an encoder"),
+        (HEAD, PREFIX, T5, "task.head: a head needs an encoder"),
+        (WORDS, {"type": "head"}, GPT2, "task.head: is missing; the method `head` trains it"),
+        (WRITE, {"type": "head"}, GPT2, "method.type: `head` trains a classifier"),
+        ({**HEAD, "input": "{text} [MASK]"}, PREFIX, BERT, "task.input: a head reads the whole text, not a [MASK]"),
+        ({**MASK, "input": "{text} [MASK] [MASK]"}, PREFIX, BERT, "task.input: 2 times [MASK]"),
+        ({**WRITE, "input": "{text} [MASK]"}, PREFIX, GPT2, "task.input: [MASK] belongs to `type: classify`"),
+        ({**WRITE, "input": "[P] {text}"}, PROMPT, GPT2, "task.input: prompt-tuning puts its virtual tokens in front"),
+        (
+            {**WRITE, "input": "{text} [P:2]"},
+            PREFIX,
+            GPT2,
+            "task.input: prefix-tuning puts its virtual tokens",
+        ),
+        ({**HEAD, "input": "{text} [P:2]"}, {"type": "head"}, BERT, "task.input: head has no virtual tokens"),
+        (WRITE, {"type": "p-tuning"}, GPT2, "method.length: p-tuning has no virtual tokens; give method.length"),
+        (
+            {**WRITE, "input": "[P:2] {text}"},
+            P_TUNING,
+            GPT2,
+            "method.length: task.input already places 2",
+        ),
+        ({**WRITE, "input": "no field"}, PREFIX, GPT2, "task.input: names no field of the data"),
+        (
+            {**WRITE, "input": "{txt}"},
+            PREFIX,
+            GPT2,
+            "task.input: the dataset d has no field `txt`; did you mean",
+        ),
+        (
+            {**WRITE, "target": "{q}"},
+            PREFIX,
+            GPT2,
+            "task.target: the dataset d has no field `q`; its fields: text,",
+        ),
+        (
+            {**MASK, "label": "{lable}"},
+            PREFIX,
+            BERT,
+            "task.label: the dataset d has no field `lable`; did you",
+        ),
+        ({**MASK, "labels": {"1": ["a"], "0": ["a"]}}, PREFIX, BERT, "task.labels: the word `a` stands under"),
+        (
+            WRITE,
+            {**PROMPT, "length": 5001},
+            T5,
+            "method.init.top: 5001 virtual tokens cannot start from 5000",
+        ),
+        (WRITE, {**PROMPT, "length": 200}, replace(T5, vocab=100), "method.length: 200 virtual tokens cannot start"),
+    ],
+)
+def test_what_does_not_fit(task: dict[str, Any], method: dict[str, Any], facts: BaseFacts, said: str) -> None:
+    found = faults(task, method, facts)
+    assert any(fault.startswith(said) for fault in found), found
+
+
+@pytest.mark.parametrize("method", [PROMPT, PREFIX, P_TUNING], ids=lambda m: m["type"])
+def test_virtual_tokens_must_leave_room_in_the_context(method: dict[str, Any]) -> None:
+    """Of 512 positions 510 virtual tokens and two others fill all; 511 leave one for a whole text."""
+    assert faults(HEAD, {**method, "length": 510}, BERT) == []
+    assert faults(HEAD, {**method, "length": 511}, BERT) == [
+        "method.length: 511 virtual tokens leave no room in b's context of 512 positions"
+    ]
+    assert faults(WRITE, {**method, "length": 5000}, T5) == []
+
+
+def test_placed_virtual_tokens_count_too() -> None:
+    task = {**MASK, "input": "[P:300] {text} [P:300] [MASK]"}
+    assert faults(task, {"type": "p-tuning"}, BERT)[0].startswith("task.input: 600 virtual tokens leave no room")
+
+
+def test_new_tokens_need_room_on_a_causal_base() -> None:
+    assert faults({**WRITE, "max_new_tokens": 1018}, PREFIX, GPT2) == []
+    (fault,) = faults({**WRITE, "max_new_tokens": 1019}, PREFIX, GPT2)
+    assert fault.startswith("task.max_new_tokens: 5 virtual tokens and 1019 new ones leave no room for the input")
+    assert "at most 1018 fit" in fault
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        ({}, "dataset: d is empty"),
+        ({"train": 0, "test": 0}, "dataset: d is empty"),
+        ({"test": 3}, "dataset: d has no rows to train on; it has test (3 rows)"),
+        ({"train": 0, "test": 3}, "dataset: d has no rows to train on; it has train (0 rows), test (3 rows)"),
+    ],
+)
+def test_there_must_be_rows_to_train_on(splits: dict[str, int], said: str) -> None:
+    assert faults(WRITE, PREFIX, GPT2, splits) == [said]
+
+
+def test_evaluating_while_training_needs_validation_rows() -> None:
+    train = {"steps": 3, "lr": 0.1, "eval_every": 1}
+    assert faults(WRITE, PREFIX, GPT2, {"train": 5}, train=train)[0].startswith(
+        "train.eval_every: d has no validation rows"
+    )
+    assert faults(WRITE, PREFIX, GPT2, train=train) == []
+
+
+def test_code_of_a_base_runs_only_when_asked_for() -> None:
+    own = replace(GPT2, model_type="own_model", remote_code=True)
+    assert faults(WRITE, PREFIX, own)[0].startswith("base.trust_remote_code: b brings its own Python code")
+    assert faults(WRITE, PREFIX, own, base={"model": "b", "trust_remote_code": True}) == []
+    assert faults(WRITE, PREFIX, replace(GPT2, remote_code=True)) == []
+
+
+def test_all_faults_come_together() -> None:
+    found = faults({**WRITE, "input": "{txt}", "target": "{lbl}"}, {**PREFIX, "length": 600}, BERT, {})
+    assert [fault.split(":")[0] for fault in found] == [
+        "task.input",
+        "task.target",
+        "dataset",
+        "task.type",
+        "method.length",
+    ]
+
+
+def test_virtual_tokens_of_a_recipe() -> None:
+    def count(method: dict[str, Any], text: str = "{text}") -> int:
+        return virtual_tokens(job({**HEAD, "input": text}, method))
+
+    assert count({"type": "head"}) == 0
+    assert count(PREFIX) == 5
+    assert count({"type": "p-tuning"}, "[P:3]{text}[P]") == 4
