@@ -7,8 +7,6 @@ import time
 from importlib import metadata
 from typing import Any
 
-import torch
-
 from orchestrator import __version__
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
@@ -71,11 +69,9 @@ def _write_artifact(
     samples: list[dict[str, str]],
 ) -> None:
     final = job.paths.artifact(job.spec.attempt)
-    with torch.no_grad():
-        prompt = job.method.prompt().detach()
     head = {} if job.head is None else {name: t.detach().cpu() for name, t in job.head.state_dict().items()}
     with folder_written_atomically(final) as folder:
-        save_prompt(folder, prompt, head)
+        save_prompt(folder, job.folded(), head)
         write_json(folder / "artifact.json", _facts(job, metrics, baseline, samples))
         write_manifest(folder)
     job.events.write("artifact", folder=str(final))

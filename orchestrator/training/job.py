@@ -34,6 +34,7 @@ from orchestrator.training.schedule import multiplier
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
+from orchestrator.tuning.prompt import Prompt
 
 #: What a step needs random numbers for.
 FOR_PROMPT, FOR_HEAD, FOR_BASE = range(3)
@@ -91,6 +92,15 @@ class TrainedJob:
     @property
     def dataset_folder(self) -> Path:
         return Path(self.spec.dataset.path)
+
+    @torch.no_grad()
+    def folded(self) -> Prompt:
+        """The prompt as it is used and saved: no reparameterisation, no dropout."""
+        self.method.eval()
+        try:
+            return self.method.prompt().detach()
+        finally:
+            self.method.train()
 
     def new_head(self, host: BaseHost, device: torch.device) -> nn.Module | None:
         """The head as this job's seed starts it."""

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from orchestrator.errors import PtqError
 from orchestrator.states import Reason
 from orchestrator.training.distributed import Processes
@@ -18,7 +16,7 @@ from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
 from orchestrator.training.step import Work, fused_step
-from orchestrator.training.stop import StopFlag
+from orchestrator.training.stop import StopFlag, StopRequested
 from orchestrator.tuning.host import BaseHost
 
 _REPORT_SECONDS = 0.5  # between writes of events: what `ptq status` sees is at most this old
@@ -45,9 +43,9 @@ class Loop:
     def run(self, jobs: Sequence[TrainedJob]) -> None:
         """Train all jobs to their ends. StopRequested leaves them checkpointed at a step boundary."""
         active = list(jobs)
-        for job in [job for job in active if job.finished]:
-            self._leave(job, active)
         try:
+            for job in [job for job in active if job.finished]:
+                self._leave(job, active)
             while active:
                 self._step(active)
                 self.stop.check()
@@ -67,7 +65,15 @@ class Loop:
             return
         work = fused_step(self.host, active, batches, self.processes)
         for w in work:
-            self._finish_step(w, self.clock() - started, active)
+            try:
+                self._finish_step(w, self.clock() - started, active)
+            except StopRequested:
+                raise
+            except Exception as error:
+                # With several ranks only an error that all of them meet may end one job: the others would wait for ever.
+                if self.processes.world > 1 and not isinstance(error, PtqError):
+                    raise
+                self._fail(w.job, error, active)
         if self.clock() - self._reported > _REPORT_SECONDS:
             self._reported = self.clock()
             for job in active:
@@ -77,13 +83,10 @@ class Loop:
         job = work.job
         if not math.isfinite(work.loss):
             message = f"the loss became {work.loss} at step {job.step + 1}; try a lower train.lr or a longer train.warmup"
-            self._fail(job, JobFailed(Reason.NAN_LOSS, message), active)
-            return
+            raise JobFailed(Reason.NAN_LOSS, message)
         norm = job.apply()
         if not math.isfinite(norm):
-            message = f"the gradient became {norm} at step {job.step}; try a lower train.lr"
-            self._fail(job, JobFailed(Reason.NAN_LOSS, message), active)
-            return
+            raise JobFailed(Reason.NAN_LOSS, f"the gradient became {norm} at step {job.step}; try a lower train.lr")
         job.events.write("metric", step=job.step, split="train", values={"loss": work.loss, "gradient_norm": norm})
         job.events.write("progress", step=job.step, steps=job.steps, tokens_per_second=work.tokens / max(seconds, 1e-9))
         every = job.recipe.train.eval_every
@@ -108,13 +111,11 @@ class Loop:
 
     def _leave(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         active.remove(job)
-        try:
-            self.on_trained(job)
-        except PtqError as error:
-            self.on_failed(job, error)
+        self.on_trained(job)
 
     def _fail(self, job: TrainedJob, error: Exception, active: list[TrainedJob]) -> None:
-        active.remove(job)
+        if job in active:
+            active.remove(job)
         self.on_failed(job, error)
 
 
@@ -134,12 +135,10 @@ def evaluate_job(
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score the job as it stands, or (`tuned=False`) its base without virtual tokens and with the head as it starts."""
-    with torch.no_grad():
-        prompt = job.method.prompt().detach()
     return evaluate(
         host,
         job.objective,
-        prompt,
+        job.folded(),
         job.head if tuned else job.new_head(host, processes.device),
         rows,
         batch_size=job.recipe.train.eval_batch_size,

@@ -2,8 +2,8 @@
 
     python -m orchestrator.training.pretrain SPEC.json
 
-SPEC.json: {"recipe": a PretrainRecipe, "dataset": folder of the dataset version, "output": folder to make}.
-`ptq base pretrain` writes it, runs this program and registers the base.
+SPEC.json: {"recipe": a PretrainRecipe, "dataset": folder of the dataset version, "output": folder to make, "threads": n}.
+`ptq base pretrain` writes it and runs this program.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from orchestrator.paths import folder_written_atomically, read_json
 from orchestrator.recipe.pretrain import Architecture, PretrainRecipe, PretrainSchedule
@@ -118,6 +119,9 @@ def _train(model: PreTrainedModel, documents: list[list[list[int]]], weights: li
 
 def main(arguments: Sequence[str]) -> None:
     spec = read_json(Path(arguments[0]))
+    torch.set_num_threads(int(spec["threads"]))
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     pretrain(PretrainRecipe.model_validate(spec["recipe"]), Path(spec["dataset"]), Path(spec["output"]))
 
 

@@ -9,6 +9,7 @@ complete artifact, 1 a job failed (its event says why), 75 left at a step bounda
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ Events = EventWriter | NoEvents
 def main(arguments: Sequence[str]) -> int:
     run = RunSpec.read(RunPaths(Path(arguments[0])).spec)
     torch.set_num_threads(run.threads)
+    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     processes = join(device=run.device, processes=run.processes, zero=run.zero)
     specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in run.jobs]
@@ -55,6 +57,7 @@ class Run:
         self.specs = specs
         self.stop = StopFlag(processes)
         self.failed: set[int] = set()
+        self.succeeded: set[int] = set()
         self._events: dict[int, Events] = {spec.job: self._open_events(spec) for spec in specs}
 
     def train(self) -> int:
@@ -78,12 +81,13 @@ class Run:
             if any(self.processes.gather(host.checksum() != checksum)):
                 raise JobFailed(Reason.BASE_CHANGED, "a weight of the frozen base moved in training; the artifact was not written")
             finish(host, job, self.processes, self.stop)
+            self.succeeded.add(job.spec.job)
 
         try:
             Loop(host, self.processes, self.stop, on_failed=self._on_failed, on_trained=on_trained).run(jobs)
         except StopRequested:
             for job in jobs:
-                if job.spec.job not in self.failed:
+                if job.spec.job not in self.failed | self.succeeded:
                     job.events.write("stopped", step=job.step, why="asked")
             raise
 
@@ -131,7 +135,7 @@ class Run:
     def _fail_all(self, error: Exception) -> None:
         """An error that is no single job's: out of memory, a full disk, a fault of ours."""
         for spec in self.specs:
-            if spec.job not in self.failed:
+            if spec.job not in self.failed | self.succeeded:
                 self._report_failure(spec, error)
 
     def _report_failure(self, spec: JobSpec, error: Exception) -> None:
@@ -165,4 +169,9 @@ def reason_of(error: Exception) -> Reason:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # DeepSpeed's communication threads on CPU are not joined at the interpreter's end: it would abort with SIGABRT
+    # after all work is done and synced to disk.
+    os._exit(exit_code)

@@ -1,0 +1,43 @@
+"""Programs of the tensor tower, started as processes of their own: no verb imports torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.paths import write_json
+from orchestrator.settings import child_environment
+
+
+@contextmanager
+def program(module: str, spec: dict[str, Any], *, stdin: int | None = None, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m MODULE SPEC.json`; on leaving, the process has ended and its exit code is known.
+
+    An exception inside (Ctrl-C too) ends the process first.
+    """
+    with tempfile.TemporaryDirectory(prefix="ptq-") as folder:
+        path = Path(folder) / "spec.json"
+        write_json(path, {"threads": os.cpu_count() or 1, **spec})
+        environment = child_environment(TOKENIZERS_PARALLELISM="false")
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(path)], stdin=stdin, stdout=stdout, env=environment, text=True, encoding="utf-8"
+        )
+        try:
+            yield process
+            process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def pipe_of(stream: IO[str] | None) -> IO[str]:
+    """A pipe that was asked for is there."""
+    assert stream is not None
+    return stream

@@ -1,0 +1,26 @@
+"""Several processes, DDP or ZeRO, train what one process trains. All stages at 50 steps: `make proof-processes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from processes import largest_difference, launch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from training_fixtures import make_base, make_dataset, recipe
+
+METHOD = {"type": "prefix-tuning", "length": 3, "reparameterization": {"hidden": 8}}
+
+
+@pytest.mark.parametrize("zero", [None, 3], ids=["ddp", "zero-3"])
+def test_two_processes_train_what_one_does(zero: int | None, tmp_path: Path) -> None:
+    base, dataset = make_base(tmp_path / "base", "gpt2"), make_dataset(tmp_path / "data")
+    wanted = recipe(METHOD, train__steps=8, train__batch_size=5, train__lr=0.01)  # 5 rows do not divide by 2
+    one = launch(tmp_path / "one", wanted, base=base, dataset=dataset, processes=1, zero=None).run
+    two = launch(tmp_path / "two", wanted, base=base, dataset=dataset, processes=2, zero=zero).run
+    assert two.events(kind="started")[0]["processes"] == 2
+    assert largest_difference(one, two) < 1e-4
+    prompts = [load_file(run.jobs[0].artifact(1) / "prompt.safetensors") for run in (one, two)]
+    assert_close(prompts[1], prompts[0], rtol=1e-3, atol=1e-5)
+    assert two.artifact()["metrics"] == one.artifact()["metrics"]

@@ -1,0 +1,83 @@
+"""Jobs that share a run are what they are alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from training_fixtures import make_run, recipe
+
+PROMPT = {"type": "prompt-tuning", "length": 3}
+PREFIX = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
+MLP_PREFIX = {"type": "prefix-tuning", "length": 4, "reparameterization": {"hidden": 8}}
+LSTM = {"type": "p-tuning", "reparameterization": {"type": "lstm"}}
+MLP = {"type": "p-tuning", "length": 5, "reparameterization": {"type": "mlp"}}
+HEAD = {"head": {"pooling": "mean", "dropout": 0.1}, "type": "classify", "labels": ["warm", "cold"]}
+WORDS = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}}
+
+
+def mixed(kind: str) -> list[dict[str, Any]]:
+    """Jobs of every method with lengths, batches, rates, schedules, clips and steps of their own."""
+    slots = recipe(LSTM, train__batch_size=3, train__seeds=[5], train__clip=0.01)
+    slots["task"] = {**slots["task"], "input": "[P:2] the {text} [P:1]"}
+    jobs = [
+        recipe(PROMPT, train__lr=0.3, train__clip=None, train__schedule="constant"),
+        recipe(PREFIX, train__batch_size=2, train__steps=9, train__seeds=[3], train__accumulation=2),
+        slots,
+        recipe(MLP_PREFIX, train__seeds=[9], train__warmup=0.5, train__schedule="cosine"),
+    ]
+    if kind == "causal":
+        scored = recipe(MLP, train__steps=4)
+        scored["task"] = {**WORDS, "input": "the {text} is "}
+        return [*jobs, scored]
+    if kind == "seq2seq":
+        return jobs
+    for job in jobs:
+        job["task"] = {**WORDS, "input": job["task"]["input"] + " is [MASK]"}
+    headed = recipe(MLP, train__head_lr=0.2)
+    headed["task"] = {**HEAD, "input": "the {text}"}
+    alone = recipe({"type": "head"})
+    alone["task"] = {**HEAD, "input": "{text}"}
+    return [*jobs, headed, alone]
+
+
+@pytest.mark.parametrize(("base", "kind"), [("gpt2", "causal"), ("t5", "seq2seq"), ("bert", "masked")])
+def test_each_job_is_as_if_alone(
+    base: str, kind: str, bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    recipes = mixed(kind)
+    fused = make_run(tmp_path / "fused", recipes, base=bases[base], dataset=dataset, kind=kind)
+    assert fused.train() == 0
+    for number, one in enumerate(recipes):
+        alone = make_run(tmp_path / f"alone-{number}", [one], base=bases[base], dataset=dataset, kind=kind)
+        assert alone.train() == 0
+        expected = alone.losses()
+        assert list(expected) == list(range(1, one["train"]["steps"] + 1))
+        assert fused.losses(number) == pytest.approx(expected, rel=2e-5)
+        assert_close(
+            load_file(fused.jobs[number].artifact(1) / "prompt.safetensors"),
+            load_file(alone.jobs[0].artifact(1) / "prompt.safetensors"),
+            rtol=2e-4,
+            atol=2e-5,
+        )
+        assert fused.artifact(number)["metrics"] == alone.artifact()["metrics"]
+
+
+def test_a_job_that_fails_leaves_its_neighbours_alone(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    good = recipe(PROMPT)
+    nan = recipe(PROMPT, train__lr=1e30, train__clip=None)
+    stranger = recipe(PROMPT)
+    stranger["task"] = {"type": "classify", "input": "{text}", "label": "{target}", "labels": ["cat", "house"]}
+    fused = make_run(tmp_path / "fused", [nan, good, stranger], base=bases["gpt2"], dataset=dataset)
+    assert fused.train() == 1
+    assert fused.events(0, "failed")[0]["reason"] == "nan_loss"
+    assert "train.lr" in fused.events(0, "failed")[0]["message"]
+    assert fused.events(2, "failed")[0]["reason"] == "bad_data"
+    assert "train row" in fused.events(2, "failed")[0]["message"]
+    alone = make_run(tmp_path / "alone", [good], base=bases["gpt2"], dataset=dataset)
+    assert alone.train() == 0
+    assert fused.losses(1) == pytest.approx(alone.losses(), rel=1e-6)
+    assert not fused.jobs[0].artifact(1).exists()
