@@ -18,7 +18,7 @@ import typer.main
 
 from orchestrator import events, states
 from orchestrator.cli.main import build_app
-from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.schema import Recipe, recipe_schema
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 NOTE = "<!-- Made by docs/generate_reference.py from the code; change the code, then run `make docs`. -->\n"
@@ -59,8 +59,7 @@ def recipe_page() -> str:
 
 
 def schema_page() -> str:
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def events_page() -> str:

@@ -75,9 +75,9 @@ def check(
 
 def schema() -> None:
     """Print the JSON Schema of recipes."""
-    from orchestrator.recipe.schema import Recipe
+    from orchestrator.recipe.schema import recipe_schema
 
-    print_json(Recipe.model_json_schema())
+    print_json(recipe_schema())
 
 
 def copy(

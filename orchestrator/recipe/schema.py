@@ -25,7 +25,7 @@ def _duration(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration, json_schema_input_type=float | str), Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(_duration, json_schema_input_type=float | str)]
 
 
 class Base(Strict):
@@ -151,3 +151,8 @@ class JobRecipe(Recipe):
     @property
     def seed(self) -> int:
         return self.train.seeds[0]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
