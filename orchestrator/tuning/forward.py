@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from orchestrator.errors import BadInput
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
 from orchestrator.tuning.prompt import Prompt
@@ -33,9 +34,10 @@ def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidde
     """Row b of `batch` sees `prompts[b's prompt]` and nothing of the other rows.
 
     Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only. Raises
-    ValueError where a row names a prompt or a virtual token that is not there.
+    ValueError where a row names a prompt or a virtual token that is not there, BadInput for another base's prompt.
     """
-    _check(batch, prompts)
+    _check(host, batch, prompts)
+    batch = batch.to(host.device)
     rows = batch if host.takes_positions else batch.on_side("right")
     row_of, columns, labels = _labelled(host, rows)
     inputs = _inputs(host, rows, prompts)
@@ -67,10 +69,10 @@ def generate(
     Greedy, or the best of a beam search. A row ends at one of `eos_token_ids` (default: the base's own) or after
     `max_new_tokens`.
     """
-    _check(batch, prompts)
+    _check(host, batch, prompts)
     if host.kind == "masked" or not host.has_lm_head:
         raise ValueError("this base does not write text")
-    rows = batch.on_side("left" if host.kind == "causal" else "right")
+    rows = batch.to(host.device).on_side("left" if host.kind == "causal" else "right")
     inputs = _inputs(host, rows, prompts)
     ends = _end_ids(host) if eos_token_ids is None else list(eos_token_ids)
     settings = deepcopy(host.model.generation_config)
@@ -87,12 +89,15 @@ def generate(
     return [_until_end(tokens, set(ends)) for tokens in written.tolist()]
 
 
-def _check(batch: RowBatch, prompts: Sequence[Prompt]) -> None:
-    for row, (prompt, reached) in enumerate(batch.slots):
-        if not 0 <= prompt < len(prompts):
-            raise ValueError(f"row {row} names prompt {prompt} of {len(prompts)}")
-        if reached > prompts[prompt].slots:
-            raise ValueError(f"row {row} places virtual token {reached}; its prompt has {prompts[prompt].slots}")
+def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
+    for number, prompt in enumerate(prompts):
+        if reason := host.misfit(prompt):
+            raise BadInput(f"prompt {number} was made for another base: {reason}")
+    for row, (chosen, reached) in enumerate(batch.slots):
+        if not 0 <= chosen < len(prompts):
+            raise ValueError(f"row {row} names prompt {chosen} of {len(prompts)}")
+        if reached > prompts[chosen].slots:
+            raise ValueError(f"row {row} places virtual token {reached}; its prompt has {prompts[chosen].slots}")
 
 
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
 def _embedded(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Tensor:
     """[B, S, H]: text from the base's embedding, virtual tokens from each row's own prompt."""
     text = host.embed(batch.input_ids.clamp_min(0))
-    tables = [prompt.embeddings for prompt in prompts if prompt.embeddings is not None]
+    tables = [prompt.embeddings.to(text) for prompt in prompts if prompt.embeddings is not None]
     if not tables:
         return text
     sizes = [prompt.slots for prompt in prompts]
@@ -118,7 +123,7 @@ def _embedded(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Ten
     virtual = batch.input_ids < 0
     index = torch.where(virtual, firsts[batch.prompt_index][:, None] - batch.input_ids - 1, 0)
     # Not index_select: the backward of an embedding adds up in a fixed order on CUDA too.
-    placed = functional.embedding(index, torch.cat(tables).to(text.dtype))
+    placed = functional.embedding(index, torch.cat(tables))
     return torch.where(virtual[..., None], placed, text)
 
 

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from orchestrator.errors import BadInput
 from orchestrator.tuning import injection
 from orchestrator.tuning.injection import Injector, Site
+from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import weight_files
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -171,6 +172,20 @@ class BaseHost:
         with torch.no_grad(), injection.recording() as calls:
             self.module(**inputs)
         return calls
+
+    def misfit(self, prompt: Prompt) -> str | None:
+        """Why this prompt cannot be used here, though it is one; None: it can."""
+        width = self.embedding_width
+        if prompt.embeddings is not None and prompt.embeddings.shape[1] != width:
+            return f"its virtual tokens are {prompt.embeddings.shape[1]} wide, this base's embeddings {width}"
+        for name, tensor in prompt.keys_values.items():
+            layers = [(site.kv_heads, site.head_dim) for site in self.sites if site.name == name]
+            given = [(tensor.shape[2], tensor.shape[4])] * tensor.shape[0]
+            if given != layers:
+                return (
+                    f"its {name} prefix has {len(given)} layers of {given[:1]}, this base {len(layers)} of {layers[:1]}"
+                )
+        return None
 
     @cached_property
     def takes_positions(self) -> bool:

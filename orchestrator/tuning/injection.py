@@ -63,7 +63,9 @@ class Prefixes:
         names = sorted({name for prompt in prompts for name in prompt.keys_values})
         if not names:
             return None
-        stacked = {name: _stack([prompt.keys_values.get(name) for prompt in prompts], dtype) for name in names}
+        stacked = {
+            name: _stack([prompt.keys_values.get(name) for prompt in prompts], index.device, dtype) for name in names
+        }
         return cls({n: s[0] for n, s in stacked.items()}, {n: s[1] for n, s in stacked.items()}, index)
 
     def rows(self, count: int) -> Tensor:
@@ -234,20 +236,17 @@ def _checkpointed(injector: Injector, layer: Callable[..., Any], *args: Any, **k
     )
 
 
-def _stack(prefixes: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _stack(prefixes: Sequence[Tensor | None], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """k of [L, 2, kv_heads, n, head_dim], some shorter or None -> [k, L, 2, kv_heads, n, head_dim] and [k, n] bool."""
-    some = next(prefix for prefix in prefixes if prefix is not None)
-    lengths = [0 if prefix is None else prefix.shape[3] for prefix in prefixes]
+    layers, _, heads, _, width = next(prefix for prefix in prefixes if prefix is not None).shape
+    nothing = torch.zeros(layers, 2, heads, 0, width, device=device, dtype=dtype)
+    moved = [nothing if prefix is None else prefix.to(device, dtype) for prefix in prefixes]
+    lengths = [prefix.shape[3] for prefix in moved]
     longest = max(lengths)
-    nothing = some.new_zeros(*some.shape[:3], 0, some.shape[4], dtype=dtype)
-    padded = [
-        functional.pad(nothing if prefix is None else prefix.to(dtype), (0, 0, 0, longest - length))
-        for prefix, length in zip(prefixes, lengths, strict=True)
-    ]
+    stacked = torch.stack([functional.pad(prefix, (0, 0, 0, longest - prefix.shape[3])) for prefix in moved])
     if min(lengths) == longest:
-        return torch.stack(padded), None
-    real = torch.tensor([[column < length for column in range(longest)] for length in lengths], device=some.device)
-    return torch.stack(padded), real
+        return stacked, None
+    return stacked, torch.tensor([[column < length for column in range(longest)] for length in lengths], device=device)
 
 
 def _is_causal(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import torch
 from tiny_bases import CAUSAL, EACH, EACH_KIND, H, V, bare, host, precision
 from tuning_helpers import METHODS, built, close, gradients, loss_of, rows, run
 
+from orchestrator.errors import BadInput
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, forward
 from orchestrator.tuning.methods.prefix_tuning import keys_values_of_text
 
@@ -246,3 +247,11 @@ def test_dropout_of_the_base_is_off_until_asked_for() -> None:
     assert torch.equal(first, second)  # type: ignore[arg-type]
     base.set_dropout(True)
     assert not torch.equal(first, forward(base, batch, [Prompt.empty()], hidden=True).hidden)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("config", ["prompt-tuning", "prefix-tuning"])
+def test_a_prompt_of_another_base_is_refused(config: str) -> None:
+    base, other = host("gpt2"), host("albert")
+    prompt = built(other, METHODS[config]).prompt()
+    with pytest.raises(BadInput, match="another base"):
+        run(base, [Row([5], None, 0)], [prompt])
