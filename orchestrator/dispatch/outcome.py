@@ -9,8 +9,11 @@ from typing import Any
 
 from orchestrator.states import RETRIED, UNCOUNTED, JobResult, JobState, Reason
 
-#: What the launchers say of a rank that a signal ended: torchrun's agent, and accelerate's one-process launcher.
-_KILLED = re.compile(r"exitcode\s*: -(\d+)|died with <Signals\.SIG\w+: (\d+)>")
+#: What the launchers say of a rank that a signal ended: torchrun's agent of the first one and of all of them (those
+#: that it ends itself get TERM, 15), and accelerate's one-process launcher.
+_KILLED = re.compile(
+    r"failed \(exitcode: -(\d+)\)|died with <Signals\.SIG\w+: (\d+)>|exitcode\s*: -(?!15\b)(\d+)"
+)
 #: What a program that could not report for itself leaves in its log.
 _TOLD_BY_LOG = {
     "CUDA out of memory": Reason.CUDA_OOM,
@@ -18,7 +21,7 @@ _TOLD_BY_LOG = {
     "No space left on device": Reason.DISK_FULL,
 }
 _TAIL_LINES = 20
-_SIGKILL, _SIGTERM = 9, 15
+_SIGKILL = 9
 #: A rank also says this when only its neighbour was killed and the connection broke.
 _WEAK = frozenset({Reason.CRASHED, Reason.USER_ERROR})
 
@@ -127,9 +130,8 @@ def _own_words(failed: Mapping[str, Any]) -> tuple[Reason, str]:
 def _killed_by(record: Mapping[str, Any], log: str) -> int | None:
     if record.get("signal") is not None:
         return int(record["signal"])
-    numbers = [int(found[1] or found[2]) for found in _KILLED.finditer(log)]
-    # The agent itself ends the ranks that are left with TERM: that says nothing about the first one's end.
-    return next((number for number in numbers if number != _SIGTERM or len(set(numbers)) == 1), None)
+    found = _KILLED.search(log)
+    return None if found is None else int(found[1] or found[2] or found[3])
 
 
 def tail(log: str, lines: int = _TAIL_LINES) -> str:

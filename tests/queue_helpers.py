@@ -1,0 +1,89 @@
+"""What tests of the queue share: a registry with jobs in it that need no base and no data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from orchestrator.registry import jobs
+from orchestrator.registry.engine import Registry
+from orchestrator.registry.jobs import Job, NewJob
+from orchestrator.registry.tables import dataset_versions, datasets
+from orchestrator.settings import load_settings
+
+FAKE_TRAINING = Path(__file__).parent / "fake_training.py"
+DIGEST = "sha256:" + "0" * 64
+BASE = {"id": "tiny", "path": "/nowhere", "revision": "r", "fingerprint": DIGEST, "kind": "causal"}
+
+
+def open_registry(home: Path) -> Registry:
+    registry = Registry.open(load_settings({"PTQ_HOME": str(home), "PTQ_USER": "ada"}), create=True)
+    registry.create()
+    return registry
+
+
+def recipe(behaviour: str = "", **resources: Any) -> dict[str, Any]:
+    return {
+        "name": "fake",
+        "description": behaviour,  # tells fake_training.py what to do
+        "base": {"model": "tiny"},
+        "dataset": "rows@1",
+        "task": {"type": "generate", "input": "{source}", "target": "{target}"},
+        "method": {"type": "prompt-tuning", "length": 2},
+        "train": {"steps": 40, "lr": 0.1, "seeds": [1]},
+        "resources": {"gpus": 1, **resources},
+    }
+
+
+def add_jobs(
+    registry: Registry,
+    count: int = 1,
+    *,
+    behaviour: str = "",
+    slots: int = 1,
+    priority: int = 50,
+    max_attempts: int = 3,
+    after: Sequence[int] = (),
+    time_limit: float | None = None,
+) -> list[int]:
+    made = NewJob(
+        name="fake",
+        recipe=recipe(behaviour, gpus=slots, time_limit=time_limit, max_attempts=max_attempts),
+        source="name: fake\n",
+        seed=1,
+        method="prompt-tuning",
+        base=BASE,
+        dataset_version_id=_dataset_version(registry),
+        slots=slots,
+        priority=priority,
+        max_attempts=max_attempts,
+    )
+    with registry.write() as conn:
+        return jobs.add_jobs(conn, [made] * count, user="ada", command=["ptq"], at=time.time(), after=after)
+
+
+def get(registry: Registry, job_id: int) -> Job:
+    with registry.read() as conn:
+        return jobs.get_job(conn, job_id)
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0, what: str = "") -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+def _dataset_version(registry: Registry) -> int:
+    with registry.write() as conn:
+        known = conn.execute(sa.select(dataset_versions.c.id)).scalar()
+        if known is not None:
+            return int(known)
+        conn.execute(sa.insert(datasets).values(id=1, name="rows", created_at=0.0))
+        row = {"dataset_id": 1, "version": 1, "digest": DIGEST, "fields": ["source", "target"], "splits": {"train": 4}}
+        row |= {"bad_rows": 0, "source": {}, "created_at": 0.0, "created_by": "ada"}
+        return int(conn.execute(sa.insert(dataset_versions).values(row)).inserted_primary_key[0])
