@@ -125,9 +125,9 @@ class Runs:
 
     def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
         """Artifact and success are one transaction; the files are copied before it."""
-        placed = artifacts.place_artifact(self.registry.paths, folder)
+        staged = artifacts.stage_artifact(self.registry.paths, folder)
         with self.registry.write() as conn:
-            artifacts.record_artifact(conn, job.id, job.attempt, placed, at)
+            artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
             _move(conn, job, ending, actor=self.actor, at=at, run=run)
 
     def _told(self, job: Job) -> tuple[Report, list[str]]:
