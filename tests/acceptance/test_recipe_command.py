@@ -116,7 +116,7 @@ def test_it_loads_nothing_heavy(folder: Path) -> None:
     program = (
         "import sys; from orchestrator.cli.main import build_app;"
         "build_app()(['recipe', 'check', 'good.yaml'], standalone_mode=False);"
-        "print({'torch', 'transformers', 'accelerate', 'datasets', 'sqlalchemy'} & set(sys.modules))"
+        "print({'torch', 'transformers', 'accelerate', 'datasets', 'pyarrow'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
