@@ -26,7 +26,7 @@ def open_registry(home: Path) -> Registry:
     return registry
 
 
-def recipe(behaviour: str = "", **resources: Any) -> dict[str, Any]:
+def recipe(behaviour: str = "", steps: int = 40, **resources: Any) -> dict[str, Any]:
     return {
         "name": "fake",
         "description": behaviour,  # tells fake_training.py what to do
@@ -34,7 +34,7 @@ def recipe(behaviour: str = "", **resources: Any) -> dict[str, Any]:
         "dataset": "rows@1",
         "task": {"type": "generate", "input": "{source}", "target": "{target}"},
         "method": {"type": "prompt-tuning", "length": 2},
-        "train": {"steps": 40, "lr": 0.1, "seeds": [1]},
+        "train": {"steps": steps, "lr": 0.1, "seeds": [1]},
         "resources": {"gpus": 1, **resources},
     }
 
@@ -44,6 +44,7 @@ def add_jobs(
     count: int = 1,
     *,
     behaviour: str = "",
+    steps: int = 40,
     slots: int = 1,
     priority: int = 50,
     max_attempts: int = 3,
@@ -52,7 +53,7 @@ def add_jobs(
 ) -> list[int]:
     made = NewJob(
         name="fake",
-        recipe=recipe(behaviour, gpus=slots, time_limit=time_limit, max_attempts=max_attempts),
+        recipe=recipe(behaviour, steps, gpus=slots, time_limit=time_limit, max_attempts=max_attempts),
         source="name: fake\n",
         seed=1,
         method="prompt-tuning",

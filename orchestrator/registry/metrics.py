@@ -9,12 +9,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, and_, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
 
 from orchestrator.registry.tables import metrics
 
 BASE = "base:"
+_KEY = ("job_id", "split", "name", "step")
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def put(conn: Connection, job_id: int, points: Iterable[Point]) -> None:
     ]
     if not rows:
         return
-    # Both databases spell it alike, but SQLAlchemy has no common word for it.
-    insert = postgresql.insert(metrics) if conn.dialect.name == "postgresql" else sqlite.insert(metrics)
-    key = ["job_id", "split", "name", "step"]
-    conn.execute(insert.on_conflict_do_update(index_elements=key, set_={"value": insert.excluded.value}), rows)
+    # In every database's own words an upsert is one statement; in the words that they share it is two.
+    key = (metrics.c[name] == bindparam(f"this_{name}") for name in _KEY)
+    conn.execute(delete(metrics).where(*key), [{f"this_{name}": row[name] for name in _KEY} for row in rows])
+    conn.execute(insert(metrics), rows)
 
 
 def latest(conn: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, dict[str, float | None]]]:
@@ -49,7 +49,7 @@ def latest(conn: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, dict
         .group_by(metrics.c.job_id, metrics.c.split, metrics.c.name)
         .subquery()
     )
-    same = and_(*(metrics.c[name] == newest.c[name] for name in ("job_id", "split", "name", "step")))
+    same = and_(*(metrics.c[name] == newest.c[name] for name in _KEY))
     query = select(metrics).join(newest, same).order_by(metrics.c.job_id, metrics.c.split, metrics.c.name)
     found: dict[int, dict[str, dict[str, float | None]]] = {}
     for row in conn.execute(query):

@@ -1,0 +1,26 @@
+"""The real worker with another training program: `python fake_worker.py PROGRAM SLOTS [until-idle]`."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.dispatch.slots import CpuSlots
+from orchestrator.dispatch.worker import Worker
+from orchestrator.registry.engine import Registry
+from orchestrator.settings import load_settings
+
+
+def main(program: str, slots: str, *rest: str) -> None:
+    registry = Registry.open(load_settings(), create=True)
+    worker = Worker(
+        registry,
+        CpuSlots(int(slots)),
+        command=lambda spec, paths: [sys.executable, program, str(paths.root)],
+        log=lambda text: print(text, flush=True),
+    )
+    ended = worker.work(until_idle="until-idle" in rest)
+    print(f"ended: signal {ended.signal}, running {ended.running}, never {ended.never}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
