@@ -106,7 +106,7 @@ def _csv_rows(path: Path, delimiter: str, advance: Advance) -> Iterator[tuple[in
 
 def _names(path: Path, line: int, names: Sequence[str]) -> tuple[str, ...]:
     cleaned = tuple(name.strip() for name in names)
-    if not all(cleaned) or len(set(cleaned)) != len(cleaned):
+    if not cleaned or not all(cleaned) or len(set(cleaned)) != len(cleaned):
         raise BadInput(
             f"the first line must name the columns, each once and none empty; it holds {', '.join(map(repr, cleaned))}",
             where=f"{path}:{line}",

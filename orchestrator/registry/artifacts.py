@@ -69,7 +69,7 @@ def stage_artifact(paths: HomePaths, folder: Path) -> StagedArtifact:
         raise BadData("not readable as an artifact", where=str(folder / FACTS)) from error
     digest = manifest.digest_of(folder)
     final = paths.artifact(digest)
-    if not final.is_dir() or manifest.manifest_faults(final):
+    if manifest.manifest_faults(final) or manifest.digest_of(final) != digest:
         with folder_written_atomically(final) as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
