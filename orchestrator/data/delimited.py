@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.data.lines import LONGEST_LINE, Line, numbered_lines
@@ -50,7 +51,7 @@ def read_csv(path: Path, options: ReadOptions, advance: Advance) -> Iterator[Rec
     header = options.has_header
     for start, values, raw, fault in _csv_rows(path, options.delimiter or ",", advance):
         if fault:
-            yield fault
+            yield replace(fault, fatal=fault.fatal or header)
             if header or fault.fatal:
                 return
         elif header:
@@ -93,15 +94,21 @@ def _csv_rows(path: Path, delimiter: str, advance: Advance) -> Iterator[tuple[in
         start = feed.taken[0].number
         raw = "\n".join(line.text for line in feed.taken)
         bad = next((line for line in feed.taken if line.fault), None)
-        fault = None
-        if trouble in {"unexpected end of data", f"field larger than field limit ({LONGEST_LINE})"}:
-            reason = f"the quote opened here is not closed (read up to line {feed.taken[-1].number})"
-            fault = Fault(str(path), start, reason, raw[:2000], fatal=True)
-        elif bad:
+        fault = _not_csv(path, feed.taken, trouble, raw) if trouble else None
+        if bad and not (fault and fault.fatal):
             fault = Fault(str(path), bad.number, str(bad.fault), raw)
-        elif trouble:
-            fault = Fault(str(path), start, f"not CSV ({trouble})", raw)
         yield start, values, raw, fault
+
+
+def _not_csv(path: Path, taken: Sequence[Line], trouble: str, raw: str) -> Fault:
+    first, last = taken[0].number, taken[-1].number
+    if trouble == "unexpected end of data" or trouble.startswith("field larger"):
+        return Fault(str(path), first, f"the quote opened here is not closed (read up to line {last})", raw, fatal=True)
+    if last > first:
+        # A stray quote swallows good rows up to the next one: they must not be set aside as one bad row.
+        reason = f"not CSV ({trouble}; a quote opened here runs on to line {last})"
+        return Fault(str(path), first, reason, raw, fatal=True)
+    return Fault(str(path), first, f"not CSV ({trouble})", raw)
 
 
 def _names(path: Path, line: int, names: Sequence[str]) -> tuple[str, ...]:

@@ -56,11 +56,26 @@ def test_csv_names_the_very_line_of_a_bad_byte(file: Path) -> None:
 
 
 def test_csv_with_a_quote_that_is_never_closed_cannot_go_on(file: Path) -> None:
-    file.write_text('a,b\n1,2\n3,"four\n5,6\n7,8\n')
+    file.write_bytes(b'a,b\n1,2\n3,"four\n5,caf\xe9\n7,8\n')
     bad = [item for item in read(file, format="csv") if isinstance(item, Fault)]
     assert [(item.line, item.reason, item.fatal) for item in bad] == [
         (3, "the quote opened here is not closed (read up to line 5)", True)
     ]
+
+
+def test_csv_with_a_stray_quote_does_not_lose_the_rows_it_swallows(file: Path) -> None:
+    file.write_text('a,b\n1,"two\n3,4\n5,6\n7,"eight\n9,10\n')
+    (fault,) = (item for item in read(file, format="csv") if isinstance(item, Fault))
+    assert (fault.line, fault.fatal) == (2, True)
+    assert "runs on to line 5" in fault.reason
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_header_that_cannot_be_read_is_fatal(file: Path, kind: str) -> None:
+    file.write_bytes(b"a,caf\xe9\n1,2\n")
+    (fault,) = read(file, format=kind)
+    assert isinstance(fault, Fault)
+    assert (fault.line, fault.fatal) == (1, True)
 
 
 def test_csv_with_rubbish_after_a_quote_goes_on(file: Path) -> None:
