@@ -255,3 +255,9 @@ def test_a_prompt_of_another_base_is_refused(config: str) -> None:
     prompt = built(other, METHODS[config]).prompt()
     with pytest.raises(BadInput, match="another base"):
         run(base, [Row([5], None, 0)], [prompt])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_nothing_can_predict_the_first_token_of_a_causal_row(side: str) -> None:
+    output = run(host("gpt2"), [Row([5, 6], [5, 6], 0), Row([7, 8, 9], [7, -100, 9], 0)], [Prompt.empty()], side=side)
+    assert (output.labels.tolist(), output.row_of.tolist()) == ([6, 9], [0, 1])

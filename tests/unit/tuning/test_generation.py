@@ -98,6 +98,8 @@ def test_a_row_ends_at_an_end_token(name: str) -> None:
     base.model.generation_config.eos_token_id = end
     collated = RowBatch.collate(batch, pad_id=0)
     assert generate(base, collated, [prompt], max_new_tokens=6) == stopped
+    assert base.model.generation_config.eos_token_id == end  # and generating changes no settings
+    assert base.model.generation_config.max_new_tokens is None
 
 
 def test_a_checkpoints_own_beams_and_lengths_are_not_used(caplog: pytest.LogCaptureFixture) -> None:

@@ -142,10 +142,11 @@ def test_checksum_sees_every_bit() -> None:
     weight = base.model.transformer.h[1].mlp.c_fc.weight.data
     for place in (0, 1, weight.numel() - 1):
         kept = weight.view(-1)[place].clone()
-        weight.view(-1)[place].view(torch.int32).bitwise_xor_(1)  # the last bit of the mantissa
-        assert base.checksum() != before
-        weight.view(-1)[place] = kept
-        assert base.checksum() == before
+        for bit in (1, -(2**31)):  # the last bit of the mantissa, the sign
+            weight.view(-1)[place].view(torch.int32).bitwise_xor_(bit)
+            assert base.checksum() != before
+            weight.view(-1)[place] = kept
+            assert base.checksum() == before
     rows_ = weight[[0, 1]].clone()
     weight[[0, 1]] = rows_[[1, 0]]  # the same numbers in other places
     assert base.checksum() != before
