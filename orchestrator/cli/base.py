@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import Json, when
+from orchestrator.cli.pretrain import pretrain
 from orchestrator.cli.render import note, print_json, say, table
 
 
@@ -18,6 +19,7 @@ def register(app: typer.Typer) -> None:
     verbs.command("add")(add)
     verbs.command("list")(list_bases)
     verbs.command("show")(show)
+    verbs.command("pretrain")(pretrain)
     app.add_typer(verbs, name="base")
 
 

@@ -8,20 +8,20 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator import demo as material
-from orchestrator.cli.plot import curve_of, draw
 from orchestrator.cli.render import Advance, duration, note, number, progress, say, table
 from orchestrator.errors import PtqError
 from orchestrator.paths import read_json
-from orchestrator.registry import jobs as job_table
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.jobs import Job
 from orchestrator.settings import child_environment, load_settings
 from orchestrator.states import JobResult, JobState
+
+if TYPE_CHECKING:
+    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.jobs import Job
 
 METHODS = ("prompt-tuning", "prefix-tuning", "p-tuning")
 _EXAMPLES = 3
@@ -77,12 +77,15 @@ class Stage:
         )
 
     def registry(self) -> Registry:
+        from orchestrator.registry.engine import Registry
+
         return Registry.open(load_settings(self._environment()), create=True)
 
     def jobs(self) -> list[Job]:
-        registry = self.registry()
-        with registry.read() as connection:
-            return sorted(job_table.list_jobs(connection), key=lambda job: job.id)
+        from orchestrator.registry.jobs import list_jobs
+
+        with self.registry().read() as connection:
+            return sorted(list_jobs(connection), key=lambda job: job.id)
 
     def _environment(self) -> dict[str, str]:
         environment = child_environment(PTQ_HOME=str(self.home))
@@ -136,6 +139,7 @@ def _report(jobs: list[Job], advance: Advance) -> None:
 
 
 def _show(stage: Stage, jobs: list[Job]) -> None:
+    from orchestrator.cli.curves import curve_of, draw
     from orchestrator.registry.artifacts import list_artifacts
 
     registry = stage.registry()

@@ -23,9 +23,31 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    from orchestrator.cli import cancel, events, logs, recipe, retry, run, show, status, submit, worker
+    from orchestrator.cli import (
+        artifact,
+        base,
+        cancel,
+        dataset,
+        demo,
+        events,
+        init,
+        logs,
+        plot,
+        predict,
+        recipe,
+        retry,
+        run,
+        show,
+        status,
+        submit,
+        worker,
+    )
 
-    for verb in (recipe, submit, run, worker, status, show, logs, events, cancel, retry):
+    verbs = (
+        init, demo, dataset, base, recipe, submit, run, worker, status, show, logs, events, plot, cancel, retry,
+        artifact, predict,
+    )  # fmt: skip
+    for verb in verbs:
         verb.register(app)
 
     @app.callback(invoke_without_command=True)
@@ -51,3 +73,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from orchestrator.errors import BadInput, NotFinished
-from orchestrator.registry import jobs as job_table
-from orchestrator.registry import metrics
-from orchestrator.registry.engine import Registry
 from orchestrator.settings import load_settings
 
-Series = list[tuple[int, float]]
-
-# Okabe & Ito's palette: told apart by people with colour-blindness and in grey print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_SMOOTHING = 25  # steps of the running mean that is drawn over the raw curve
-
-
-@dataclass(frozen=True)
-class Curve:
-    label: str
-    train: Series
-    validation: dict[str, Series]  #: metric -> series
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def register(app: typer.Typer) -> None:
@@ -34,74 +18,23 @@ def register(app: typer.Typer) -> None:
 
 
 def plot(
-    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="job ids or groups (g12)")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="picture to write: .png, .svg or .pdf")] = Path(
-        "ptq-plot.png"
-    ),
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", help="Job ids or groups (g12).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Picture to write: .png, .svg or .pdf.")
+    ] = Path("ptq-plot.png"),
 ) -> None:
     """Draw the training loss and the validation metrics of jobs into a picture."""
-    if output.suffix not in {".png", ".svg", ".pdf"}:
-        raise BadInput(f"cannot draw a {output.suffix or 'file without a suffix'}", where=str(output), hint="name a .png, .svg or .pdf file")
+    from orchestrator.cli.curves import curve_of, draw
+    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.jobs import resolve
+
+    if output.suffix.lower() not in _SUFFIXES:
+        raise BadInput("not a picture's suffix", where=str(output), hint=f"name a file that ends in {', '.join(_SUFFIXES)}")
     registry = Registry.open(load_settings())
     with registry.read() as connection:
-        ids = job_table.resolve(connection, jobs)
-    drawn = [curve for curve in (curve_of(registry, job_id) for job_id in ids) if curve.train]
-    if not drawn:
+        ids = resolve(connection, jobs)
+    curves = [curve for curve in (curve_of(registry, job_id) for job_id in ids) if curve.train]
+    if not curves:
         raise NotFinished("none of these jobs has reported a step yet", hint="see `ptq status`")
-    draw(drawn, output)
+    draw(curves, output)
     typer.echo(str(output))
-
-
-def draw(curves: Sequence[Curve], output: Path) -> None:
-    """Write the picture: training loss on the left, one panel for each validation metric that has a curve."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = sorted({name for curve in curves for name, series in curve.validation.items() if len(series) > 1})
-    figure, panels = pyplot.subplots(1, 1 + len(names), figsize=(7 + 5 * len(names), 4.5), squeeze=False, layout="constrained")
-    loss, others = panels[0][0], panels[0][1:]
-    for number, curve in enumerate(curves):
-        colour = _COLOURS[number % len(_COLOURS)]
-        steps = [step for step, _ in curve.train]
-        values = [value for _, value in curve.train]
-        loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        loss.plot(steps, smoothed(values), color=colour, linewidth=1.8, label=curve.label)
-        for name, panel in zip(names, others, strict=True):
-            series = curve.validation.get(name, [])
-            panel.plot([s for s, _ in series], [v for _, v in series], color=colour, marker="o", markersize=4, label=curve.label)
-    for title, panel in zip(["training loss", *(f"validation {name}" for name in names)], panels[0], strict=True):
-        panel.set_title(title, loc="left", fontsize=11)
-        panel.set_xlabel("step")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=9)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=150)
-    pyplot.close(figure)
-
-
-def smoothed(values: Sequence[float], width: int = _SMOOTHING) -> list[float]:
-    """Mean over the last `width` values (fewer at the start)."""
-    total, means = 0.0, []
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        means.append(total / min(i + 1, width))
-    return means
-
-
-def curve_of(registry: Registry, job_id: int) -> Curve:
-    """The curves of one job."""
-    with registry.read() as connection:
-        job = job_table.get_job(connection, job_id)
-        series = {
-            (split, name): _drawable(metrics.series(connection, job_id, split, name))
-            for split, name in metrics.names(connection, job_id)
-        }
-    validation = {name: points for (split, name), points in series.items() if split == "validation"}
-    return Curve(f"job {job.id}: {job.name}", series.get(("train", "loss"), []), validation)
-
-
-def _drawable(points: list[tuple[int, float | None]]) -> Series:
-    return [(step, value) for step, value in points if value is not None]

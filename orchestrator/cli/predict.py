@@ -9,14 +9,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput, NotFound
-from orchestrator.registry.engine import Registry
+from orchestrator.paths import read_json
 from orchestrator.settings import load_settings
+
+if TYPE_CHECKING:
+    from orchestrator.registry.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -31,12 +34,13 @@ def predict(
 ) -> None:
     """Predict with a trained prompt: one line for each input row, in the same order."""
     from orchestrator.recipe.schema import JobRecipe
-    from orchestrator.registry.artifacts import get_artifact, read_summary
+    from orchestrator.registry.artifacts import get_artifact
+    from orchestrator.registry.engine import Registry
     from orchestrator.tasks.template import parse
 
     registry = Registry.open(load_settings())
     found = get_artifact(registry, artifact)
-    fields = list(parse(JobRecipe.model_validate(read_summary(found)["recipe"]).task.input).fields)
+    fields = list(parse(JobRecipe.model_validate(read_json(found.path / "artifact.json")["recipe"]).task.input).fields)
     rows = list(_stdin_rows(fields)) if input == "-" else list(_file_rows(Path(input), fields))
     if not rows:
         raise BadData("there are no rows to predict", where=input)

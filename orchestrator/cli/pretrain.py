@@ -9,7 +9,6 @@ import typer
 
 from orchestrator.cli.programs import program
 from orchestrator.errors import BadInput
-from orchestrator.registry.engine import Registry
 from orchestrator.settings import load_settings
 
 
@@ -22,6 +21,7 @@ def pretrain(
     from orchestrator.recipe.load import load_model
     from orchestrator.recipe.pretrain import PretrainRecipe
     from orchestrator.registry.datasets import get_version
+    from orchestrator.registry.engine import Registry
     from orchestrator.tasks.template import parse
 
     wanted = load_model(recipe, PretrainRecipe, set_ or [])

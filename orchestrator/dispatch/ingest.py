@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StaleAttempt
 from orchestrator.events import read_events
@@ -15,6 +13,9 @@ from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.metrics import BASE, Point
 from orchestrator.states import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 @dataclass

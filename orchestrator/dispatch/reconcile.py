@@ -10,9 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.ingest import take_in
@@ -27,6 +25,9 @@ from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Run
 from orchestrator.states import JobResult, JobState, Reason
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 LOG_BYTES = 65536  #: of the end of run.log that a verdict may rest on
 KILL_SECONDS = 2.0  #: for the leftovers of a dead supervisor, in one look; the next look goes on

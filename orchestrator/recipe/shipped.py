@@ -1,4 +1,4 @@
-"""The recipes that come with ptq: the checkout's `recipes/` folder."""
+"""The recipes that come with ptq: the checkout's `recipes/` folder, or the copy that a wheel carries."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ class ShippedRecipe:
 
 
 def recipes_folder() -> Path:
-    """The folder, or NotFound: a wheel holds the program only."""
-    folder = Path(__file__).resolve().parents[2] / "recipes"
+    """The folder; NotFound where an installation has lost it."""
+    package = Path(__file__).resolve().parents[1]
+    carried = package / "shipped" / "recipes"  # see pyproject.toml
+    folder = carried if carried.is_dir() else package.parent / "recipes"
     if not folder.is_dir():
         raise NotFound(
             "the recipes that come with ptq are not installed here",

@@ -36,10 +36,10 @@ def pretrain(recipe: PretrainRecipe, dataset: Path, output: Path) -> None:
     forms = [(parse(d.input), parse(d.target), d.weight) for d in recipe.documents]
     texts = [[(i.render_text(row), t.render_text(row)) for i, t, _ in forms] for row in rows]
     tokenizer = train_tokenizer((text for row in texts for pair in row for text in pair), recipe.vocab)
-    encoded = [[_encode(tokenizer, *pair, recipe.architecture.context) for pair in row] for row in texts]
+    encoded = [[_encode(tokenizer, *pair) for pair in row] for row in texts]
     model = build_model(recipe.architecture, tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows", flush=True)
-    _train(model, encoded, [weight for *_, weight in forms], recipe.train)
+    _train(model, Documents(recipe, encoded, [weight for *_, weight in forms]), recipe.train)
     with folder_written_atomically(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -93,17 +93,30 @@ def learning_rate(step: int, schedule: PretrainSchedule) -> float:
     return schedule.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str, context: int) -> list[int]:
-    ids = tokenizer(text)["input_ids"] + [tokenizer.bos_token_id] + tokenizer(target)["input_ids"] + [tokenizer.eos_token_id]
-    return list(ids[:context])
+class Documents:
+    """Draws documents: some rows, one form for all of them."""
+
+    def __init__(self, recipe: PretrainRecipe, rows: list[list[list[int]]], weights: list[float]) -> None:
+        """`rows`: for each row its token ids in each form."""
+        self._rng = random.Random(recipe.train.seed)
+        self._rows, self._weights = rows, weights
+        self._most, self._context = recipe.rows_per_document, recipe.architecture.context
+
+    def draw(self) -> list[int]:
+        form = self._rng.choices(range(len(self._weights)), self._weights)[0]
+        count = self._rng.randint(1, self._most)
+        return [token for row in self._rng.choices(self._rows, k=count) for token in row[form]][: self._context]
 
 
-def _train(model: PreTrainedModel, documents: list[list[list[int]]], weights: list[float], schedule: PretrainSchedule) -> None:
-    rng = random.Random(schedule.seed)
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str) -> list[int]:
+    return [*tokenizer(text)["input_ids"], tokenizer.bos_token_id, *tokenizer(target)["input_ids"], tokenizer.eos_token_id]
+
+
+def _train(model: PreTrainedModel, documents: Documents, schedule: PretrainSchedule) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98))
     model.train()
     for step in range(schedule.steps):
-        batch = [rng.choices(row, weights)[0] for row in rng.choices(documents, k=schedule.batch_size)]
+        batch = [documents.draw() for _ in range(schedule.batch_size)]
         ids = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=0)
         labels = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=IGNORED)
         for group in optimizer.param_groups:
