@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,3 +90,41 @@ def _dataset_version(registry: Registry) -> int:
         row = {"dataset_id": 1, "version": 1, "digest": DIGEST, "fields": ["source", "target"], "splits": {"train": 4}}
         row |= {"bad_rows": 0, "source": {}, "created_at": 0.0, "created_by": "ada"}
         return int(conn.execute(sa.insert(dataset_versions).values(row)).inserted_primary_key[0])
+
+
+CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 7,
+    "n_embd": 4,
+    "n_layer": 1,
+    "n_positions": 16,
+}
+
+RECIPE = """\
+name: tiny
+base: {base}
+dataset: rows
+task: {{type: generate, input: "{{source}}", target: "{{target}}", max_new_tokens: 4}}
+method: {{type: prompt-tuning, length: 2}}
+train: {{steps: 5, lr: 0.1}}
+"""
+
+
+def base_folder(folder: Path) -> Path:
+    """What the ledger needs to see of a base: its config and its weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    header = json.dumps(
+        {"transformer.wte.weight": {"dtype": "F32", "shape": [7, 4], "data_offsets": [0, 112]}}
+    ).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(112))
+    return folder
+
+
+def recipe_file(folder: Path, text: str = RECIPE) -> Path:
+    """A recipe on a base beside it."""
+    base = folder / "base"
+    path = folder / "tiny.yaml"
+    path.write_text(text.format(base=base if base.exists() else base_folder(base)))
+    return path

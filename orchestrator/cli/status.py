@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from orchestrator.cli.views import Queue
+    from orchestrator.registry.engine import Registry
 
 WATCH_SECONDS = 1.0
 
@@ -60,20 +61,16 @@ def status_json(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _look(registry: Any, names: list[str], everything: bool) -> Queue:
+def _look(registry: Registry, names: list[str], everything: bool) -> Queue:
+    """The queue, and what NVML sees on this box: names of cards, and who uses them outside the queue."""
     from orchestrator.cli.views import look
-
-    return with_gpus(look(registry, names, everything=everything))
-
-
-def with_gpus(queue: Queue) -> Queue:
-    """Say what NVML sees on this box: names of cards, and who uses them outside the queue."""
     from orchestrator.dispatch.gpus import NoGpu, Nvml, used_by
 
     try:
         gpus = Nvml().look()
     except NoGpu:
-        return queue
+        gpus = []
+    queue = look(registry, names, everything=everything, strangers={gpu.slot: used_by(gpu) for gpu in gpus})
     known = {slot["slot"]: slot for slot in queue.slots}
     for gpu in gpus:
         slot = known.get(gpu.slot)
@@ -118,7 +115,7 @@ def _print(queue: Queue) -> None:
         render.note(NO_WORKER)
 
 
-def _watch(registry: Any, names: list[str], everything: bool) -> None:
+def _watch(registry: Registry, names: list[str], everything: bool) -> None:
     from rich.live import Live
 
     with Live(_screen(_look(registry, names, everything)), auto_refresh=False) as live:

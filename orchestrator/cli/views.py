@@ -52,8 +52,18 @@ def worker_is_here(registry: Registry) -> bool:
     return any(worker.host != _host() for worker in elsewhere)
 
 
-def look(registry: Registry, references: Sequence[str] = (), *, everything: bool = False, finished: int = 10) -> Queue:
-    """The named jobs, or all that are unfinished and the last `finished` ones, in the order in which they start."""
+def look(
+    registry: Registry,
+    references: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    finished: int = 10,
+    strangers: Mapping[str, str] | None = None,
+) -> Queue:
+    """The named jobs, or all that are unfinished and the last `finished` ones, in the order in which they start.
+
+    `strangers`: who uses a slot outside the queue, where that is known.
+    """
     with registry.read() as conn:
         if references:
             found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
@@ -69,7 +79,11 @@ def look(registry: Registry, references: Sequence[str] = (), *, everything: bool
         present = workers.present(conn, now=time.time())
     held = {lease.slot: lease.job_id for lease in leases}
     names = list(dict.fromkeys([slot for worker in present for slot in worker.slots]))
-    plan = schedule(waiting, [Slot(name) for name in names], held, endings) if names else Plan()
+    plan = (
+        schedule(waiting, [Slot(name, (strangers or {}).get(name, "")) for name in names], held, endings)
+        if names
+        else Plan()
+    )
     finished_jobs = [job for job in found if job.state is JobState.FINISHED]
     unfinished = jobs.in_order_of_start(job for job in found if job.state is not JobState.FINISHED)
     slots = [_slot(name, next((lease for lease in leases if lease.slot == name), None)) for name in names]

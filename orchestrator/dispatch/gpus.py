@@ -69,7 +69,7 @@ class Nvml:
     def look(self) -> list[Gpu]:
         import pynvml  # loads the driver's library
 
-        hint = "use `ptq worker --cpu-slots N` to train on the CPU"
+        hint = "give --cpu-slots N to train on the CPU"
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:

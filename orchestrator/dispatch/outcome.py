@@ -11,9 +11,7 @@ from orchestrator.states import RETRIED, UNCOUNTED, JobResult, JobState, Reason
 
 #: What the launchers say of a rank that a signal ended: torchrun's agent of the first one and of all of them (those
 #: that it ends itself get TERM, 15), and accelerate's one-process launcher.
-_KILLED = re.compile(
-    r"failed \(exitcode: -(\d+)\)|died with <Signals\.SIG\w+: (\d+)>|exitcode\s*: -(?!15\b)(\d+)"
-)
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\)|died with <Signals\.SIG\w+: (\d+)>|exitcode\s*: -(?!15\b)(\d+)")
 #: What a program that could not report for itself leaves in its log.
 _TOLD_BY_LOG = {
     "CUDA out of memory": Reason.CUDA_OOM,

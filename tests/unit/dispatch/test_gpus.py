@@ -85,7 +85,9 @@ def test_a_cpu_run_sees_no_gpu_and_keeps_deepspeed() -> None:
         ({"processes": 2, "zero": 3}, {"--use_deepspeed", "--zero_stage"}, {"--cpu", "--multi_gpu"}),
     ],
 )
-def test_the_command_that_accelerate_needs(values: dict[str, object], present: set[str], absent: set[str], tmp_path) -> None:  # type: ignore[no-untyped-def]  # noqa: E501
+def test_the_command_that_accelerate_needs(
+    values: dict[str, object], present: set[str], absent: set[str], tmp_path
+) -> None:  # type: ignore[no-untyped-def]
     from orchestrator.paths import RunPaths
 
     command = training_command(spec(**values), RunPaths(tmp_path))

@@ -19,11 +19,11 @@ LOG_AFTER_ANOTHER_RANKS_FAULT = "failed (exitcode: 1) local_rank: 0\n  exitcode 
 
 
 def ending(
-    told: Report = Report(),  # noqa: B008
+    told: Report = Report(),
     faults: tuple[str, ...] = (),
     log: str = "",
     cancelled: bool = False,
-    tries: Tries = Tries(1, 3),  # noqa: B008
+    tries: Tries = Tries(1, 3),
     **record: Any,
 ) -> tuple[JobResult | None, Reason | None]:
     full = {"exit_code": 1, "signal": None, "why": "none", "oom_kill": False, **record}

@@ -19,7 +19,9 @@ def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Slot], dict[str, in
     waiting = [
         Waiting(job, 0, draw(st.sampled_from([0, 50, 100])), draw(st.integers(1, 6)), draw(others)) for job in ids
     ]
-    slots = [Slot(f"gpu:{n}", draw(st.sampled_from(["", "", "", "bob (pid 7)"]))) for n in range(draw(st.integers(0, 6)))]
+    slots = [
+        Slot(f"gpu:{n}", draw(st.sampled_from(["", "", "", "bob (pid 7)"]))) for n in range(draw(st.integers(0, 6)))
+    ]
     names = [slot.name for slot in slots]
     held = {name: 99 for name in names if draw(st.booleans())}
     endings = {other: draw(st.sampled_from([None, *JobResult])) for other in range(31, 41)}

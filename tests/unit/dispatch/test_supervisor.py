@@ -197,7 +197,7 @@ def test_the_ranks_are_asked_and_neither_their_launcher_nor_their_helpers(case: 
     [
         ("/env/bin/python3.11 -u -m orchestrator.training.run /runs/1", "orchestrator.training.run"),
         ("python -X dev -m orchestrator.training.run", "orchestrator.training.run"),
-        ("python -m accelerate.commands.accelerate_cli launch -m orchestrator.training.run", "accelerate.commands.accelerate_cli"),
+        ("python -m accelerate.cli launch -m orchestrator.training.run", "accelerate.cli"),
         ("python /env/bin/accelerate launch -m orchestrator.training.run /runs/1", None),
         ("python", None),
         ("sleep -m orchestrator.training.run", None),

@@ -208,7 +208,9 @@ def test_claims_of_processes_that_race(home: Path, registry: Registry) -> None:
 
 
 actions = st.lists(
-    st.tuples(st.sampled_from(["claim", "run", "stop", "finish", "lose", "retry"]), st.integers(0, 2), st.integers(0, 2)),
+    st.tuples(
+        st.sampled_from(["claim", "run", "stop", "finish", "lose", "retry"]), st.integers(0, 2), st.integers(0, 2)
+    ),
     max_size=30,
 )
 
