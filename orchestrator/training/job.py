@@ -26,7 +26,6 @@ from orchestrator.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from orchestrator.training.distributed import Processes
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
@@ -57,6 +56,8 @@ class TrainedJob:
     steps: int
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
+    evaluated: int = 0  #: the last step at which the validation rows were scored
+    saved: int = -1  #: step of the newest checkpoint
     _examples: dict[int, Example] = field(default_factory=dict)
 
     @classmethod
@@ -122,9 +123,9 @@ class TrainedJob:
         return [self._example(number) for number in numbers]
 
     @contextmanager
-    def randomness(self, use: int, device: torch.device) -> Iterator[None]:
+    def randomness(self, use: int, device: torch.device, *within: int) -> Iterator[None]:
         """Random numbers of the step to come for one use: alone or fused, resumed or not, they are the same."""
-        with seeded(mixed_seed(self.recipe.seed, 3, self.step, use), device):
+        with seeded(mixed_seed(self.recipe.seed, 3, self.step, use, *within), device):
             yield
 
     def apply(self) -> float:
@@ -144,7 +145,10 @@ class TrainedJob:
         if isinstance(self.events, NoEvents):
             return  # the first rank saves for all
         self.events.flush(sync=True)
-        save_checkpoint(self.paths, self.step, self.identity, self._tensors())
+        if self.saved == self.step:
+            return
+        save_checkpoint(self.paths, Checkpoint(self.step, self.evaluated, self.identity, self._tensors()))
+        self.saved = self.step
         self.events.write("checkpoint", step=self.step)
         self.events.flush()
 
@@ -165,15 +169,17 @@ class TrainedJob:
         if self.head is not None:
             self.head.load_state_dict(parts["head"])
         restore_optimizer(self.optimizer, parts["optimizer"])
-        self.step = self.resumed_from = checkpoint.step
+        self.step = self.resumed_from = self.saved = checkpoint.step
+        self.evaluated = checkpoint.evaluated
 
     def _example(self, number: int) -> Example:
         if number not in self._examples:
             try:
                 example = self.objective.example(self.rows[number])
             except BadData as error:
-                error.where = error.where or f"{self.spec.dataset.name}@{self.spec.dataset.version}, train row {number + 1}"
-                raise
+                data = self.spec.dataset
+                where = error.where or f"{data.name}@{data.version}, train row {number + 1}"
+                raise BadData(error.message, where=where, hint=error.hint) from error
             if len(self._examples) >= _CACHED_EXAMPLES:
                 return example
             self._examples[number] = example
@@ -194,11 +200,22 @@ def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> t
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's random numbers from `seed` inside, as they were outside."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    """torch's random numbers from `seed` inside, as they were outside.
+
+    Through the generators themselves: `torch.manual_seed` also notes a stack trace for a GPU not yet in use, which
+    took a quarter of a small job's step.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    before = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 def _new_head(objective: Objective, seed: int, host: BaseHost, device: torch.device) -> nn.Module | None:

@@ -2,7 +2,8 @@
 
     python -m orchestrator.training.pretrain SPEC.json
 
-SPEC.json: {"recipe": a PretrainRecipe, "dataset": folder of the dataset version, "output": folder to make, "threads": n}.
+SPEC.json: {"recipe": a PretrainRecipe, "dataset": folder of the dataset version, "output": folder to make,
+"threads": n}.
 `ptq base pretrain` writes it and runs this program.
 """
 
@@ -17,7 +18,14 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.paths import folder_written_atomically, read_json
@@ -38,7 +46,10 @@ def pretrain(recipe: PretrainRecipe, dataset: Path, output: Path) -> None:
     tokenizer = train_tokenizer((text for row in texts for pair in row for text in pair), recipe.vocab)
     encoded = [[_encode(tokenizer, *pair) for pair in row] for row in texts]
     model = build_model(recipe.architecture, tokenizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows",
+        flush=True,
+    )
     _train(model, Documents(recipe, encoded, [weight for *_, weight in forms]), recipe.train)
     with folder_written_atomically(output) as folder:
         model.save_pretrained(folder)
@@ -100,20 +111,23 @@ class Documents:
         """`rows`: for each row its token ids in each form."""
         self._rng = random.Random(recipe.train.seed)
         self._rows, self._weights = rows, weights
-        self._most, self._context = recipe.rows_per_document, recipe.architecture.context
+        self._count, self._context = recipe.rows_per_document, recipe.architecture.context
 
     def draw(self) -> list[int]:
         form = self._rng.choices(range(len(self._weights)), self._weights)[0]
-        count = self._rng.randint(1, self._most)
-        return [token for row in self._rng.choices(self._rows, k=count) for token in row[form]][: self._context]
+        return [token for row in self._rng.choices(self._rows, k=self._count) for token in row[form]][: self._context]
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str) -> list[int]:
-    return [*tokenizer(text)["input_ids"], tokenizer.bos_token_id, *tokenizer(target)["input_ids"], tokenizer.eos_token_id]
+    """Text is never more than text: `<|eos|>` in a row ends no document."""
+    first, second = tokenizer([text, target], split_special_tokens=True)["input_ids"]
+    return [*first, tokenizer.bos_token_id, *second, tokenizer.eos_token_id]
 
 
 def _train(model: PreTrainedModel, documents: Documents, schedule: PretrainSchedule) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
+    )
     model.train()
     for step in range(schedule.steps):
         batch = [documents.draw() for _ in range(schedule.batch_size)]

@@ -6,12 +6,11 @@ prompt is exactly the gradient it would have alone: prompts of different jobs sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from orchestrator.training.distributed import Processes
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
@@ -19,7 +18,17 @@ from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Share
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.rows import RowBatch
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one pass of accumulation takes of a job's batch on this rank."""
+
+    examples: list[Example]
+    positions: list[int]  #: of the examples in the job's whole batch
+    weight: float  #: 0 where this rank has no row of its own left and only keeps the others company
 
 
 @dataclass
@@ -27,64 +36,88 @@ class Work:
     """One job's part of a step on this rank."""
 
     job: TrainedJob
-    parts: list[list[Example]]  #: one list for each pass of accumulation
-    units: int  #: of the job's whole batch, on all ranks
-    weight: float  #: 0 where this rank has no row of its own and only keeps the others company
+    parts: list[Part]  #: equally many on all ranks: with a sharded base every rank runs every forward
+    batch: int  #: rows of the whole batch, on all ranks
+    units: int  #: of the whole batch, on all ranks
     tokens: int  #: real tokens of the whole batch
     loss: float = 0.0
 
 
-def fused_step(host: BaseHost, jobs: Sequence[TrainedJob], batches: Sequence[list[Example]], processes: Processes) -> list[Work]:
+def fused_step(
+    host: BaseHost, jobs: Sequence[TrainedJob], batches: Sequence[list[Example]], processes: Processes
+) -> list[Work]:
     """Forward, backward and sum over ranks; each job's gradients are left in its parameters' `.grad`."""
     work = [_work(job, batch, processes) for job, batch in zip(jobs, batches, strict=True)]
-    for part in range(max(len(w.parts) for w in work)):
-        active = [w for w in work if part < len(w.parts)]
-        _accumulate(host, active, part, processes.device)
+    for together in _groups(work):
+        for part in range(max(len(w.parts) for w in together)):
+            _accumulate(host, [w for w in together if part < len(w.parts)], part, processes)
     _sum_over_ranks(work, processes)
     return work
 
 
 def _work(job: TrainedJob, batch: list[Example], processes: Processes) -> Work:
-    mine = processes.share(batch)
-    examples = mine or batch[:1]
-    size = -(-len(examples) // job.recipe.train.accumulation)
+    mine = processes.share(range(len(batch)))
+    most = -(-len(batch) // processes.world)
+    size = -(-most // job.recipe.train.accumulation)
+    parts = []
+    for start in range(0, most, size):
+        positions = mine[start : start + size]
+        weight = 1.0 if positions else 0.0
+        positions = positions or [0]
+        parts.append(Part([batch[i] for i in positions], positions, weight))
     return Work(
         job=job,
-        parts=[examples[i : i + size] for i in range(0, len(examples), size)],
+        parts=parts,
+        batch=len(batch),
         units=sum(example.units for example in batch),
-        weight=1.0 if mine else 0.0,
         tokens=sum(len(example.row.ids) for example in batch),
     )
 
 
-def _accumulate(host: BaseHost, work: Sequence[Work], part: int, device: torch.device) -> None:
-    prompts, rows, spans = [], [], []
+def _groups(work: Sequence[Work]) -> list[list[Work]]:
+    """Who shares a forward: all, but a job that wants the base's dropout, which must not reach its neighbours."""
+    plain = [w for w in work if not w.job.recipe.train.base_dropout]
+    alone = [[w] for w in work if w.job.recipe.train.base_dropout]
+    return [plain, *alone] if plain else alone
+
+
+def _accumulate(host: BaseHost, work: Sequence[Work], part: int, processes: Processes) -> None:
+    device = processes.device
+    prompts: list[Prompt] = []
+    rows: list[Row] = []
+    firsts: list[int] = []
     for number, w in enumerate(work):
         with w.job.randomness(FOR_PROMPT, device):
             prompts.append(w.job.method.prompt())
-        spans.append((len(rows), len(w.parts[part])))
-        rows += [replace(example.row, prompt=number) for example in w.parts[part]]
+        firsts.append(len(rows))
+        rows += [replace(example.row, prompt=number) for example in w.parts[part].examples]
     batch = RowBatch.collate(rows, pad_id=host.pad_id).to(device)
-    with _base_mode(host, work, device):
+    with _base_mode(host, work[0].job, part, processes):
         output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w in work))
     total = torch.zeros((), device=device)
-    for w, (first, count) in zip(work, spans, strict=True):
+    for w, first in zip(work, firsts, strict=True):
+        mine = w.parts[part]
         with w.job.randomness(FOR_HEAD, device):
-            loss = w.job.objective.loss_sum(Share.of(output, first, count), w.parts[part], w.job.head)
-        loss = loss * (w.weight / w.units)
+            share = Share.of(output, first, mine.positions, w.batch)
+            loss = w.job.objective.loss_sum(share, mine.examples, w.job.head)
+        loss = loss * (mine.weight / w.units)
         w.loss += loss.item()
         total = total + loss
     total.backward()
 
 
-def _base_mode(host: BaseHost, work: Sequence[Work], device: torch.device) -> ExitStack:
-    """The base's own dropout, off unless the run's only job asks for it."""
-    stack = ExitStack()
-    if len(work) == 1 and work[0].job.recipe.train.base_dropout:
-        host.set_dropout(True)
-        stack.callback(host.set_dropout, False)
-        stack.enter_context(work[0].job.randomness(FOR_BASE, device))
-    return stack
+@contextmanager
+def _base_mode(host: BaseHost, job: TrainedJob, part: int, processes: Processes) -> Iterator[None]:
+    """The base's own dropout, off unless the job asks for it; every pass and rank draws for itself."""
+    if not job.recipe.train.base_dropout:
+        yield
+        return
+    host.set_dropout(True)
+    try:
+        with job.randomness(FOR_BASE, processes.device, part, processes.rank):
+            yield
+    finally:
+        host.set_dropout(False)
 
 
 def _sum_over_ranks(work: Sequence[Work], processes: Processes) -> None:
@@ -105,4 +138,3 @@ def _sum_over_ranks(work: Sequence[Work], processes: Processes) -> None:
         at += parameter.numel()
     for w, loss in zip(work, flat[at:].tolist(), strict=True):
         w.loss = loss
-

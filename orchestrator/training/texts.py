@@ -1,15 +1,16 @@
 """From the fields of a row to token ids with virtual tokens, for one job on one base.
 
 Layout: [virtual tokens in front] [the tokenizer's opening special tokens] input [closing special tokens].
-A virtual token j of the job's prompt is the negative id -(j+1). Text between two slots is tokenised in one piece.
+A virtual token j of the job's prompt is the negative id -(j+1). Text between two slots is tokenised in one piece, and
+text is never more than text: `</s>` or `[MASK]` in a row or in a template's words are not the base's special tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from orchestrator.errors import BadData
+from orchestrator.errors import BadData, BadRecipe
 from orchestrator.tasks.template import Mask, Piece, Template, Text, Virtual, parse
 from orchestrator.tuning.host import BaseHost
 
@@ -28,14 +29,21 @@ class TextEncoder:
         self._room = None if context is None else context - (length if slots != "template" else 0)
         self._opening, self._closing = _special_tokens(host.tokenizer)
         self._templates: dict[str, Template] = {}
+        self._special = frozenset(host.tokenizer.all_special_ids) - {self.unknown}
 
     @property
     def eos(self) -> int:
-        return int(self._tokenizer.eos_token_id)
+        """The end mark. Raises BadRecipe where the tokenizer has none."""
+        token = self._tokenizer.eos_token_id
+        if token is None:
+            what = "the base's tokenizer has no end-of-sequence token, so a written text would have no end"
+            raise BadRecipe(what, where="base.model", hint="use a base whose tokenizer names an eos_token")
+        return int(token)
 
     @property
-    def vocabulary(self) -> int:
-        return len(self._tokenizer)
+    def unknown(self) -> int | None:
+        """The token of what the vocabulary lacks."""
+        return None if self._tokenizer.unk_token_id is None else int(self._tokenizer.unk_token_id)
 
     def has_mask(self, template: str) -> bool:
         return self._parsed(template).masks > 0
@@ -49,10 +57,24 @@ class TextEncoder:
         if text is not None:
             return self.tokens(text)
         token = self._tokenizer.bos_token_id
-        return [int(self._tokenizer.eos_token_id if token is None else token)]
+        return [self.eos if token is None else int(token)]
 
     def tokens(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """`text` alone. Special tokens that it spells are taken apart."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if self._special.isdisjoint(ids):
+            return list(ids)
+        # Unigram models (T5, ALBERT) hold `</s>` as a piece like any other, which no option takes apart.
+        instead = [] if self.unknown is None else [self.unknown]
+        return [token for i in ids for token in (instead if i in self._special else [i])]
+
+    def decoder_text(self, text: str, *, limit: int | None = None) -> list[int]:
+        """A decoder's target, at most `limit` tokens with its end mark; it opens as the tokenizer opens a text.
+
+        BART and its kin begin with `<s>`: they were trained so, and their generation settings force it.
+        """
+        ids = [*self._opening, *self.tokens(text)]
+        return [*(ids if limit is None else ids[: limit - 1]), self.eos]
 
     def text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -61,26 +83,67 @@ class TextEncoder:
         """A template without slots as text."""
         return self._parsed(template).render_text(fields)
 
-    def input_ids(self, template: str, fields: Mapping[str, str], *, limit: int, after: int = 0, tuned: bool = True) -> list[int]:
-        """The input as ids, at most `limit` tokens of text, with room for `after` more tokens behind it.
+    def input_ids(
+        self,
+        template: str,
+        fields: Mapping[str, str],
+        *,
+        limit: int,
+        behind: Sequence[int] = (),
+        after: int = 0,
+        tuned: bool = True,
+    ) -> list[int]:
+        """The input as ids with `behind` at its end: at most `limit` tokens of text, and room for `after` more.
 
-        When it is too long the longest text loses its end, so slots and the mask always stay.
+        When it is too long the fields lose their ends, the longest first: slots and the template's words always stay.
+        Never empty: a base starts from its opening token where there is nothing else. Raises BadData when the
+        template alone is too long.
         """
-        pieces = [self._piece(segment, tuned=tuned) for segment in self._parsed(template).render(fields)]
+        parsed = self._parsed(template)
         closing = self._closing if self.kind != "causal" else []
-        fixed = len(self._opening) + len(closing)
-        room = limit if self._room is None else min(limit, self._room - fixed - after)
-        _shorten([ids for ids in pieces if ids and ids[0] >= 0], room - sum(len(i) for i in pieces if i and i[0] < 0))
-        body = [token for ids in pieces for token in ids]
-        return (self._front if tuned else []) + self._opening + body + closing
+        room = limit
+        if self._room is not None:
+            # The slots' places count for the untuned base too: it reads the same text.
+            taken = len(self._opening) + len(closing) + len(behind) + parsed.virtual_tokens
+            room = min(limit, self._room - taken - after)
+        pieces = self._fitting(parsed, fields, room)
+        body = [token for ids in pieces for token in ids if tuned or token >= 0]
+        ids = [*(self._front if tuned else []), *self._opening, *body, *closing, *behind]
+        return ids or [self._start]
 
-    def _piece(self, segment: Piece, *, tuned: bool) -> list[int]:
+    @property
+    def _start(self) -> int:
+        known = (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id, self._tokenizer.eos_token_id)
+        return int(next((token for token in known if token is not None), 0))
+
+    def _fitting(self, template: Template, fields: Mapping[str, str], room: int) -> list[list[int]]:
+        """The row's pieces; where they are too long, with the most characters a field that leave them short enough."""
+        pieces = self._pieces(template, fields)
+        if _text_size(pieces) <= room:
+            return pieces
+        low, high = 0, max((len(fields[name]) for name in template.fields), default=0)
+        pieces = self._pieces(template, _cut(fields, low))
+        if _text_size(pieces) > room:
+            raise BadData("the template alone is longer than the base's context or task.max_input_tokens")
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = self._pieces(template, _cut(fields, middle))
+            if _text_size(tried) <= room:
+                low, pieces = middle, tried
+            else:
+                high = middle
+        return pieces
+
+    def _pieces(self, template: Template, fields: Mapping[str, str]) -> list[list[int]]:
+        return [self._piece(segment) for segment in template.render(fields)]
+
+    def _piece(self, segment: Piece) -> list[int]:
         if isinstance(segment, Text):
             return self.tokens(segment.text)
         if isinstance(segment, Mask):
-            return [int(self._tokenizer.mask_token_id)]
+            return [self.mask]
         assert isinstance(segment, Virtual)
-        return [-(segment.start + i) - 1 for i in range(segment.count)] if tuned else []
+        return [-(segment.start + i) - 1 for i in range(segment.count)]
 
     def _parsed(self, template: str) -> Template:
         if template not in self._templates:
@@ -88,23 +151,19 @@ class TextEncoder:
         return self._templates[template]
 
 
-def _shorten(texts: list[list[int]], room: int) -> None:
-    """Cut the ends of the longest lists, in place, until all fit into `room` together."""
-    excess = sum(len(ids) for ids in texts) - room
-    while excess > 0:
-        longest = max(texts, key=len, default=[])
-        if len(longest) <= 1:
-            raise BadData("the template alone is longer than the base's context")
-        second = sorted(map(len, texts))[-2] if len(texts) > 1 else 1
-        cut = min(excess, max(1, len(longest) - second), len(longest) - 1)
-        del longest[-cut:]
-        excess -= cut
+def _cut(fields: Mapping[str, str], characters: int) -> dict[str, str]:
+    return {name: text[:characters] for name, text in fields.items()}
 
 
-def _special_tokens(tokenizer: object) -> tuple[list[int], list[int]]:
+def _text_size(pieces: Sequence[Sequence[int]]) -> int:
+    """Tokens that are not virtual."""
+    return sum(len(ids) for ids in pieces if ids and ids[0] >= 0)
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     """What the tokenizer puts before and after a text."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])  # type: ignore[operator]
-    full = list(tokenizer("a")["input_ids"])  # type: ignore[operator]
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]

@@ -74,7 +74,7 @@ def generate(
         raise ValueError("this base does not write text")
     rows = batch.to(host.device).on_side("left" if host.kind == "causal" else "right")
     inputs = _inputs(host, rows, prompts)
-    ends = _end_ids(host) if eos_token_ids is None else list(eos_token_ids)
+    ends = end_ids(host) if eos_token_ids is None else list(eos_token_ids)
     settings = deepcopy(host.model.generation_config)
     settings.update(max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, use_cache=True)
     settings.update(eos_token_id=ends or None, pad_token_id=host.pad_id)
@@ -87,6 +87,14 @@ def generate(
     if host.kind == "seq2seq":
         written = written[:, 1:]
     return [_until_end(tokens, set(ends)) for tokens in written.tolist()]
+
+
+def end_ids(host: BaseHost) -> list[int]:
+    """Tokens at which the base itself ends a text; none where neither its settings nor its tokenizer name one."""
+    ends = host.model.generation_config.eos_token_id
+    if ends is None:
+        ends = getattr(host.tokenizer, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
@@ -210,13 +218,6 @@ def _as_given(hidden: Tensor, rows: RowBatch, batch: RowBatch) -> Tensor:
         return hidden
     columns = rows.columns_from(batch.side)
     return hidden.gather(1, columns[..., None].expand_as(hidden))
-
-
-def _end_ids(host: BaseHost) -> list[int]:
-    ends = host.model.generation_config.eos_token_id
-    if ends is None:
-        ends = getattr(host.tokenizer, "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from orchestrator.errors import BadData
+from orchestrator.errors import BadData, BadRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.texts import TextEncoder
@@ -33,3 +33,19 @@ class Classes:
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         return list(range(len(rows))), [[self.name_of(fields)] for fields in rows]
+
+
+def refuse_alike(labels: Mapping[str, Sequence[str]], tokens: Sequence[Sequence[list[int]]]) -> None:
+    """BadRecipe where a base cannot tell two labels' words apart, or a word is no token to it.
+
+    `tokens`: of each label's words, in the labels' order.
+    """
+    owner: dict[tuple[int, ...], tuple[str, str]] = {}
+    for (label, words), theirs in zip(labels.items(), tokens, strict=True):
+        for word, ids in zip(words, theirs, strict=True):
+            if not ids:
+                raise BadRecipe(f"the base's tokenizer finds no token in the label word {word!r}", where="task.labels")
+            other, its = owner.setdefault(tuple(ids), (label, word))
+            if other != label:
+                what = f"{its!r} of {other!r} and {word!r} of {label!r} are the same tokens on this base"
+                raise BadRecipe(what, where="task.labels", hint="choose words that the base's vocabulary tells apart")

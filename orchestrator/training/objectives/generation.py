@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from orchestrator.errors import BadData
 from orchestrator.recipe.tasks import Generate
 from orchestrator.training.objectives.objective import Example, Fields, Share
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import generate
+from orchestrator.tuning.forward import end_ids, generate
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row, RowBatch, Side
 
 IGNORED = -100
 
@@ -30,6 +29,7 @@ class Generation:
         self._task = task
         self._encoder = encoder
         self._separator = encoder.separator(task.separator) if encoder.kind == "causal" else []
+        self._end = encoder.eos
         self.metrics = task.metrics
 
     def head(self, host: BaseHost) -> nn.Module | None:
@@ -37,10 +37,11 @@ class Generation:
 
     def example(self, fields: Fields) -> Example:
         text = self._encoder.plain(self._task.target, fields)
-        target = self._encoder.tokens(text)[: self._task.max_new_tokens - 1] + [self._encoder.eos]
-        ids = self._input(fields, tuned=True)
+        ids, most = self._input(fields, tuned=True), self._task.max_new_tokens
         if self._encoder.kind == "seq2seq":
+            target = self._encoder.decoder_text(text, limit=most)
             return Example(Row(ids=ids, labels=target, prompt=0), units=len(target))
+        target = [*self._encoder.tokens(text)[: most - 1], self._end]
         labels = [IGNORED] * len(ids) + target
         # The last label is predicted from the position before it, so its own token is not needed as input.
         return Example(Row(ids=ids + target, labels=labels, prompt=0), units=len(target))
@@ -51,12 +52,20 @@ class Generation:
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
-        side = "left" if host.kind == "causal" else "right"
+        side: Side = "left" if host.kind == "causal" else "right"
         batch = RowBatch.collate(
-            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows], pad_id=host.pad_id, side=side
+            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows],
+            pad_id=host.pad_id,
+            side=side,
         ).to(host.device)
         written = generate(
-            host, batch, [prompt if tuned else Prompt.empty()], max_new_tokens=self._task.max_new_tokens, beams=self._task.beams
+            host,
+            batch,
+            [prompt if tuned else Prompt.empty()],
+            max_new_tokens=self._task.max_new_tokens,
+            beams=self._task.beams,
+            # A base's generation settings may name other end marks than the one that targets are trained with.
+            eos_token_ids=sorted({*end_ids(host), self._end}),
         )
         return [self._encoder.text(ids).strip() for ids in written]
 
@@ -71,8 +80,11 @@ class Generation:
         return list(first.values()), [references[key] for key in first]
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
-        after = self._task.max_new_tokens + len(self._separator) if self._encoder.kind == "causal" else 0
-        ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, after=after, tuned=tuned)
-        if not ids:
-            raise BadData("the input is empty")
-        return ids + self._separator
+        return self._encoder.input_ids(
+            self._task.input,
+            fields,
+            limit=self._task.max_input_tokens,
+            behind=self._separator,
+            after=self._task.max_new_tokens if self._encoder.kind == "causal" else 0,
+            tuned=tuned,
+        )

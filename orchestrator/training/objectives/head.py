@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.classes import Classes
@@ -45,7 +45,8 @@ class HeadClassification:
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
         targets = torch.tensor([example.target for example in examples], device=share.hidden.device)
-        return cross_entropy(self._scores(share.hidden, share.text_mask, head, train=True), targets, reduction="sum")
+        pooled = self._dropped(pool(share.hidden.float(), share.text_mask, self._pooling), share)
+        return cross_entropy(_scores(pooled, head), targets, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
@@ -55,18 +56,25 @@ class HeadClassification:
         ).to(host.device)
         output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
         assert output.hidden is not None
-        scores = self._scores(output.hidden, output.text_mask, head, train=False)
+        scores = _scores(pool(output.hidden.float(), output.text_mask, self._pooling), head)
         return [self._classes.names[number] for number in scores.argmax(-1).tolist()]
 
-    def _scores(self, hidden: Tensor, text_mask: Tensor, head: nn.Module | None, *, train: bool) -> Tensor:
-        """[rows, labels] in fp32."""
-        assert head is not None
-        pooled = pool(hidden.float(), text_mask, self._pooling)
-        scores: Tensor = head(dropout(pooled, self._dropout, training=train))
-        return scores
+    def _dropped(self, pooled: Tensor, share: Share) -> Tensor:
+        """Dropout drawn for the whole batch, so that a row's does not depend on which rank or pass it falls to."""
+        if self._dropout == 0:
+            return pooled
+        drawn = torch.rand(share.batch, pooled.shape[1], device=pooled.device)[share.positions]
+        return pooled * (drawn >= self._dropout) / (1 - self._dropout)
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
         return self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)
+
+
+def _scores(pooled: Tensor, head: nn.Module | None) -> Tensor:
+    """[rows, labels] in fp32."""
+    assert head is not None
+    scores: Tensor = head(pooled)
+    return scores
 
 
 def pool(hidden: Tensor, text_mask: Tensor, how: str) -> Tensor:

@@ -34,10 +34,13 @@ class Share:
     row_of: Tensor  #: [M] number of the row within the share
     hidden: Tensor | None  #: [rows, S, H]
     text_mask: Tensor  #: [rows, S]
+    positions: Sequence[int]  #: of the rows in the job's batch of this step
+    batch: int  #: rows of that batch, on all ranks and in all passes together
 
     @classmethod
-    def of(cls, output: Output, first: int, rows: int) -> Share:
-        """Rows `first` to `first + rows` of a fused forward."""
+    def of(cls, output: Output, first: int, positions: Sequence[int], batch: int) -> Share:
+        """The rows of a fused forward from `first` on."""
+        rows = len(positions)
         mine = (output.row_of >= first) & (output.row_of < first + rows)
         span = slice(first, first + rows)
         return cls(
@@ -46,20 +49,16 @@ class Share:
             row_of=output.row_of[mine] - first,
             hidden=None if output.hidden is None else output.hidden[span],
             text_mask=output.text_mask[span],
+            positions=positions,
+            batch=batch,
         )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the base (tuned or not) says of one row."""
-
-    text: str
-    references: list[str]
 
 
 class Objective(Protocol):
     reads_hidden: bool  #: wants the last hidden states instead of logits
-    metrics: Sequence[str]
+
+    @property
+    def metrics(self) -> Sequence[str]: ...
 
     def head(self, host: BaseHost) -> nn.Module | None:
         """A new trained head, or None."""

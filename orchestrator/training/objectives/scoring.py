@@ -1,19 +1,22 @@
 """Classify by the likelihood of the label words behind the input (causal) or in the decoder (encoder-decoder).
 
 Trained on the first word of the right label; the predicted label is the one whose best word has the highest mean
-log-probability a token, so that long label words are not at a disadvantage.
+log-probability a token, so that long label words are not at a disadvantage. Separator and word are tokenised together
+(byte-level BPE: ` good` is one token, `good` after a lone space is not); what they share with the separator alone
+belongs to the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.classes import Classes
+from orchestrator.training.objectives.classes import Classes, refuse_alike
 from orchestrator.training.objectives.objective import Example, Fields, Share
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
@@ -31,9 +34,8 @@ class LabelScoring:
         self._task = task
         self._encoder = encoder
         self._classes = Classes(task, encoder)
-        self._separator = encoder.tokens(task.separator or "") if encoder.kind == "causal" else []
-        closing = [encoder.eos] if encoder.kind == "seq2seq" else []
-        self._words = [[encoder.tokens(word) + closing for word in words] for words in task.labels.values()]
+        self._separator, self._words = _separator_and_words(task, encoder)
+        refuse_alike(task.labels, self._words)
         self._longest = max(len(word) for words in self._words for word in words)
         self.metrics = task.metrics
         self.references = self._classes.references
@@ -52,16 +54,20 @@ class LabelScoring:
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
         candidates = [(number, word) for number, words in enumerate(self._words) for word in words]
-        scored = [
-            self._row(ids, word) for ids in (self._input(fields, tuned=tuned) for fields in rows) for _, word in candidates
-        ]
-        batch = RowBatch.collate(scored, pad_id=host.pad_id).to(host.device)
-        output = forward(host, batch, [prompt if tuned else Prompt.empty()])
-        losses = cross_entropy(output.logits.float(), output.labels, reduction="none")
-        count = torch.bincount(output.row_of, minlength=len(scored))
-        mean = torch.zeros(len(scored), device=losses.device).index_add(0, output.row_of, losses) / count
-        best = mean.view(len(rows), len(candidates)).argmin(1).tolist()
+        inputs = [self._input(fields, tuned=tuned) for fields in rows]
+        scored = [self._row(ids, word) for ids in inputs for _, word in candidates]
+        prompts = [prompt if tuned else Prompt.empty()]
+        # As many at a time as there are rows: the recipe's eval_batch_size is about memory.
+        parts = [self._losses(host, scored[i : i + len(rows)], prompts) for i in range(0, len(scored), len(rows))]
+        best = torch.cat(parts).view(len(rows), len(candidates)).argmin(1).tolist()
         return [self._classes.names[candidates[number][0]] for number in best]
+
+    def _losses(self, host: BaseHost, rows: Sequence[Row], prompts: Sequence[Prompt]) -> Tensor:
+        """[rows]: mean loss a token of the rows' words."""
+        output = forward(host, RowBatch.collate(rows, pad_id=host.pad_id).to(host.device), prompts)
+        losses = cross_entropy(output.logits.float(), output.labels, reduction="none")
+        count = torch.bincount(output.row_of, minlength=len(rows))
+        return torch.zeros(len(rows), device=losses.device).index_add(0, output.row_of, losses) / count
 
     def _row(self, ids: list[int], word: list[int]) -> Row:
         if self._encoder.kind == "seq2seq":
@@ -69,6 +75,22 @@ class LabelScoring:
         return Row(ids=ids + word, labels=[IGNORED] * len(ids) + word, prompt=0)
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
-        after = self._longest + len(self._separator) if self._encoder.kind == "causal" else 0
-        limit = self._task.max_input_tokens
-        return self._encoder.input_ids(self._task.input, fields, limit=limit, after=after, tuned=tuned) + self._separator
+        return self._encoder.input_ids(
+            self._task.input,
+            fields,
+            limit=self._task.max_input_tokens,
+            behind=self._separator,
+            after=self._longest if self._encoder.kind == "causal" else 0,
+            tuned=tuned,
+        )
+
+
+def _separator_and_words(task: Classify, encoder: TextEncoder) -> tuple[list[int], list[list[list[int]]]]:
+    """What stands between input and word, and the tokens of each label's words behind it."""
+    if encoder.kind == "seq2seq":
+        return [], [[encoder.decoder_text(word) for word in words] for words in task.labels.values()]
+    text = task.separator or ""
+    whole = [[encoder.tokens(text + word) for word in words] for words in task.labels.values()]
+    together = zip(encoder.tokens(text), *(word for words in whole for word in words), strict=False)
+    shared = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
+    return encoder.tokens(text)[:shared], [[word[shared:] for word in words] for words in whole]

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.classes import Classes
+from orchestrator.training.objectives.classes import Classes, refuse_alike
 from orchestrator.training.objectives.objective import Example, Fields, Share
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
@@ -29,6 +29,7 @@ class VerbalizerClassification:
         self._encoder = encoder
         self._classes = Classes(task, encoder)
         self._words = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
+        refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self._words])
         self.metrics = task.metrics
         self.references = self._classes.references
 
@@ -64,10 +65,12 @@ def _one_token(encoder: TextEncoder, word: str) -> int:
     """The word as one token, as it stands in running text (with a leading space where the tokenizer marks it)."""
     for text in (" " + word, word):
         ids = encoder.tokens(text)
-        if len(ids) == 1:
+        if len(ids) == 1 and ids[0] != encoder.unknown:
             return ids[0]
+    count = len(encoder.tokens(word))
+    what = "not in the vocabulary of this base" if count == 1 else f"{count} tokens on this base"
     raise BadRecipe(
-        f"the label word {word!r} is {len(encoder.tokens(word))} tokens on this base; a verbalizer needs single tokens",
+        f"the label word {word!r} is {what}; a verbalizer needs single tokens",
         where="task.labels",
         hint="choose a word of one token",
     )
