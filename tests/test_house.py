@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"recipe", "tasks", "tuning"},
     "data": set(),
     "registry": {"recipe", "data"},
-    "dispatch": {"recipe", "registry"},
+    "dispatch": {"recipe", "tasks", "registry"},
     "demo": set(),
     "cli": {"recipe", "tasks", "data", "registry", "dispatch", "demo"},
 }

@@ -127,6 +127,8 @@ def export(
         raise BadInput(f"no format {format_!r}", where="--format", hint="there is: peft")
     registry = _registry()
     artifact = artifacts.get_artifact(registry, ref)
+    if output.exists():
+        raise BadInput("already exists", where=str(output), hint="name a folder that does not exist yet")
     command = [sys.executable, "-P", "-m", "orchestrator.tuning.export", str(artifact.path), str(output)]
     command += ["--format", format_, "--base-path", base_path or _base_path(registry, artifact)]
     code = subprocess.run(command, check=False).returncode

@@ -53,7 +53,9 @@ def draw(curves: Sequence[Curve], output: Path) -> None:
         loss.plot(steps, smoothed(values), linewidth=1.8, label=curve.label, **look)
         for name, panel in zip(names, others, strict=True):
             series = curve.validation.get(name, [])
-            panel.plot([s for s, _ in series], [v for _, v in series], marker="o", markersize=4, label=curve.label, **look)
+            panel.plot(
+                [s for s, _ in series], [v for _, v in series], marker="o", markersize=4, label=curve.label, **look
+            )
     for title, panel in zip(["training loss", *(f"validation {name}" for name in names)], panels[0], strict=True):
         panel.set_title(title, loc="left", fontsize=11)
         panel.set_xlabel("step")

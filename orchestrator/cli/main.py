@@ -63,7 +63,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        build_app()(arguments, standalone_mode=True)
+        build_app()(arguments, prog_name="ptq", standalone_mode=True)
     except PtqError as error:
         if debug:
             raise
@@ -73,6 +73,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        sys.stderr.write(f"ptq: {what}\n  not foreseen: add --debug to the command to see where, and report it\n")
+        sys.exit(PtqError.exit_code)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def plot(
     from orchestrator.registry.jobs import resolve
 
     if output.suffix.lower() not in _SUFFIXES:
-        raise BadInput("not a picture's suffix", where=str(output), hint=f"name a file that ends in {', '.join(_SUFFIXES)}")
+        raise BadInput(
+            "not a picture's suffix", where=str(output), hint=f"name a file that ends in {', '.join(_SUFFIXES)}"
+        )
     registry = Registry.open(load_settings())
     with registry.read() as connection:
         ids = resolve(connection, jobs)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,15 +24,30 @@ from orchestrator.settings import load_settings
 if TYPE_CHECKING:
     from orchestrator.registry.engine import Registry
 
+_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
 
 def register(app: typer.Typer) -> None:
     app.command("predict")(predict)
 
 
 def predict(
-    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="a12, a job id, or the start of a digest (see `ptq artifact list`)")],
-    input: Annotated[str, typer.Option("--input", "-i", metavar="FILE|-", help="rows: .jsonl, .csv, .tsv, .parquet, .txt; - reads JSON lines (or plain lines) from standard input")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="write here instead of standard output")] = None,
+    artifact: Annotated[
+        str,
+        typer.Argument(metavar="ARTIFACT", help="a12, a job id, or the start of a digest (see `ptq artifact list`)"),
+    ],
+    input: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE|-",
+            help="rows: .jsonl, .csv, .tsv, .parquet, .txt; - reads JSON lines (or plain lines) from standard input",
+        ),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="write here instead of standard output")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction`")] = False,
 ) -> None:
     """Predict with a trained prompt: one line for each input row, in the same order."""
@@ -43,18 +61,24 @@ def predict(
     fields = list(parse(JobRecipe.model_validate(read_json(found.path / "artifact.json")["recipe"]).task.input).fields)
     rows = list(_stdin_rows(fields)) if input == "-" else list(_file_rows(Path(input), fields))
     if not rows:
-        raise BadData("there are no rows to predict", where=input)
+        where = "standard input" if input == "-" else input
+        raise BadData("there are no rows to predict", where=where, hint="one row a line")
     spec = {"artifact": str(found.path), "base": _base_folder(registry, found.job_id)}
+    _refuse_unwritable(output)
     with ExitStack() as stack:
-        target = stack.enter_context(output.open("w", encoding="utf-8")) if output else sys.stdout
+        target = stack.enter_context(NamedTemporaryFile("w+", encoding="utf-8")) if output else sys.stdout
         process = stack.enter_context(
             program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         )
         _feed(process, rows)
         for line in pipe_of(process.stdout):
             target.write(line if as_json else _one_line(json.loads(line)["prediction"]))
-    if process.returncode:
-        raise typer.Exit(process.returncode)
+        if process.wait():
+            raise typer.Exit(process.returncode)
+        if output:  # written at the end: a failure leaves what was there
+            target.seek(0)
+            with output.open("w", encoding="utf-8") as file:
+                shutil.copyfileobj(target, file)
 
 
 def _feed(process: subprocess.Popen[str], rows: list[dict[str, str]]) -> None:
@@ -62,24 +86,38 @@ def _feed(process: subprocess.Popen[str], rows: list[dict[str, str]]) -> None:
 
     def write() -> None:
         with pipe_of(process.stdin) as pipe:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # the program has ended; its exit code says why
                 pipe.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            except BrokenPipeError:
-                pass  # the program has ended; its exit code says why
 
     threading.Thread(target=write, daemon=True).start()
+
+
+def _refuse_unwritable(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.is_dir():
+        raise BadInput("is a folder", where=str(output), hint="name a file")
+    if not output.absolute().parent.is_dir():
+        raise NotFound("there is no such folder", where=str(output.parent), hint=f"make it: `mkdir -p {output.parent}`")
 
 
 def _file_rows(path: Path, fields: list[str]) -> Iterator[dict[str, str]]:
     from orchestrator.data.readers import read_file
     from orchestrator.data.rows import Fault, ReadOptions, text_of
 
-    if not path.is_file():
-        raise NotFound("there is no such file", where=str(path))
+    if path.is_dir():
+        raise BadInput("is a folder", where=str(path), hint="name a file of rows, or - for standard input")
+    if not path.exists():
+        raise NotFound("there is no such file", where=str(path), hint="name a file of rows, or - for standard input")
+    if path.suffix.lower() not in _SUFFIXES:
+        hint = f"name it {', '.join(_SUFFIXES)}, or pipe JSON lines: --input -"
+        raise BadInput(f"the suffix {path.suffix!r} does not tell the format", where=str(path), hint=hint)
+    plain = path.suffix.lower() == ".txt" and len(fields) == 1
     for record in read_file(path, ReadOptions(), lambda _: None):
         if isinstance(record, Fault):
-            raise BadData(record.reason, where=f"{path}:{record.line}")
-        row = dict(zip(record.names, map(text_of, record.values), strict=False))
+            raise BadData(record.reason, where=f"{path}:{record.line}", hint="mend the row; nothing was predicted")
+        names = fields if plain else record.names
+        row = dict(zip(names, map(text_of, record.values), strict=False))
         yield _checked(row, fields, f"{path}:{record.line}")
 
 
@@ -89,14 +127,22 @@ def _stdin_rows(fields: list[str]) -> Iterator[dict[str, str]]:
         where = f"standard input, line {number}"
         row = _json_object(line)
         if row is None and len(fields) != 1:
-            raise BadData("not a JSON object", where=where, hint=f"write one a line, with the fields {', '.join(fields)}")
+            raise BadData(
+                "not a JSON object", where=where, hint=f"write one a line, with the fields {', '.join(fields)}"
+            )
         yield _checked({fields[0]: line} if row is None else row, fields, where)
 
 
 def _lines(stream: IO[str]) -> Iterator[str]:
-    for line in stream:
-        if text := line.rstrip("\r\n"):
-            yield text
+    try:
+        for line in stream:
+            if text := line.rstrip("\r\n"):
+                yield text
+    except UnicodeDecodeError as error:
+        hint = "convert it: `iconv -f LATIN1 -t UTF-8`"
+        raise BadData(
+            f"not UTF-8 (byte 0x{error.object[error.start]:02x})", where="standard input", hint=hint
+        ) from error
 
 
 def _json_object(line: str) -> dict[str, str] | None:
@@ -113,7 +159,11 @@ def _checked(row: dict[str, str], fields: list[str], where: str) -> dict[str, st
     missing = [name for name in fields if name not in row]
     if missing:
         have = ", ".join(row) or "none"
-        raise BadData(f"the row lacks {', '.join(missing)}", where=where, hint=f"the artifact reads {', '.join(fields)}; the row has {have}")
+        raise BadData(
+            f"the row lacks {', '.join(missing)}",
+            where=where,
+            hint=f"the artifact reads {', '.join(fields)}; the row has {have}",
+        )
     return row
 
 
@@ -127,5 +177,9 @@ def _base_folder(registry: Registry, job_id: int) -> str:
     with registry.read() as connection:
         folder = str(get_job(connection, job_id).base["path"])
     if not Path(folder).is_dir():
-        raise BadInput("the base that this artifact was trained on is not there any more", where=folder, hint="put it back, or train again on a base that is here")
+        raise BadInput(
+            "the base that this artifact was trained on is not there any more",
+            where=folder,
+            hint="put it back, or train again on a base that is here",
+        )
     return folder

@@ -16,7 +16,9 @@ from orchestrator.settings import child_environment
 
 
 @contextmanager
-def program(module: str, spec: dict[str, Any], *, stdin: int | None = None, stdout: int | None = None) -> Iterator[subprocess.Popen[str]]:
+def program(
+    module: str, spec: dict[str, Any], *, stdin: int | None = None, stdout: int | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """Run `python -m MODULE SPEC.json`; on leaving, the process has ended and its exit code is known.
 
     An exception inside (Ctrl-C too) ends the process first.
@@ -26,7 +28,12 @@ def program(module: str, spec: dict[str, Any], *, stdin: int | None = None, stdo
         write_json(path, {"threads": os.cpu_count() or 1, **spec})
         environment = child_environment(TOKENIZERS_PARALLELISM="false")
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(path)], stdin=stdin, stdout=stdout, env=environment, text=True, encoding="utf-8"
+            [sys.executable, "-P", "-m", module, str(path)],
+            stdin=stdin,
+            stdout=stdout,
+            env=environment,
+            text=True,
+            encoding="utf-8",
         )
         try:
             yield process

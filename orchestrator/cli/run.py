@@ -34,8 +34,8 @@ def register(app: typer.Typer) -> None:
         from orchestrator.errors import BadInput
 
         registry = open_registry(create=True)
-        slots = None if worker_is_here(registry) else make_slots(gpus, cpu_slots)
         planned = make_plan(registry, recipe, overrides or [], None)
+        slots = None if worker_is_here(registry) else make_slots(gpus, cpu_slots)
         needed = max(job.slots for job in planned.jobs)
         if slots is not None and needed > len(slots.names):
             raise BadInput(f"the recipe needs {needed} slots, here are {len(slots.names)}", hint="see --cpu-slots")

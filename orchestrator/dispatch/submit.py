@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+from orchestrator.dispatch.labels import LabelCheck
 from orchestrator.errors import BadRecipe, NotFound
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
@@ -46,6 +48,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
     bases: dict[tuple[str, str | None], ResolvedBase] = {}
     datasets: dict[str, DatasetVersion] = {}
     new, faults = [], []
+    labels = LabelCheck()
     for job in expand(recipe):
         key = (job.base.model, job.base.revision)
         if key not in bases:
@@ -53,7 +56,8 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
         if job.dataset not in datasets:
             datasets[job.dataset] = get_version(registry, job.dataset)
         base, data = bases[key], datasets[job.dataset]
-        faults += fit_faults(job, base.facts, data.fields, data.splits)
+        unfit = fit_faults(job, base.facts, data.fields, data.splits)
+        faults += unfit or labels.faults(job, Path(base.spec.path), data)
         new.append(_new_job(job, loaded.source, base, data, priority))
     if faults:
         lines = "\n  ".join(dict.fromkeys(faults))

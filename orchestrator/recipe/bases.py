@@ -19,6 +19,11 @@ from orchestrator.recipe.architectures import (
 )
 from orchestrator.weights import parameter_count, tensor_names
 
+_AGAIN = "a base is a folder that transformers wrote: `model.save_pretrained(folder)`"
+_POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
+#: How the files of every tokenizer of transformers begin.
+_TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "source.spm", "tekken")
+
 Kind = Literal["causal", "seq2seq", "masked"]
 
 
@@ -40,8 +45,7 @@ class BaseFacts:
 def read_base_facts(folder: Path) -> BaseFacts:
     """Facts about the model in a local folder; BadInput when it is not a text model that can be read safely."""
     config = _read_config(folder)
-    model_type = str(config.get("model_type", ""))
-    architecture = str((config.get("architectures") or [""])[0])
+    model_type, architecture = _names(folder, config)
     kind = _kind(folder, config, model_type, architecture)
     return BaseFacts(
         kind=kind,
@@ -50,7 +54,7 @@ def read_base_facts(folder: Path) -> BaseFacts:
         hidden=_number(folder, config, "hidden_size", "n_embd", "d_model", "dim"),
         layers=_number(folder, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"),
         vocab=_number(folder, config, "vocab_size"),
-        max_positions=_max_positions(config, model_type),
+        max_positions=_max_positions(folder, config, model_type),
         mask_token=_has_mask_token(folder),
         lm_head=_has_lm_head(tensor_names(folder), config, kind, model_type),
         parameters=parameter_count(folder),
@@ -58,19 +62,34 @@ def read_base_facts(folder: Path) -> BaseFacts:
     )
 
 
+def refuse_without_tokenizer(folder: Path) -> None:
+    """BadInput for a folder with weights alone: nobody could use it on a text."""
+    if not any(path.name.startswith(_TOKENIZER_FILES) for path in folder.iterdir()):
+        raise BadInput(
+            "no tokenizer in this folder", where=str(folder), hint="save it there: `tokenizer.save_pretrained(folder)`"
+        )
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(
-            "no config.json in this folder; a base is a folder that transformers saved", where=str(folder)
-        ) from None
+        raise BadInput("no config.json in this folder", where=str(folder), hint=_AGAIN) from None
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot be read: {error}", where=str(path)) from error
+        raise BadInput(f"cannot be read: {error}", where=str(path), hint=_AGAIN) from error
     if not isinstance(config, dict):
-        raise BadInput("is not a JSON object", where=str(path))
+        raise BadInput("is not a JSON object", where=str(path), hint=_AGAIN)
     return config
+
+
+def _names(folder: Path, config: dict[str, Any]) -> tuple[str, str]:
+    """(model_type, architecture), either may be empty."""
+    model_type, named = config.get("model_type") or "", config.get("architectures") or [""]
+    if not isinstance(model_type, str) or not isinstance(named, list) or not isinstance(named[0], str):
+        what = "model_type must be text and architectures a list of names"
+        raise BadInput(what, where=str(folder / "config.json"), hint=_AGAIN)
+    return model_type, named[0]
 
 
 def _kind(folder: Path, config: dict[str, Any], model_type: str, architecture: str) -> Kind:
@@ -101,20 +120,17 @@ def _number(folder: Path, config: dict[str, Any], *names: str) -> int:
         value = config.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
-    raise BadInput(f"holds no {names[0]}", where=str(folder / "config.json"))
+    raise BadInput(f"holds no {names[0]} that is a number", where=str(folder / "config.json"), hint=_AGAIN)
 
 
-def _max_positions(config: dict[str, Any], model_type: str) -> int | None:
-    if model_type in UNLIMITED:
+def _max_positions(folder: Path, config: dict[str, Any], model_type: str) -> int | None:
+    given = [name for name in _POSITIONS if config.get(name)]
+    if model_type in UNLIMITED or not given:
         return None
-    value = next(
-        (config[name] for name in ("n_positions", "max_position_embeddings", "n_ctx") if config.get(name)), None
-    )
-    if not isinstance(value, int):
-        return None
+    value = _number(folder, config, given[0])
     if model_type in POSITIONS_AFTER_PADDING:
         padding = config.get("pad_token_id")
-        return value - (1 if padding is None else int(padding)) - 1
+        return value - (padding if isinstance(padding, int) else 1) - 1
     return value  # OPT and BART make two rows more than they say, so all of these are usable
 
 

@@ -51,9 +51,9 @@ class Train(Strict):
 
     model_config = ConfigDict(json_schema_extra=_also_seed)
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; or give epochs")
-    epochs: float | None = Field(None, gt=0, description="passes over the training rows; or give steps")
-    batch_size: int = Field(16, ge=1, description="rows a step, over all processes together")
+    steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; or give epochs")
+    epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows; or give steps")
+    batch_size: int = Field(16, ge=1, le=10**6, description="rows a step, over all processes together")
     lr: float = Field(gt=0, description="learning rate of the prompt")
     head_lr: float | None = Field(None, gt=0, description="learning rate of a classification head; default: lr")
     schedule: Literal["constant", "linear", "cosine"] = Field(

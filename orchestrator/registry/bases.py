@@ -14,7 +14,7 @@ from sqlalchemy import RowMapping
 
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.jobspec import BaseSpec
-from orchestrator.recipe.bases import BaseFacts, read_base_facts
+from orchestrator.recipe.bases import BaseFacts, read_base_facts, refuse_without_tokenizer
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.hub import fetch_model, is_hub_id
 from orchestrator.registry.names import check_name, did_you_mean
@@ -54,6 +54,7 @@ def add_base(registry: Registry, name: str, source: str, *, user: str, now: floa
     check_name(name, "base")
     folder, commit = _located(source, revision, offline=registry.settings.offline)
     facts = read_base_facts(folder)
+    refuse_without_tokenizer(folder)
     made = Base(
         name=name,
         path=folder,
@@ -102,6 +103,7 @@ def resolve_base(registry: Registry, model: str, revision: str | None = None, *,
         )
     folder, commit = _located(model, revision, offline=offline, known=[base.name for base in list_bases(registry)])
     facts = read_base_facts(folder)
+    refuse_without_tokenizer(folder)
     weights = fingerprint(folder)
     return ResolvedBase(_spec(model, folder, commit or weights, weights, facts), facts)
 

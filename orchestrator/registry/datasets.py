@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, RowMapping
 
 from orchestrator import manifest
 from orchestrator.data import layout
-from orchestrator.errors import BadInput, NotFound
+from orchestrator.errors import BadData, BadInput, NotFound
 from orchestrator.paths import HomePaths, fsync_folder
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import check_name, did_you_mean
@@ -115,6 +116,23 @@ def verify(version: DatasetVersion) -> list[str]:
     except store.DAMAGE as error:
         return [f"the rows cannot be read: {error}"]
     return [] if digest == version.digest else [f"the rows have the digest {digest}, not {version.digest}"]
+
+
+def distinct_values(version: DatasetVersion, split: str, fields: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Every combination of values of the fields in a split, with the number of its first row. Raises BadData."""
+    # Imported here: pyarrow costs 100 ms, and only classification asks.
+    from orchestrator.data import distinct, store
+
+    if not fields:
+        return {(): 1}
+    try:
+        return distinct.distinct(version.path, split, fields)
+    except store.DAMAGE as error:
+        raise BadData(
+            f"the rows of {version.ref} cannot be read ({error})",
+            where=str(layout.split_file(version.path, split)),
+            hint=f"see `ptq dataset verify {version.ref}`",
+        ) from error
 
 
 def _place(paths: HomePaths, staged: Staged) -> None:

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         export_peft(options.artifact, options.out, base_path=options.base_path)
     except PtqError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"ptq: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{options.out}: load it with peft.PeftModel.from_pretrained(base, {str(options.out)!r})", file=sys.stderr)
     return 0

@@ -35,6 +35,7 @@ def registry(home: Path) -> Registry:
 def base_folder(folder: Path, value: float = 1.0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
     save_file({"transformer.wte.weight": np.full((7, 4), value, np.float32)}, folder / "model.safetensors")
     return folder
 
@@ -106,7 +107,7 @@ def test_a_registered_base_is_not_hashed_again(
     resolve_base(registry, "tiny", None, offline=True)
 
 
-@pytest.mark.parametrize("make", ["pickle", "empty", "file", "truncated", "impossible"])
+@pytest.mark.parametrize("make", ["pickle", "empty", "file", "truncated", "impossible", "untokenized"])
 def test_folders_that_are_no_bases(registry: Registry, tmp_path: Path, home: Path, make: str) -> None:
     folder = base_folder(tmp_path / "model")
     weights = folder / "model.safetensors"
@@ -118,6 +119,8 @@ def test_folders_that_are_no_bases(registry: Registry, tmp_path: Path, home: Pat
             folder.mkdir()
         case "file":
             folder = weights
+        case "untokenized":
+            (folder / "tokenizer.json").unlink()
         case "truncated":
             weights.write_bytes(weights.read_bytes()[:-1])
         case "impossible":
