@@ -50,37 +50,42 @@ class EventWriter:
     path: Path
     attempt: int
     clock: Callable[[], float] = time.time
-    _lines: list[str] = field(default_factory=list)
+    _pending: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
-        if self._file.tell() > 0 and not _ends_in_newline(self.path):
-            self._file.write(b"\n")
-            self._file.flush()
+        # Unbuffered: after an error (a full disk) exactly what has not been written is still pending, and a flush is
+        # one write, which other writers of the file cannot split.
+        self._file = self.path.open("ab", buffering=0)
+        if not _ends_in_newline(self.path):
+            self._pending += b"\n"
 
     def write(self, kind: str, **fields: Any) -> None:
         if kind not in KINDS or set(fields) != set(KINDS[kind]):
             raise ValueError(f"event {kind!r} with fields {sorted(fields)} is not one of events.KINDS")
         record = {"format": FORMAT, "kind": kind, "attempt": self.attempt, "at": self.clock(), **fields}
-        self._lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        # Half a character (a lone surrogate) is not UTF-8; it becomes a question mark, for a row's text is only shown.
+        self._pending += (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="replace")
 
     def flush(self, *, sync: bool = False) -> None:
-        if self._lines:
-            self._file.write("".join(self._lines).encode())
-            self._lines.clear()
-            self._file.flush()
+        while self._pending:
+            written = self._file.write(self._pending)
+            del self._pending[:written]
         if sync:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.flush(sync=True)
-        self._file.close()
+        try:
+            self.flush(sync=True)
+        finally:
+            self._file.close()
 
     def __enter__(self) -> EventWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -112,12 +117,16 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and event.get("kind") in KINDS else None
+    known = isinstance(event, dict) and isinstance(event.get("kind"), str) and event["kind"] in KINDS
+    return event if known else None
 
 
 def _ends_in_newline(path: Path) -> bool:
+    """An empty file does."""
+    if path.stat().st_size == 0:
+        return True
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -26,16 +26,19 @@ _TENSORS, _STATE = "state.safetensors", "state.json"
 @dataclass(frozen=True)
 class Checkpoint:
     step: int  #: optimizer steps done
+    evaluated: int  #: the last step whose evaluation was reported; a stop may fall into one
     identity: str  #: of what is trained; a checkpoint of another recipe is not resumed
     tensors: dict[str, Tensor]
 
 
-def save_checkpoint(paths: JobPaths, step: int, identity: str, tensors: Mapping[str, Tensor]) -> None:
-    with folder_written_atomically(paths.checkpoint(step)) as folder:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / _TENSORS)
-        write_json(folder / _STATE, {"format": 1, "step": step, "identity": identity})
+def save_checkpoint(paths: JobPaths, state: Checkpoint) -> None:
+    with folder_written_atomically(paths.checkpoint(state.step)) as folder:
+        ready = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        save_file(ready, folder / _TENSORS)
+        facts = {"format": 1, "step": state.step, "evaluated": state.evaluated, "identity": state.identity}
+        write_json(folder / _STATE, facts)
         write_manifest(folder)
-    for old in _folders(paths)[_KEPT:]:
+    for old in _folders(paths)[_KEPT:] + _left_behind(paths):
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -46,7 +49,8 @@ def newest_checkpoint(paths: JobPaths, identity: str) -> Checkpoint | None:
             continue
         state = read_json(folder / _STATE)
         if state["identity"] == identity:
-            return Checkpoint(int(state["step"]), identity, load_file(folder / _TENSORS))
+            tensors = load_file(folder / _TENSORS)
+            return Checkpoint(int(state["step"]), int(state["evaluated"]), identity, tensors)
     return None
 
 
@@ -68,3 +72,8 @@ def _folders(paths: JobPaths) -> list[Path]:
     """Newest first."""
     found = [p for p in paths.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{8,}", p.name)]
     return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def _left_behind(paths: JobPaths) -> list[Path]:
+    """What an attempt that was killed while it wrote has left; nobody else writes here."""
+    return [p for p in paths.checkpoints.glob(".step-*") if p.suffix in {".partial", ".old"}]

@@ -37,7 +37,9 @@ def evaluate(
     tuned: bool = True,
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Predict every distinct input of `rows` and score. `between` is called before each batch, on all ranks equally often.
+    """Predict every distinct input of `rows` and score.
+
+    `between` is called before each batch, on all ranks equally often.
 
     Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them.
     """

@@ -92,7 +92,12 @@ def _facts(
         "task": job.recipe.task.type,
         "length": job.method.length,
         "slots": job.method.slots,
-        "base": {"id": spec.base.id, "revision": spec.base.revision, "fingerprint": spec.base.fingerprint, "kind": spec.base.kind},
+        "base": {
+            "id": spec.base.id,
+            "revision": spec.base.revision,
+            "fingerprint": spec.base.fingerprint,
+            "kind": spec.base.kind,
+        },
         "dataset": {"name": spec.dataset.name, "version": spec.dataset.version, "digest": spec.dataset.digest},
         "recipe": job.recipe.model_dump(mode="json"),
         "seed": spec.seed,
@@ -102,6 +107,14 @@ def _facts(
         "baseline": baseline,
         "samples": samples,
         "versions": {"ptq": __version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in _PACKAGES},
+        | {name: _version(name) for name in _PACKAGES},
         "created_at": time.time(),
     }
+
+
+def _version(package: str) -> str:
+    """A missing package must not cost a trained prompt at its very end."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,11 +1,13 @@
-"""The one training loop: k >= 1 jobs on one base, step by step, each leaving when it is done, failed or asked to stop."""
+"""The one training loop: k >= 1 jobs on one base, step by step; each leaves when it is done, failed or stopped."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 from orchestrator.errors import PtqError
 from orchestrator.states import Reason
@@ -41,88 +43,107 @@ class Loop:
     _reported: float = field(default=0.0)
 
     def run(self, jobs: Sequence[TrainedJob]) -> None:
-        """Train all jobs to their ends. StopRequested leaves them checkpointed at a step boundary."""
+        """Train all jobs to their ends. StopRequested leaves them checkpointed at a step boundary.
+
+        Any other error leaves the checkpoints alone: it may have come in the middle of an optimizer's step.
+        """
         active = list(jobs)
         try:
-            for job in [job for job in active if job.finished]:
-                self._leave(job, active)
+            for job in jobs:
+                with self._own_failures(job, active):
+                    self._resume(job, active)
             while active:
-                self._step(active)
                 self.stop.check()
-        finally:
-            for job in active:
-                job.checkpoint()
+                self._step(active)
+        except StopRequested:
+            for job in list(active):
+                with self._own_failures(job, active):
+                    job.checkpoint()
+            raise
+
+    def _resume(self, job: TrainedJob, active: list[TrainedJob]) -> None:
+        """Do what a stop has left undone at the step that the job resumes from."""
+        self._evaluate_when_due(job)
+        if job.finished:
+            self._leave(job, active)
 
     def _step(self, active: list[TrainedJob]) -> None:
         started = self.clock()
         batches: list[list[Example]] = []
         for job in list(active):
-            try:
+            with self._own_failures(job, active):
                 batches.append(job.batch())
-            except PtqError as error:
-                self._fail(job, error, active)
         if not active:
             return
         work = fused_step(self.host, active, batches, self.processes)
+        seconds = max(self.clock() - started, 1e-9)
         for w in work:
-            try:
-                self._finish_step(w, self.clock() - started, active)
-            except StopRequested:
-                raise
-            except Exception as error:
-                # With several ranks only an error that all of them meet may end one job: the others would wait for ever.
-                if self.processes.world > 1 and not isinstance(error, PtqError):
-                    raise
-                self._fail(w.job, error, active)
+            with self._own_failures(w.job, active):
+                self._finish_step(w, seconds, active)
         if self.clock() - self._reported > _REPORT_SECONDS:
             self._reported = self.clock()
             for job in active:
                 job.events.flush()
 
+    @contextmanager
+    def _own_failures(self, job: TrainedJob, active: list[TrainedJob]) -> Iterator[None]:
+        """An error inside ends this job; its neighbours go on.
+
+        With several ranks only an error that all of them meet may do so: the others would wait for ever.
+        """
+        try:
+            yield
+        except StopRequested:
+            raise
+        except Exception as error:
+            if self.processes.world > 1 and not isinstance(error, PtqError):
+                raise
+            if job in active:
+                active.remove(job)
+            self.on_failed(job, error)
+
     def _finish_step(self, work: Work, seconds: float, active: list[TrainedJob]) -> None:
         job = work.job
         if not math.isfinite(work.loss):
-            message = f"the loss became {work.loss} at step {job.step + 1}; try a lower train.lr or a longer train.warmup"
-            raise JobFailed(Reason.NAN_LOSS, message)
+            advice = "try a lower train.lr or a longer train.warmup"
+            raise JobFailed(Reason.NAN_LOSS, f"the loss became {work.loss} at step {job.step + 1}; {advice}")
         norm = job.apply()
         if not math.isfinite(norm):
             raise JobFailed(Reason.NAN_LOSS, f"the gradient became {norm} at step {job.step}; try a lower train.lr")
         job.events.write("metric", step=job.step, split="train", values={"loss": work.loss, "gradient_norm": norm})
-        job.events.write("progress", step=job.step, steps=job.steps, tokens_per_second=work.tokens / max(seconds, 1e-9))
-        every = job.recipe.train.eval_every
-        if every and job.step % every == 0 and not job.finished:
-            self._evaluate_while_training(job)
+        job.events.write("progress", step=job.step, steps=job.steps, tokens_per_second=work.tokens / seconds)
+        self._evaluate_when_due(job)
         if job.finished or job.step % job.recipe.train.checkpoint_every == 0:
             job.checkpoint()
         if job.finished:
             self._leave(job, active)
 
-    def _evaluate_while_training(self, job: TrainedJob) -> None:
-        rows = evaluation_rows(job, "validation")
+    def _evaluate_when_due(self, job: TrainedJob) -> None:
+        every = job.recipe.train.eval_every
+        if not every or job.step % every or job.finished or job.evaluated == job.step:
+            return
+        rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
-            limit = job.recipe.train.eval_rows
-            result = evaluate_job(self.host, job, rows[:limit], self.processes, between=self._between_batches)
+            result = evaluate_job(self.host, job, rows, self.processes, between=self._between_batches)
             job.events.write("metric", step=job.step, split="validation", values=result.values)
             job.events.flush()
+        job.evaluated = job.step
 
     def _between_batches(self) -> None:
-        """An evaluation may take longer than a stop's grace; leaving it costs only the evaluation."""
+        """An evaluation may take longer than a stop's grace; it is done again when the job resumes."""
         self.stop.check()
 
     def _leave(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         active.remove(job)
         self.on_trained(job)
 
-    def _fail(self, job: TrainedJob, error: Exception, active: list[TrainedJob]) -> None:
-        if job in active:
-            active.remove(job)
-        self.on_failed(job, error)
 
-
-def evaluation_rows(job: TrainedJob, split: str) -> list[Fields] | None:
-    """All rows of a split, or None when the dataset has no such split."""
+def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> list[Fields] | None:
+    """The (first) rows of a split, or None when the dataset has none."""
     folder = job.dataset_folder
-    return list(Rows.open(folder, split)) if has_split(folder, split) else None
+    if not has_split(folder, split):
+        return None
+    return list(islice(Rows.open(folder, split), most)) or None
 
 
 def evaluate_job(

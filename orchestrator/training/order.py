@@ -6,6 +6,7 @@ Every epoch is a new permutation of all rows; batches run over the end of an epo
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import lru_cache
 
 import torch
@@ -17,13 +18,20 @@ def total_steps(train: Train, rows: int) -> int:
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    return max(1, math.ceil(rows * train.epochs / train.batch_size))
+    # As it is written: 1.1 epochs of 100 rows are 110 rows, not the 110.00000000000001 of binary fractions.
+    return max(1, math.ceil(Fraction(repr(train.epochs)) * rows / train.batch_size))
 
 
 def batch_rows(step: int, *, seed: int, rows: int, batch_size: int) -> list[int]:
     """Numbers of the rows of step `step` (from 0)."""
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    return [_permutation(seed, position // rows, rows)[position % rows] for position in positions]
+    at, end = step * batch_size, (step + 1) * batch_size
+    numbers: list[int] = []
+    while at < end:
+        epoch, first = divmod(at, rows)
+        taken = min(rows - first, end - at)
+        numbers += _permutation(seed, epoch, rows)[first : first + taken].tolist()
+        at += taken
+    return numbers
 
 
 def mixed_seed(seed: int, *numbers: int) -> int:
@@ -40,7 +48,7 @@ def mixed_seed(seed: int, *numbers: int) -> int:
     return value & (2**63 - 1)
 
 
-@lru_cache(maxsize=64)
-def _permutation(seed: int, epoch: int, rows: int) -> list[int]:
+@lru_cache(maxsize=16)  # 8 bytes a row each: this epoch's and the last one's of eight jobs
+def _permutation(seed: int, epoch: int, rows: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(mixed_seed(seed, 1, epoch))
-    return list(torch.randperm(rows, generator=generator).tolist())
+    return torch.randperm(rows, generator=generator)

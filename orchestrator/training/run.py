@@ -12,13 +12,15 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from orchestrator.errors import BadData, BadInput, BadRecipe
+from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec
 from orchestrator.paths import JobPaths, RunPaths
@@ -30,7 +32,7 @@ from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import JobFailed, Loop
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
-from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.weights import fingerprint
 
 Events = EventWriter | NoEvents
@@ -69,7 +71,8 @@ class Run:
             self._fail_all(error)
         finally:
             for events in self._events.values():
-                events.close()
+                with _even_on_a_full_disk():
+                    events.close()
         return 1 if self.failed else 0
 
     def _train(self) -> None:
@@ -79,7 +82,8 @@ class Run:
 
         def on_trained(job: TrainedJob) -> None:
             if any(self.processes.gather(host.checksum() != checksum)):
-                raise JobFailed(Reason.BASE_CHANGED, "a weight of the frozen base moved in training; the artifact was not written")
+                what = "a weight of the frozen base moved in training; the artifact was not written"
+                raise JobFailed(Reason.BASE_CHANGED, what)
             finish(host, job, self.processes, self.stop)
             self.succeeded.add(job.spec.job)
 
@@ -103,7 +107,7 @@ class Run:
             )
         host = BaseHost.load(
             Path(base.path),
-            kind=base.kind,
+            kind=cast(Kind, base.kind),
             dtype=recipe.base.dtype,
             trust_remote_code=recipe.base.trust_remote_code and load_settings().allow_remote_code,
         )
@@ -113,21 +117,34 @@ class Run:
     def _open(self, spec: JobSpec, host: BaseHost) -> TrainedJob | None:
         events = self._events[spec.job]
         try:
+            self._check_base(spec)
             job = TrainedJob.open(spec, host, events, device=self.processes.device)
-        except (BadData, BadRecipe) as error:
+            self.processes.same_everywhere(job.parameters)
+            events.write(
+                "started",
+                processes=self.processes.world,
+                device=str(self.processes.device),
+                resumed_from=job.resumed_from,
+                steps=job.steps,
+            )
+            events.flush()
+        except Exception as error:
+            # Several ranks go on only after what all of them meet: faults of recipe and data.
+            if self.processes.world > 1 and not isinstance(error, PtqError):
+                raise
             self._report_failure(spec, error)
             return None
-        self.processes.same_everywhere(job.parameters)
-        events.write(
-            "started",
-            processes=self.processes.world,
-            device=str(self.processes.device),
-            resumed_from=job.resumed_from,
-            steps=job.steps,
-        )
-        events.flush()
-        print(f"job {spec.job}: step {job.step} of {job.steps}, {job.recipe.method.type}, {job.method.length} virtual tokens", flush=True)
+        what = f"{job.recipe.method.type}, {job.method.length} virtual tokens"
+        print(f"job {spec.job}: step {job.step} of {job.steps}, {what}", flush=True)
         return job
+
+    def _check_base(self, spec: JobSpec) -> None:
+        """The run's one base was loaded as the first job asks for it."""
+        first = self.specs[0]
+        loaded = (first.base.fingerprint, first.base.kind, first.recipe["base"]["dtype"])
+        wanted = (spec.base.fingerprint, spec.base.kind, spec.recipe["base"]["dtype"])
+        if wanted != loaded:
+            raise BadRecipe(f"this run has loaded another base ({loaded} instead of {wanted})", where="base")
 
     def _on_failed(self, job: TrainedJob, error: Exception) -> None:
         self._report_failure(job.spec, error)
@@ -145,12 +162,22 @@ class Run:
             traceback.print_exception(error)
         message = str(error) or type(error).__name__
         print(f"job {spec.job} failed ({reason}): {message}", flush=True)
-        self._events[spec.job].write("failed", reason=str(reason), message=message)
-        self._events[spec.job].flush(sync=True)
+        with _even_on_a_full_disk():
+            self._events[spec.job].write("failed", reason=str(reason), message=message)
+            self._events[spec.job].flush(sync=True)
 
     def _open_events(self, spec: JobSpec) -> Events:
         path = JobPaths(Path(spec.folder)).events
         return EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
+
+
+@contextmanager
+def _even_on_a_full_disk() -> Iterator[None]:
+    """What cannot be written to a job's events is still said in the run's log, and nobody else's events suffer."""
+    try:
+        yield
+    except OSError as error:
+        print(f"events cannot be written: {error}", flush=True)
 
 
 def reason_of(error: Exception) -> Reason:

@@ -24,8 +24,12 @@ class StopFlag:
 
     def check(self) -> None:
         """Raise StopRequested on all ranks when any of them was asked. All ranks must call it equally often."""
-        flag = torch.tensor([float(self.asked)], device=self._processes.device)
-        if float(self._processes.sum_(flag)) > 0:
+        if self._processes.world == 1:
+            asked = self.asked
+        else:
+            flag = torch.tensor([float(self.asked)], device=self._processes.device)
+            asked = float(self._processes.sum_(flag)) > 0
+        if asked:
             raise StopRequested
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

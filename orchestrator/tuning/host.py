@@ -135,6 +135,8 @@ class BaseHost:
 
     def set_dropout(self, on: bool) -> None:
         """The base's own dropout; off from the start."""
+        # Both are found by forwards, which must neither see dropout nor use up random numbers.
+        _ = self.injector, self.first_position
         self.model.train(on)
 
     def set_checkpointing(self, on: bool) -> None:

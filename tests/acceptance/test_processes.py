@@ -16,7 +16,8 @@ METHOD = {"type": "prefix-tuning", "length": 3, "reparameterization": {"hidden":
 @pytest.mark.parametrize("zero", [None, 3], ids=["ddp", "zero-3"])
 def test_two_processes_train_what_one_does(zero: int | None, tmp_path: Path) -> None:
     base, dataset = make_base(tmp_path / "base", "gpt2"), make_dataset(tmp_path / "data")
-    wanted = recipe(METHOD, train__steps=8, train__batch_size=5, train__lr=0.01)  # 5 rows do not divide by 2
+    # 3 rows do not divide by 2, and the second rank has rows for one of the two passes only.
+    wanted = recipe(METHOD, train__steps=8, train__batch_size=3, train__accumulation=2, train__lr=0.01)
     one = launch(tmp_path / "one", wanted, base=base, dataset=dataset, processes=1, zero=None).run
     two = launch(tmp_path / "two", wanted, base=base, dataset=dataset, processes=2, zero=zero).run
     assert two.events(kind="started")[0]["processes"] == 2

@@ -45,9 +45,7 @@ def mixed(kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("base", "kind"), [("gpt2", "causal"), ("t5", "seq2seq"), ("bert", "masked")])
-def test_each_job_is_as_if_alone(
-    base: str, kind: str, bases: dict[str, Path], dataset: Path, tmp_path: Path
-) -> None:
+def test_each_job_is_as_if_alone(base: str, kind: str, bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
     recipes = mixed(kind)
     fused = make_run(tmp_path / "fused", recipes, base=bases[base], dataset=dataset, kind=kind)
     assert fused.train() == 0

@@ -158,7 +158,7 @@ def test_label_words_are_scored_by_their_mean_log_probability(name: str, bases: 
                 each = continued(made, [*ids, *made.ids("is")], made.ids(word))
             else:
                 each = decoded(made, [*ids, 2], [*made.ids(word), 2])
-            means[word] = float(each.mean()), label
+            means[word] = each.mean().item(), label
             if word == {"warm": "warm", "cold": "cold and blue"}[row["label"]]:
                 losses.append(each)
         expected.append(min(means.values())[1])
@@ -186,7 +186,7 @@ def test_label_words_without_a_separator_follow_the_input_at_once() -> None:
 
 
 def test_many_label_words_are_scored_a_batch_at_a_time(bases: dict[str, Path]) -> None:
-    labels = {str(number): word for number, word in enumerate("red green blue black white cat house".split())}
+    labels = {str(number): word for number, word in enumerate(["red", "green", "blue", "black", "white", "cat", "house"])}
     made = Made(bases["gpt2"], "gpt2", {"type": "classify", "input": "the {text}", "labels": labels})
     sizes = []
     made.host.model.register_forward_pre_hook(

@@ -33,7 +33,7 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
     )
     made.train_from_iterator([WORDS, f" {WORDS}"] * 5, trainer)
     if name == "gpt2":
-        end = {key: "<|endoftext|>" for key in ("bos_token", "eos_token", "pad_token")}
+        end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
         return PreTrainedTokenizerFast(tokenizer_object=made, **end)
     made.post_processor = _around("<s> $A </s>", made)
     return PreTrainedTokenizerFast(tokenizer_object=made, mask_token="<mask>", cls_token="<s>", **NAMES)

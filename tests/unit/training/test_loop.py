@@ -1,0 +1,267 @@
+"""How jobs leave the loop: stopped, failed, interrupted, on a full disk; and what their neighbours see of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from training_fixtures import MadeRun, make_base, make_dataset, make_run, recipe
+
+from orchestrator.manifest import manifest_faults
+from orchestrator.training import finish, job, loop
+from orchestrator.training.job import TrainedJob
+from orchestrator.training.stop import STOPPED_EXIT_CODE
+
+PROMPT = {"type": "prompt-tuning", "length": 3}
+DROPPED = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
+HEAD = {"type": "classify", "labels": ["warm", "cold"], "input": "the {text}", "head": {"dropout": 0.4}}
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_of(root: Path, recipes: list[dict[str, Any]], bases: dict[str, Path], dataset: Path, **more: Any) -> MadeRun:
+    return make_run(root, recipes, base=bases["gpt2"], dataset=dataset, **more)
+
+
+def series(run: MadeRun, number: int, split: str) -> dict[int, Any]:
+    return {e["step"]: e["values"] for e in run.events(number, "metric") if e["split"] == split}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_stop_inside_an_evaluation_costs_nothing(
+    at: int, bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three jobs the second is being evaluated: the first has gone on, the third has not applied its gradient."""
+    jobs = [recipe(DROPPED), recipe(PROMPT, train__eval_every=2), recipe(PROMPT, train__seeds=[4])]
+    whole = run_of(tmp_path / "whole", jobs, bases, dataset)
+    assert whole.train() == 0
+    broken = run_of(tmp_path / "broken", jobs, bases, dataset)
+    with monkeypatch.context() as patch:
+        evaluated = loop.evaluate_job
+        calls: list[int] = []
+
+        def evaluate_and_stop(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == at:
+                terminate()
+            return evaluated(*args, **kwargs)
+
+        patch.setattr(loop, "evaluate_job", evaluate_and_stop)
+        patch.setattr(finish, "evaluate_job", evaluate_and_stop)
+        assert broken.train() == STOPPED_EXIT_CODE
+    again = run_of(tmp_path / "broken", jobs, bases, dataset, attempt=2)
+    assert again.train() == 0
+    for number in range(3):
+        # Their rows have met other neighbours since: equal up to rounding.
+        assert again.losses(number) == pytest.approx(whole.losses(number), rel=1e-5)
+        assert series(again, number, "validation") == series(whole, number, "validation")
+        folders = again.jobs[number].artifact(2), whole.jobs[number].artifact(1)
+        found, expected = (load_file(folder / "prompt.safetensors") for folder in folders)
+        assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_stop_that_comes_when_all_is_done_changes_nothing(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
+    written = finish.write_manifest
+    monkeypatch.setattr(finish, "write_manifest", lambda folder: (terminate(), written(folder))[1])
+    assert run.train() == 0
+    assert run.events(kind="artifact")
+    assert not run.events(kind="stopped")
+
+
+def test_a_job_that_lacks_only_its_artifact_makes_it(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
+    assert first.train() == 0
+    second = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset, attempt=2)
+    assert second.train() == 0
+    assert second.events(kind="started")[1]["resumed_from"] == 6
+    assert second.prompt_bytes(attempt=2) == first.prompt_bytes(attempt=1)
+    assert manifest_faults(second.jobs[0].artifact(2)) == []
+    assert second.artifact(attempt=2)["metrics"] == first.artifact()["metrics"]
+
+
+def test_a_job_that_cannot_be_scored_leaves_its_neighbours_alone(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is resumed at its end, before the first step of the others."""
+    done = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
+    assert done.train() == 0
+    both = run_of(tmp_path / "run", [recipe(PROMPT), recipe(PROMPT)], bases, dataset, attempt=2)
+    evaluated = finish.evaluate_job
+
+    def broken(host: Any, job: TrainedJob, *args: Any, **kwargs: Any) -> Any:
+        if job.spec.job == 1:
+            raise ValueError("no score for this")
+        return evaluated(host, job, *args, **kwargs)
+
+    monkeypatch.setattr(finish, "evaluate_job", broken)
+    assert both.train() == 1
+    assert both.events(0, "failed")[0]["message"] == "no score for this"
+    assert both.prompt_bytes(1, attempt=2) == done.prompt_bytes()
+
+
+def test_an_interrupt_in_the_middle_of_a_step_saves_no_half_step(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_of(tmp_path / "whole", [recipe(PROMPT)], bases, dataset)
+    assert whole.train() == 0
+    broken = run_of(tmp_path / "broken", [recipe(PROMPT)], bases, dataset)
+    with monkeypatch.context() as patch:
+        step = torch.optim.AdamW.step
+
+        def interrupted(self: Any, *args: Any) -> Any:
+            step(self, *args)
+            if max(int(state["step"]) for state in self.state.values()) == 4:
+                raise KeyboardInterrupt
+
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            broken.train()
+    again = run_of(tmp_path / "broken", [recipe(PROMPT)], bases, dataset, attempt=2)
+    assert again.train() == 0
+    assert again.losses() == whole.losses()
+    assert again.prompt_bytes(attempt=2) == whole.prompt_bytes()
+
+
+def test_a_full_disk_ends_the_job_that_met_it(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path / "run", [recipe(PROMPT), recipe(PROMPT)], bases, dataset)
+    saved = job.save_checkpoint
+
+    def full(paths: Any, state: Any) -> None:
+        if paths == run.jobs[0] and state.step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(paths, state)
+
+    monkeypatch.setattr(job, "save_checkpoint", full)
+    assert run.train() == 1
+    assert run.events(0, "failed")[0]["reason"] == "disk_full"
+    assert run.events(1, "artifact")
+
+
+def test_events_that_cannot_be_written_are_said_in_the_log(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """/dev/full takes nothing: the real error of a full disk, at the events themselves."""
+    run = run_of(tmp_path / "run", [recipe(PROMPT), recipe(PROMPT)], bases, dataset)
+    run.jobs[0].events.symlink_to("/dev/full")
+    assert run.train() == 1
+    assert "job 1 failed (disk_full)" in capsys.readouterr().out
+    assert run.events(1, "artifact")
+
+
+def test_a_job_of_another_base_is_refused(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    other = recipe(PROMPT)
+    other["base"] = {"model": "tiny", "dtype": "bf16"}
+    run = run_of(tmp_path / "run", [recipe(PROMPT), other], bases, dataset)
+    assert run.train() == 1
+    assert run.events(0, "artifact")
+    assert run.events(1, "failed")[0]["reason"] == "bad_recipe"
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4, 9])
+def test_accumulation_changes_nothing(parts: int, bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """Nor does it with dropout on the prefix or before the head."""
+    head = recipe({**DROPPED, "length": 3}, train__batch_size=5)
+    head["task"] = HEAD
+    jobs = [head, recipe({"type": "head"}, train__batch_size=3)]
+    jobs[1]["task"] = HEAD
+    bert = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
+    whole = make_run(tmp_path / "whole", jobs, **bert)
+    assert whole.train() == 0
+    for one in jobs:
+        one["train"] = {**one["train"], "accumulation": parts}
+    split = make_run(tmp_path / "split", jobs, **bert)
+    assert split.train() == 0
+    for number in range(2):
+        assert split.losses(number) == pytest.approx(whole.losses(number), rel=2e-5)
+        found, expected = (load_file(r.jobs[number].artifact(1) / "prompt.safetensors") for r in (split, whole))
+        assert_close(found, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_the_bases_dropout_is_resumed_and_reaches_no_neighbour(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy, plain = recipe(PROMPT, train__base_dropout=True, train__accumulation=2), recipe(PROMPT, train__seeds=[2])
+    alone = [run_of(tmp_path / str(i), [one], bases, dataset) for i, one in enumerate((noisy, plain))]
+    assert [run.train() for run in alone] == [0, 0]
+    quiet = run_of(tmp_path / "quiet", [recipe(PROMPT, train__accumulation=2)], bases, dataset)
+    assert quiet.train() == 0
+    assert quiet.losses() != pytest.approx(alone[0].losses(), rel=1e-3)
+    fused = run_of(tmp_path / "fused", [noisy, plain], bases, dataset)
+    with monkeypatch.context() as patch:
+        apply = TrainedJob.apply
+        patch.setattr(TrainedJob, "apply", lambda self: (self.step == 2 and terminate(), apply(self))[1])
+        assert fused.train() == STOPPED_EXIT_CODE
+    again = run_of(tmp_path / "fused", [noisy, plain], bases, dataset, attempt=2)
+    assert again.train() == 0
+    for number in range(2):
+        assert again.losses(number) == pytest.approx(alone[number].losses(), rel=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("name", "kind"), [("gpt2", "causal"), ("t5", "seq2seq"), ("bert", "masked")])
+def test_a_base_in_half_precision(
+    name: str, kind: str, dtype: str, bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    """Trains and scores; what is trained and saved is fp32, and near to what an fp32 base gives."""
+    jobs = [recipe(PROMPT), recipe({**DROPPED, "dropout": 0.0})]
+    if kind == "masked":
+        for one in jobs:
+            one["task"] = {**HEAD, "head": {"pooling": "mean"}}
+    losses = {}
+    for precision in ("fp32", dtype):
+        made = [{**one, "base": {"model": "tiny", "dtype": precision}} for one in jobs]
+        run = make_run(tmp_path / precision, made, base=bases[name], dataset=dataset, kind=kind)
+        assert run.train() == 0
+        losses[precision] = [run.losses(number)[1] for number in range(2)]
+        saved = load_file(run.jobs[0].artifact(1) / "prompt.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert losses[dtype] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+def test_a_batch_larger_than_the_data_runs_over_the_epochs_end(bases: dict[str, Path], tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", train=3, validation=0)
+    run = run_of(tmp_path / "run", [recipe(PROMPT, train__batch_size=8)], bases, dataset)
+    assert run.train() == 0
+    assert list(run.losses()) == list(range(1, 7))
+    assert run.artifact()["metrics"] == {}  # a split without rows is no split
+
+
+def test_text_fields_may_be_empty_or_longer_than_the_context(tmp_path: Path) -> None:
+    from orchestrator.data.store import SplitWriter
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        writer = SplitWriter(folder / f"{split}.arrow", ["text", "target", "label"])
+        for text in ("", "red cat " * 200, "</s> [MASK] <pad>", "stone"):
+            writer.add([text, "bird", "warm"])
+        writer.close()
+    for name, kind, task in [
+        ("gpt2", "causal", {"type": "generate", "input": "{text}", "target": "{target}", "max_new_tokens": 4}),
+        ("gpt2", "causal", {"type": "classify", "input": "{text}", "labels": {"warm": "warm", "cold": "cold"}}),
+        ("bert", "masked", {"type": "classify", "input": "{text} [MASK]", "labels": {"warm": "warm", "cold": "cold"}}),
+        ("bert", "masked", {**HEAD, "input": "{text}"}),
+    ]:
+        jobs = [recipe(DROPPED, train__steps=2), recipe(PROMPT, train__steps=2)]
+        for one in jobs:
+            one["task"] = task
+        base = make_base(tmp_path / f"base-{name}", name)
+        run = make_run(tmp_path / f"{name}-{task['input']}", jobs, base=base, dataset=folder, kind=kind)
+        assert run.train() == 0
+        assert all(0 <= value <= 1 for value in run.artifact()["metrics"]["validation"].values())
