@@ -24,6 +24,7 @@ PATIENCE = 120.0  # seconds: two loaded cores start torch in about ten
 @dataclass
 class Box:
     home: Path
+    cwd: Path | None = None  #: where `run` runs; default: where pytest does
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @classmethod
@@ -42,7 +43,10 @@ class Box:
 
     def run(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PTQ_HOME": str(self.home), "OMP_NUM_THREADS": "1", **environment}
-        return subprocess.run([*PTQ, *arguments], env=env, input=stdin, capture_output=True, text=True, timeout=300)
+        command = [*PTQ, *arguments]
+        return subprocess.run(
+            command, env=env, cwd=self.cwd, input=stdin, capture_output=True, text=True, timeout=300
+        )
 
     def ok(self, *arguments: str, **options: str) -> str:
         done = self.run(*arguments, **options)
