@@ -1,0 +1,91 @@
+"""Scores do not depend on the batch size, the order of rows, or the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.training.distributed import Processes
+from orchestrator.training.evaluate import Evaluation, evaluate
+from orchestrator.tuning import Prompt
+
+
+@dataclass
+class Echo:
+    """An objective that predicts a row's own text, and notes what it was asked."""
+
+    metrics: Sequence[str] = ("exact_match",)
+    batches: list[list[str]] = field(default_factory=list)
+    grouped: bool = False
+
+    def references(self, rows: Sequence[dict[str, str]]) -> tuple[list[int], list[list[str]]]:
+        numbers = [i for i in range(len(rows)) if not self.grouped or i % 2 == 0]
+        return numbers, [[rows[i]["text"] if i % 3 else "other"] for i in numbers]
+
+    def predict(self, host: Any, prompt: Any, head: Any, rows: Sequence[dict[str, str]], *, tuned: bool) -> list[str]:
+        assert not torch.is_grad_enabled()
+        self.batches.append([row["text"] for row in rows])
+        return [row["text"] for row in rows]
+
+
+def processes(rank: int = 0, world: int = 1, zero: int | None = None) -> Processes:
+    nothing: Any = None
+    return Processes(nothing, rank, world, torch.device("cpu"), zero)
+
+
+ROWS = [{"text": "x" * (7 * i % 11) + str(i)} for i in range(10)]
+
+
+def scored(objective: Any, size: int, group: Processes, **options: Any) -> Evaluation:
+    host: Any = None
+    return evaluate(host, objective, Prompt.empty(), None, ROWS, batch_size=size, processes=group, **options)
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 99])
+def test_the_result_is_in_the_order_of_the_rows(size: int) -> None:
+    objective = Echo()
+    result = scored(objective, size, processes())
+    assert result.predictions == [row["text"] for row in ROWS]
+    assert result.values == {"exact_match": 0.6}
+    assert max(map(len, objective.batches)) == min(size, 10)
+    lengths = [len(text) for batch in objective.batches for text in batch]
+    assert lengths == sorted(lengths)  # little padding
+
+
+def test_an_input_of_several_rows_is_predicted_once() -> None:
+    objective = Echo(grouped=True)
+    result = scored(objective, 4, processes())
+    assert result.numbers == [0, 2, 4, 6, 8]
+    assert sum(map(len, objective.batches)) == 5
+
+
+@pytest.mark.parametrize("zero", [None, 3])
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_ranks_share_the_batches_and_pause_equally_often(
+    world: int, zero: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`between` is a collective: a rank that calls it less often would hang all others."""
+    written: list[Any] = []
+    pauses: list[int] = []
+    asked: list[str] = []
+    monkeypatch.setattr(Processes, "gather", lambda _self, value: written.append(value) or list(written))
+    for rank in range(world):
+        objective, count = Echo(), [0]
+
+        def between(count: list[int] = count) -> None:
+            count[0] += 1
+
+        try:
+            result = scored(objective, 3, processes(rank, world, zero), between=between)
+        except KeyError:
+            assert rank < world - 1  # the others' predictions are not there yet
+        pauses.append(count[0])
+        asked += [text for batch in objective.batches for text in batch]
+    assert result.predictions == [row["text"] for row in ROWS]
+    assert len(set(pauses)) == 1
+    once = sorted(row["text"] for row in ROWS)
+    assert sorted(asked) == (sorted(once * world) if zero == 3 else once)

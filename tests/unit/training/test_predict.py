@@ -1,0 +1,136 @@
+"""`orchestrator.training.predict`: an artifact gives what its own evaluation gave, and bad input is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+from training_fixtures import MadeRun, make_run, recipe
+
+from orchestrator.errors import BadInput
+from orchestrator.manifest import write_manifest
+from orchestrator.paths import read_json, write_json
+from orchestrator.training.predict import Predictor, main
+from orchestrator.training.rows import Rows
+
+METHODS: dict[str, dict[str, Any]] = {
+    "prompt": {"type": "prompt-tuning", "length": 3},
+    "prefix": {"type": "prefix-tuning", "length": 2, "reparameterization": {"hidden": 8}},
+    "head": {"type": "p-tuning", "reparameterization": {"type": "mlp"}},
+}
+
+
+def trained(root: Path, name: str, bases: dict[str, Path], dataset: Path) -> MadeRun:
+    made = recipe(METHODS[name])
+    base, kind = ("bert", "masked") if name == "head" else ("gpt2", "causal")
+    if name == "head":
+        labels = {"type": "classify", "labels": ["warm", "cold"], "head": {"pooling": "mean"}}
+        made["task"] = {**labels, "input": "[P:2] the {text} [P:1]"}
+    run = make_run(root, [made], base=bases[base], dataset=dataset, kind=kind)
+    assert run.train() == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def artifact(bases: dict[str, Path], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("trained"), "head", bases, dataset).jobs[0].artifact(1)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_predictions_are_those_of_the_evaluation(
+    name: str, bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    run = trained(tmp_path, name, bases, dataset)
+    samples = run.artifact()["samples"]
+    rows = list(Rows.open(dataset, "validation"))
+    base = bases["bert" if name == "head" else "gpt2"]
+    found = list(Predictor.load(run.jobs[0].artifact(1), base).predict(rows))
+    assert [{k: v for k, v in one.items() if k != "prediction"} for one in found] == rows
+    assert [one["prediction"] for one in found][: len(samples)] == [sample["tuned"] for sample in samples]
+
+
+def run_main(
+    spec: dict[str, Any], lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[dict[str, Any]]]:
+    write_json(tmp_path / "spec.json", spec)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), encoding="latin-1"))
+    monkeypatch.setattr("sys.stdout", out)
+    code = main([str(tmp_path / "spec.json")])
+    out.flush()
+    return code, [json.loads(line) for line in out.buffer.getvalue().decode().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_the_program_reads_and_writes_utf8_whatever_the_locale(
+    artifact: Path, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"artifact": str(artifact), "base": str(bases["bert"]), "threads": 1}
+    lines = '{"text": "总体评价 🙂", "n": 1.5, "deep": {"b": [1, 2], "a": null}}\n{"text": ""}\n'
+    code, found = run_main(spec, lines, tmp_path, monkeypatch)
+    assert code == 0
+    assert found[0]["text"] == "总体评价 🙂"
+    assert found[0]["n"] == "1.5"
+    assert found[0]["deep"] == '{"a":null,"b":[1,2]}'  # as datasets hold it
+    assert {one["prediction"] for one in found} <= {"warm", "cold"}
+
+
+@pytest.mark.parametrize("line", ["[1]", "nonsense", '{"text": "\\ud83d"}', '{"text": NaN}', '{"other": "x"}'])
+def test_a_bad_row_is_told_by_its_line(
+    line: str,
+    artifact: Path,
+    bases: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = {"artifact": str(artifact), "base": str(bases["bert"]), "threads": 1}
+    code, _ = run_main(spec, '{"text": "cat"}\n' + line + "\n", tmp_path, monkeypatch)
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "input line 2" in error or "has no field `text`" in error
+
+
+def test_another_base_is_refused(artifact: Path, bases: dict[str, Path]) -> None:
+    with pytest.raises(BadInput, match="not the weights"):
+        Predictor.load(artifact, bases["gpt2"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("slots", "../../etc"), ("recipe", {"name": "x"}), ("base", {}), ("base", None), ("slots", None)],
+)
+def test_a_forged_description_is_refused(
+    key: str, value: Any, artifact: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(artifact, tmp_path / "forged")
+    write_json(folder / "artifact.json", {**read_json(folder / "artifact.json"), key: value})
+    with pytest.raises(BadInput, match="damaged"):
+        Predictor.load(folder, bases["bert"])
+    write_manifest(folder)
+    with pytest.raises(BadInput, match="does not describe an artifact"):
+        Predictor.load(folder, bases["bert"])
+
+
+def test_a_head_of_other_labels_is_refused(artifact: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact, tmp_path / "forged")
+    tensors = load_file(folder / "prompt.safetensors")
+    save_file({n: t[:1] if n.startswith("head.") else t for n, t in tensors.items()}, folder / "prompt.safetensors")
+    write_manifest(folder)
+    with pytest.raises(BadInput, match="does not fit its recipe"):
+        Predictor.load(folder, bases["bert"])
+
+
+def test_a_pickle_in_place_of_safetensors_is_never_loaded(
+    artifact: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(artifact, tmp_path / "forged")
+    (folder / "prompt.safetensors").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path).encode() + b"/ran'\ntR.")
+    write_manifest(folder)
+    with pytest.raises(BadInput, match="safetensors"):
+        Predictor.load(folder, bases["bert"])
+    assert not (tmp_path / "ran").exists()
