@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import BadInput
 from orchestrator.paths import read_json, write_json
 
 FORMAT = 1
@@ -48,7 +49,7 @@ class JobSpec:
 
     @classmethod
     def read(cls, path: Path) -> JobSpec:
-        raw = read_json(path)
+        raw = _read(path)
         return cls(**{**raw, "base": BaseSpec(**raw["base"]), "dataset": DatasetSpec(**raw["dataset"])})
 
 
@@ -72,4 +73,11 @@ class RunSpec:
 
     @classmethod
     def read(cls, path: Path) -> RunSpec:
-        return cls(**read_json(path))
+        return cls(**_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    raw = read_json(path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise BadInput(f"was not written by this version of ptq, which reads format {FORMAT}", where=str(path))
+    return raw

@@ -13,9 +13,9 @@ NAME = "manifest.json"
 def write_manifest(folder: Path) -> str:
     """Hash every file of `folder`, write the manifest, return the folder's digest (the manifest's own hash)."""
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != NAME
+        name: {"sha256": file_sha256(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in _entries(folder)
+        if (folder / name).is_file()
     }
     write_json(folder / NAME, {"format": 1, "files": files})
     return digest_of(folder)
@@ -29,21 +29,27 @@ def manifest_faults(folder: Path) -> list[str]:
     """What does not hold: a missing manifest, missing, changed or added files. Empty when the folder is whole."""
     try:
         manifest = read_json(folder / NAME)
-        files = dict(manifest["files"])
+        files = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in dict(manifest["files"]).items()}
     except (OSError, ValueError, KeyError, TypeError):
         return [f"{folder / NAME}: missing or not readable"]
-    faults = []
-    for name, expected in files.items():
-        path = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute() or path.is_symlink():
-            faults.append(f"{name}: leads out of the folder")
-        elif not path.is_file():
-            faults.append(f"{name}: missing")
-        elif path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
-            faults.append(f"{name}: differs from its hash")
-    present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != NAME}
-    faults += [f"{name}: not in the manifest" for name in sorted(present - set(files))]
-    return faults
+    faults = [f"{name}: {fault}" for name, expected in files.items() if (fault := _fault(folder, name, expected))]
+    present = {name for name in _entries(folder) if (folder / name).is_symlink() or (folder / name).is_file()}
+    return faults + [f"{name}: not in the manifest" for name in sorted(present - set(files))]
+
+
+def _fault(folder: Path, name: str, expected: tuple[str, int]) -> str | None:
+    path = folder / name
+    inside = path.resolve() == folder.resolve() / name
+    if ".." in Path(name).parts or Path(name).is_absolute() or not inside:
+        return "leads out of the folder"  # or through a symbolic link
+    if not path.is_file():
+        return "missing"
+    return None if (file_sha256(path), path.stat().st_size) == expected else "differs from its hash"
+
+
+def _entries(folder: Path) -> list[str]:
+    """Everything below the folder but its own manifest (one further down is a file like any other)."""
+    return [name for path in sorted(folder.rglob("*")) if (name := path.relative_to(folder).as_posix()) != NAME]
 
 
 def file_sha256(path: Path) -> str:

@@ -177,7 +177,11 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
         if final.exists():
             old = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
             final.rename(old)
-            temporary.rename(final)
+            try:
+                temporary.rename(final)
+            except BaseException:
+                old.rename(final)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             temporary.rename(final)

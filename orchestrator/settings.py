@@ -32,8 +32,8 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
     return Settings(
         home=home,
         registry_url=env.get("PTQ_REGISTRY") or f"sqlite:///{home / REGISTRY_FILE}",
-        user=env.get("PTQ_USER") or getpass.getuser(),
-        offline=env.get("HF_HUB_OFFLINE", "") in {"1", "true", "True", "ON", "on", "yes"},
+        user=env.get("PTQ_USER") or _user(),
+        offline=env.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "ON", "YES"},  # as huggingface_hub reads it
         allow_remote_code=env.get("PTQ_ALLOW_REMOTE_CODE", "") == "1",
     )
 
@@ -41,6 +41,13 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
 def child_environment(**extra: str) -> dict[str, str]:
     """The environment for a process that we start: ours, plus `extra`."""
     return {**os.environ, **extra}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container that runs under a number without a name
+        return str(os.getuid())
 
 
 def _nearest_home(start: Path) -> Path:

@@ -1,0 +1,56 @@
+"""What the environment says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.settings import load_settings
+
+
+def test_home_is_the_variable_else_the_nearest_registry_else_here(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    assert load_settings({}, deep).home == deep
+    (tmp_path / "registry.db").touch()
+    assert load_settings({}, deep).home == tmp_path
+    (deep / "registry.db").mkdir()  # a folder is no registry
+    assert load_settings({}, deep).home == tmp_path
+    assert load_settings({"PTQ_HOME": str(deep)}, tmp_path).home == deep
+    assert load_settings({"PTQ_HOME": ""}, deep).home == tmp_path
+    assert not (tmp_path / "a" / "b" / "jobs").exists()
+
+
+def test_home_keeps_links_and_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    assert load_settings({"PTQ_HOME": "link/../link"}).home == tmp_path / "link"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_settings({"PTQ_HOME": "~/x"}).home == tmp_path / "x"
+
+
+def test_the_registry_lies_in_the_home_unless_told(tmp_path: Path) -> None:
+    assert load_settings({}, tmp_path).registry_url == f"sqlite:///{tmp_path}/registry.db"
+    assert load_settings({"PTQ_REGISTRY": "postgresql://x"}, tmp_path).registry_url == "postgresql://x"
+
+
+@pytest.mark.parametrize(("value", "offline"), [("1", True), ("TRUE", True), ("Yes", True), ("0", False), ("", False)])
+def test_offline_is_read_as_the_hub_reads_it(value: str, offline: bool, tmp_path: Path) -> None:
+    assert load_settings({"HF_HUB_OFFLINE": value}, tmp_path).offline is offline
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("1", True), ("true", False), ("", False), ("0", False)])
+def test_remote_code_needs_a_clear_yes(value: str, allowed: bool, tmp_path: Path) -> None:
+    assert load_settings({"PTQ_ALLOW_REMOTE_CODE": value}, tmp_path).allow_remote_code is allowed
+
+
+def test_a_user_without_a_name_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    assert load_settings({}, tmp_path).user == "12345"
+    assert load_settings({"PTQ_USER": "ada"}, tmp_path).user == "ada"
