@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from orchestrator.training.extensions import clear_stale_locks, extensions_folder
 from orchestrator.tuning.host import BaseHost
 
 
@@ -71,6 +72,8 @@ def join(*, device: str, processes: int, zero: int | None) -> Processes:
     """Join the group that `accelerate launch` made (or be alone)."""
     grouped = processes > 1 or zero is not None
     backend = [InitProcessGroupKwargs(backend="gloo")] if device == "cpu" and grouped else []
+    if zero is not None:
+        clear_stale_locks(extensions_folder())
     # `Accelerator(cpu=True)` silently drops DeepSpeed; with DeepSpeed the launcher has already chosen the device.
     accelerator = Accelerator(cpu=device == "cpu" and zero is None, kwargs_handlers=backend)
     if (zero is not None) != (accelerator.distributed_type == DistributedType.DEEPSPEED):

@@ -186,7 +186,9 @@ def test_label_words_without_a_separator_follow_the_input_at_once() -> None:
 
 
 def test_many_label_words_are_scored_a_batch_at_a_time(bases: dict[str, Path]) -> None:
-    labels = {str(number): word for number, word in enumerate(["red", "green", "blue", "black", "white", "cat", "house"])}
+    labels = {
+        str(number): word for number, word in enumerate(["red", "green", "blue", "black", "white", "cat", "house"])
+    }
     made = Made(bases["gpt2"], "gpt2", {"type": "classify", "input": "the {text}", "labels": labels})
     sizes = []
     made.host.model.register_forward_pre_hook(
