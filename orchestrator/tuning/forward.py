@@ -114,9 +114,9 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:
-        shifts = torch.tensor([prompts[prompt].prefix_length for prompt, _ in batch.slots], device=host.device)
+        shifts = torch.tensor([prompt.prefix_length for prompt in prompts], device=host.device) + host.first_position
         counted = batch.attention_mask.cumsum(1) - 1
-        inputs["position_ids"] = counted.clamp_min(0) + shifts[:, None] + host.first_position
+        inputs["position_ids"] = counted.clamp_min(0) + shifts[batch.prompt_index][:, None]
     return inputs
 
 

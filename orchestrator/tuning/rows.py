@@ -52,18 +52,23 @@ class RowBatch:
         lengths = [len(row.ids) for row in rows]
         if min(lengths) == 0:
             raise ValueError(f"row {lengths.index(0)} of the batch has no tokens")
+        counts, width = torch.tensor(lengths), max(lengths)
+        columns = torch.arange(width)
+        real = columns >= width - counts[:, None] if side == "left" else columns < counts[:, None]
         return cls(
             input_ids=_padded([row.ids for row in rows], pad_id, side),
-            attention_mask=_padded([[1] * length for length in lengths], 0, side),
+            attention_mask=real.long(),
             prompt_index=torch.tensor([row.prompt for row in rows]),
             labels=_padded_or_none([row.labels for row in rows], NO_LABEL),
             decoder_ids=_padded_or_none([row.decoder_ids for row in rows], pad_id),
-            lengths=torch.tensor(lengths),
+            lengths=counts,
             side=side,
             slots=tuple((row.prompt, max(0, -min(row.ids))) for row in rows),
         )
 
     def to(self, device: torch.device | str) -> RowBatch:
+        if self.input_ids.device == torch.device(device):
+            return self
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }

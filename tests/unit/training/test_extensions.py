@@ -13,9 +13,8 @@ import pytest
 from orchestrator.training.extensions import clear_stale_locks, extensions_folder
 
 HOLDER = """
-import sys, time
-from torch.utils.file_baton import FileBaton
-assert FileBaton(sys.argv[1]).try_acquire()
+import os, sys, time
+os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)  # as torch.utils.file_baton does
 print("held", flush=True)
 time.sleep(100)
 """
