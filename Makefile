@@ -43,7 +43,9 @@ docs: $(VENV)/installed-test
 
 # Rebuilds the demo's base from its recipe (about 15 minutes on two cores).
 demo-base: $(VENV)/installed
-	$(BIN)/python -m orchestrator.demo.build_base orchestrator/demo/base
+	rm -rf demo-home && $(BIN)/ptq demo --home demo-home --only-data
+	PTQ_HOME=demo-home $(BIN)/ptq base pretrain recipes/demo/base.yaml --output demo-home/base
+	rm -rf orchestrator/demo/base && mv demo-home/base orchestrator/demo/base && rm -rf demo-home
 
 # Longer proofs on real data; each prints its table and writes it to docs/.
 proofs: proof-processes proof-kills proof-sst2 proof-e2e

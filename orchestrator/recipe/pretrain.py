@@ -1,8 +1,7 @@
 """The recipe of a small base: which architecture, pretrained on which documents. No torch here.
 
 A prompt can only elicit what its base can do. `documents` therefore is a mixture: the same row answered in several
-forms, drawn by weight, without saying which form is wanted. With several rows in a document, all in one form, the base
-also learns to go on in the form it has seen; a prompt trained later takes the place of what came before.
+forms, drawn by weight, without saying which form is wanted; a prompt trained later selects one of them.
 """
 
 from __future__ import annotations
@@ -58,7 +57,4 @@ class PretrainRecipe(Strict):
     architecture: Architecture = Architecture()
     vocab: int = Field(1000, ge=260, description="tokens of the byte-level BPE trained on the documents")
     documents: list[Document] = Field(min_length=1)
-    rows_per_document: int = Field(
-        1, ge=1, le=64, description="rows written one after another in one and the same form, so that the base learns to read the form off what came before"
-    )
     train: PretrainSchedule

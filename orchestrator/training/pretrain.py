@@ -44,13 +44,13 @@ def pretrain(recipe: PretrainRecipe, dataset: Path, output: Path) -> None:
     forms = [(parse(d.input), parse(d.target), d.weight) for d in recipe.documents]
     texts = [[(i.render_text(row), t.render_text(row)) for i, t, _ in forms] for row in rows]
     tokenizer = train_tokenizer((text for row in texts for pair in row for text in pair), recipe.vocab)
-    encoded = [[_encode(tokenizer, *pair) for pair in row] for row in texts]
+    encoded = [[_encode(tokenizer, *pair, recipe.architecture.context) for pair in row] for row in texts]
     model = build_model(recipe.architecture, tokenizer)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, {len(rows):,} rows",
         flush=True,
     )
-    _train(model, Documents(recipe, encoded, [weight for *_, weight in forms]), recipe.train)
+    _train(model, encoded, [weight for *_, weight in forms], recipe.train)
     with folder_written_atomically(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -104,33 +104,23 @@ def learning_rate(step: int, schedule: PretrainSchedule) -> float:
     return schedule.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
-class Documents:
-    """Draws documents: some rows, one form for all of them."""
-
-    def __init__(self, recipe: PretrainRecipe, rows: list[list[list[int]]], weights: list[float]) -> None:
-        """`rows`: for each row its token ids in each form."""
-        self._rng = random.Random(recipe.train.seed)
-        self._rows, self._weights = rows, weights
-        self._count, self._context = recipe.rows_per_document, recipe.architecture.context
-
-    def draw(self) -> list[int]:
-        form = self._rng.choices(range(len(self._weights)), self._weights)[0]
-        return [token for row in self._rng.choices(self._rows, k=self._count) for token in row[form]][: self._context]
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str, target: str, context: int) -> list[int]:
     """Text is never more than text: `<|eos|>` in a row ends no document."""
     first, second = tokenizer([text, target], split_special_tokens=True)["input_ids"]
-    return [*first, tokenizer.bos_token_id, *second, tokenizer.eos_token_id]
+    return [*first, tokenizer.bos_token_id, *second, tokenizer.eos_token_id][:context]
 
 
-def _train(model: PreTrainedModel, documents: Documents, schedule: PretrainSchedule) -> None:
+def _train(
+    model: PreTrainedModel, rows: list[list[list[int]]], weights: list[float], schedule: PretrainSchedule
+) -> None:
+    """`rows`: for each row its token ids in each form."""
+    rng = random.Random(schedule.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, betas=(0.9, 0.98)
     )
     model.train()
     for step in range(schedule.steps):
-        batch = [documents.draw() for _ in range(schedule.batch_size)]
+        batch = [rng.choices(row, weights)[0] for row in rng.choices(rows, k=schedule.batch_size)]
         ids = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=0)
         labels = pad_sequence([torch.tensor(d) for d in batch], batch_first=True, padding_value=IGNORED)
         for group in optimizer.param_groups:
