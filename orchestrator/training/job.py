@@ -38,7 +38,7 @@ from orchestrator.tuning.prompt import Prompt
 #: What a step needs random numbers for.
 FOR_PROMPT, FOR_HEAD, FOR_BASE = range(3)
 
-_CACHED_EXAMPLES = 200_000  # tokenised rows kept: about 200 MB of Python lists at 100 tokens a row
+_CACHED_EXAMPLES = 40_000  # tokenised rows kept: 200 MB of Python lists at 100 tokens a row (measured), in each process
 
 
 @dataclass
