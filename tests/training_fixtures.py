@@ -1,4 +1,4 @@
-"""Tiny bases with real tokenizers on disk, dataset versions, and jobs ready to run in this process or under a launcher."""
+"""Tiny bases with real tokenizers on disk, dataset versions, and jobs ready to run here or under a launcher."""
 
 from __future__ import annotations
 
@@ -135,9 +135,9 @@ def make_run(
         made = JobRecipe.model_validate(raw)
         paths = JobPaths(root / "jobs" / str(number))
         data = DatasetSpec("tiny", 1, "sha256:" + "0" * 64, str(dataset))
-        JobSpec(
-            number, attempt, made.name, made.seed, made.model_dump(mode="json"), spec, data, str(paths.root)
-        ).write(paths.spec)
+        JobSpec(number, attempt, made.name, made.seed, made.model_dump(mode="json"), spec, data, str(paths.root)).write(
+            paths.spec
+        )
         jobs.append(paths)
     run = MadeRun(root, jobs)
     RunSpec(1, "token", [str(j.root) for j in jobs], processes, "cpu", [], zero, port=port).write(run.folder.spec)

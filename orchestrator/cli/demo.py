@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    home: Annotated[Path, typer.Option("--home", metavar="DIR", help="the PTQ_HOME to use; made if missing")] = Path("ptq-demo"),
+    home: Annotated[Path, typer.Option("--home", metavar="DIR", help="the PTQ_HOME to use; made if missing")] = Path(
+        "ptq-demo"
+    ),
     slots: Annotated[int, typer.Option("--cpu-slots", min=1, max=64, help="jobs at a time")] = 2,
     only_data: Annotated[bool, typer.Option("--only-data", help="register the dataset and stop")] = False,
 ) -> None:
@@ -52,7 +54,9 @@ def demo(
     jobs = [job for job in stage.jobs() if job.id > before]
     failed = [job for job in jobs if job.result is not JobResult.SUCCEEDED]
     if failed:
-        raise PtqError(f"{len(failed)} of {len(jobs)} jobs did not succeed", hint=f"see `PTQ_HOME={home} ptq logs {failed[0].id}`")
+        raise PtqError(
+            f"{len(failed)} of {len(jobs)} jobs did not succeed", hint=f"see `PTQ_HOME={home} ptq logs {failed[0].id}`"
+        )
     _show(stage, jobs)
     say(f"\nAll of it took {duration(time.time() - started)}.")
 
@@ -73,7 +77,11 @@ class Stage:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         note(f"$ ptq {' '.join(arguments)}")
         return subprocess.Popen(
-            self._command(*arguments), env=self._environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self._command(*arguments),
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def registry(self) -> Registry:
@@ -102,7 +110,12 @@ def _add_data(stage: Stage) -> None:
 
     with tempfile.TemporaryDirectory(prefix="ptq-demo-") as folder:
         files = write_rows(Path(folder))
-        stage.run("dataset", "add", material.DATASET_NAME, *(part for split, file in files.items() for part in (f"--{split}", str(file))))
+        stage.run(
+            "dataset",
+            "add",
+            material.DATASET_NAME,
+            *(part for split, file in files.items() for part in (f"--{split}", str(file))),
+        )
 
 
 def _recipe(method: str) -> Path:
@@ -135,7 +148,11 @@ def _work(stage: Stage, slots: int, before: int) -> None:
 def _report(jobs: list[Job], advance: Advance) -> None:
     known = [job.steps for job in jobs if job.steps]
     done = sum(job.state is JobState.FINISHED for job in jobs)
-    advance(sum(job.step for job in jobs), sum(known) if len(known) == len(jobs) else None, f"{done} of {len(jobs)} jobs done")
+    advance(
+        sum(job.step for job in jobs),
+        sum(known) if len(known) == len(jobs) else None,
+        f"{done} of {len(jobs)} jobs done",
+    )
 
 
 def _show(stage: Stage, jobs: list[Job]) -> None:
@@ -145,8 +162,10 @@ def _show(stage: Stage, jobs: list[Job]) -> None:
     registry = stage.registry()
     artifacts = {artifact.job_id: artifact for artifact in list_artifacts(registry)}
     facts = {job.id: read_json(artifacts[job.id].path / "artifact.json") for job in jobs}
-    say("\nOne frozen base, three trained prompts. The base can write six forms; each prompt asks for one, the advert.\n")
-    columns = ["job", "method", "virtual tokens", "bytes", "BLEU untuned", "BLEU tuned", "exact untuned", "exact tuned", "time"]
+    say("\nOne frozen base, three trained prompts.")
+    say("The base can write six forms; each prompt asks for one, the advert.\n")
+    scores = [f"{name} {when}" for name in ("BLEU", "exact") for when in ("untuned", "tuned")]
+    columns = ["job", "method", "virtual tokens", "bytes", *scores, "time"]
     table(columns, [_row(job, facts[job.id], artifacts[job.id].bytes) for job in jobs], right=columns[2:])
     _show_examples(jobs, facts)
     picture = stage.home / "loss-curves.png"
@@ -154,7 +173,10 @@ def _show(stage: Stage, jobs: list[Job]) -> None:
     say(f"\nLoss curves  {picture}")
     for job in jobs:
         say(f"Artifact     {artifacts[job.id].path}  ({job.method})")
-    say(f"\nLook around: export PTQ_HOME={_quoted(str(stage.home))}; ptq status --all; ptq show {jobs[0].id}; ptq logs {jobs[0].id}")
+    first = jobs[0].id
+    say(
+        f"\nLook around: export PTQ_HOME={_quoted(str(stage.home))}; ptq status --all; ptq show {first}; ptq logs {first}"
+    )
 
 
 def _row(job: Job, facts: dict[str, Any], size: int) -> list[object]:

@@ -85,9 +85,9 @@ def _feed(process: subprocess.Popen[str], rows: list[dict[str, str]]) -> None:
     """Write the rows from a thread of its own: the program answers batch by batch while it reads."""
 
     def write() -> None:
-        with pipe_of(process.stdin) as pipe:
-            with contextlib.suppress(BrokenPipeError):  # the program has ended; its exit code says why
-                pipe.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        # A broken pipe: the program has ended; its exit code says why.
+        with contextlib.suppress(BrokenPipeError), pipe_of(process.stdin) as pipe:
+            pipe.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     threading.Thread(target=write, daemon=True).start()
 

@@ -15,7 +15,9 @@ from orchestrator.settings import load_settings
 def pretrain(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe with the key `pretrain`")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="folder to make; must not exist")],
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a value of the recipe")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a value of the recipe")
+    ] = None,
 ) -> None:
     """Pretrain a small causal base from scratch; add it with `ptq base add NAME DIR`."""
     from orchestrator.recipe.load import load_model
@@ -30,7 +32,11 @@ def pretrain(
     version = get_version(Registry.open(load_settings()), wanted.dataset)
     used = {f for d in wanted.documents for t in (d.input, d.target) for f in parse(t).fields}
     if missing := sorted(used - set(version.fields)):
-        raise BadInput(f"{version.ref} has no field {', '.join(missing)}", where=str(recipe), hint=f"its fields: {', '.join(version.fields)}")
+        raise BadInput(
+            f"{version.ref} has no field {', '.join(missing)}",
+            where=str(recipe),
+            hint=f"its fields: {', '.join(version.fields)}",
+        )
     spec = {"recipe": wanted.model_dump(mode="json"), "dataset": str(version.path), "output": str(output.absolute())}
     with program("orchestrator.training.pretrain", spec) as process:
         pass

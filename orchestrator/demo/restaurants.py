@@ -16,9 +16,18 @@ _FIRST = (
     "Golden Silver Crooked Quiet Merry Rusty Hidden Laughing Green Little Old Wandering Blue Copper Sleepy Amber "
     "Velvet Brave Ivory Crimson"
 ).split()
-_SECOND = "Fork Lantern Anchor Kettle Olive Rooster Spoon Harbour Garden Barrel Swan Oven Thistle Pepper Table Fox".split()
+_SECOND = (
+    "Fork Lantern Anchor Kettle Olive Rooster Spoon Harbour Garden Barrel Swan Oven Thistle Pepper Table Fox".split()
+)
 _FOODS = "Thai Greek Indian French Polish Mexican Turkish Italian Korean Spanish".split()
-_AREAS = ("by the river", "near the station", "on the market square", "in the old town", "up the hill", "at the harbour")
+_AREAS = (
+    "by the river",
+    "near the station",
+    "on the market square",
+    "in the old town",
+    "up the hill",
+    "at the harbour",
+)
 _PRICES = ("cheap", "moderate", "expensive")
 _STARS = ("two", "three", "four", "five")
 
@@ -32,7 +41,9 @@ def rows(count: int, *, seed: int, held_out: bool) -> Iterator[dict[str, str]]:
     names = [f"{first} {second}" for first in _FIRST for second in _SECOND]
     names = [name for i, name in enumerate(names) if (i * 7 % 5 == 0) == held_out]
     for _ in range(count):
-        yield _describe(rng.choice(names), rng.choice(_FOODS), rng.choice(_AREAS), rng.choice(_PRICES), rng.choice(_STARS))
+        yield _describe(
+            rng.choice(names), rng.choice(_FOODS), rng.choice(_AREAS), rng.choice(_PRICES), rng.choice(_STARS)
+        )
 
 
 def _describe(name: str, food: str, area: str, price: str, stars: str) -> dict[str, str]:
@@ -44,5 +55,6 @@ def _describe(name: str, food: str, area: str, price: str, stars: str) -> dict[s
         "list": f"{name}; {food}; {area}; {price}; {stars}",
         "headline": f"{food.upper()} FOOD {area.upper()}: {stars.upper()} STARS FOR {name.upper()}",
         "question": f"Have you tried the {food} food of {name} {area}? It is {price}, and people give {stars} stars!",
-        "advert": f"Come to {name} {area} tonight! {stars.capitalize()} stars, {price} prices, and all the {food} food you can eat.",
+        "advert": f"Come to {name} {area} tonight! {stars.capitalize()} stars, {price} prices, "
+        f"and all the {food} food you can eat.",
     }

@@ -1,6 +1,6 @@
 """E2E table-to-text with a small decoder that is pretrained here: three methods beside the untuned base.
 
-    make proof-e2e
+make proof-e2e
 """
 
 from __future__ import annotations
@@ -26,19 +26,40 @@ def main() -> int:
         ptq(home, "base", "pretrain", str(REPOSITORY / "recipes" / "e2e" / "base.yaml"), "-o", str(home / "base"))
         ptq(home, "base", "add", "e2e-small", str(home / "base"))
         files = [f"--{split}={data / name}" for split, name in FILES.items()]
-        ptq(home, "dataset", "add", "e2e", "--format", "delimited", "--delimiter", "||", "--columns", "source,target", *files)
+        ptq(
+            home,
+            "dataset",
+            "add",
+            "e2e",
+            "--format",
+            "delimited",
+            "--delimiter",
+            "||",
+            "--columns",
+            "source,target",
+            *files,
+        )
         results = train(home, [REPOSITORY / "recipes" / "e2e" / f"{method}-small.yaml" for method in METHODS])
     rows, samples = [], []
     for result in results:
         tuned, base = result["metrics"]["test"], result["baseline"]["test"]
         scores = [f"{part[name]:.1f}" for name in ("bleu", "rouge_l") for part in (base, tuned)]
-        rows.append([result["method"], result["length"], result["steps"], *scores, f"{result['bytes'] / 1024:.0f}", f"{result['seconds']:.0f}"])
+        rows.append(
+            [
+                result["method"],
+                result["length"],
+                result["steps"],
+                *scores,
+                f"{result['bytes'] / 1024:.0f}",
+                f"{result['seconds']:.0f}",
+            ]
+        )
         samples.append(f"- {result['method']}: {result['samples'][0]['tuned']}")
     first = results[0]["samples"][0]
     text = f"""
-The E2E challenge (20,000 training lines, 630 test inputs with several references each) on a decoder of 1 M parameters that
-`recipes/e2e/base.yaml` pretrains on the same records in four forms, without saying which form is wanted. BLEU is sacrebleu's, 13a, lower case, as
-in the official script. Test inputs occur in no pretraining document.
+The E2E challenge (20,000 training lines, 630 test inputs with several references each) on a decoder of 1 M parameters
+that `recipes/e2e/base.yaml` pretrains on the training records in four forms, without saying which form is wanted. BLEU is
+sacrebleu's, 13a, lower case, as in the official script. Test inputs occur in no pretraining document.
 
 The first validation input, `{first["input"]}`:
 

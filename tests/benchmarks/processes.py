@@ -1,6 +1,6 @@
 """One process against two, DDP and every ZeRO stage: the same loss curve and the same prompt.
 
-    make proof-processes
+make proof-processes
 """
 
 from __future__ import annotations
@@ -49,11 +49,19 @@ def main() -> int:
                 rows.append([method, layout, *_row(one, two)])
                 print(rows[-1], flush=True)
     text = (
-        f"The same job ({STEPS} steps, global batch 6, fp32, gloo) with one process and with two. Differences are the largest over all "
-        "steps (loss) and over all numbers of the saved prompt, relative to their largest. "
+        f"The same job ({STEPS} steps, global batch 6, fp32, gloo) with one process and with two. Differences are the "
+        "largest over all steps (loss) and over all numbers of the saved prompt, relative to their largest. "
         f"The goal is {GOAL:g}; the first ZeRO run of a machine also builds a small communication op."
     )
-    columns = ["method", "two processes", "loss, step 1", "loss, step 50", "largest difference of loss", "of the prompt", "seconds"]
+    columns = [
+        "method",
+        "two processes",
+        "loss, step 1",
+        "loss, step 50",
+        "largest difference of loss",
+        "of the prompt",
+        "seconds",
+    ]
     write_page("processes", "One process and two", "make proof-processes", text, columns, rows)
     return 0 if worst < GOAL else 1
 
@@ -71,7 +79,10 @@ def _row(one: Launched, two: Launched) -> list[str]:
 
 def _prompt_difference(one: MadeRun, two: MadeRun) -> float:
     expected, found = (load_file(run.jobs[0].artifact(1) / "prompt.safetensors") for run in (one, two))
-    return max(float((found[name] - tensor).abs().max() / tensor.abs().max().clamp_min(torch.finfo().tiny)) for name, tensor in expected.items())
+    return max(
+        float((found[name] - tensor).abs().max() / tensor.abs().max().clamp_min(torch.finfo().tiny))
+        for name, tensor in expected.items()
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,9 @@ def ptq(home: Path, *arguments: str, capture: bool = False) -> str:
     return done.stdout or ""
 
 
-def write_page(name: str, title: str, command: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def write_page(
+    name: str, title: str, command: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
     """Print the table and write docs/results/<name>.md."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
@@ -47,6 +49,8 @@ def write_page(name: str, title: str, command: str, text: str, columns: Sequence
 
 def conditions() -> str:
     """Date, machine and versions in a sentence."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "accelerate", "deepspeed"))
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "accelerate", "deepspeed")
+    )
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
     return f"{time.strftime('%Y-%m-%d')}, {machine}, Python {platform.python_version()}, {versions}."

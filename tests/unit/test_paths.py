@@ -67,7 +67,7 @@ def test_a_folder_is_made_and_replaced_as_a_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Killed(), KeyboardInterrupt()])
 def test_a_folder_whose_making_fails_leaves_the_old_one(error: BaseException, tmp_path: Path) -> None:
     fill(tmp_path / "made", "one")
-    with pytest.raises(type(error)), folder_written_atomically(tmp_path / "made") as folder:
+    with pytest.raises(type(error)), folder_written_atomically(tmp_path / "made") as folder:  # noqa: PT012
         (folder / "file").write_text("half")
         raise error
     assert content(tmp_path) == {"made/sub/file": "one"}

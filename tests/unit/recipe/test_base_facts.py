@@ -171,7 +171,10 @@ def _edit(folder: Path, **changes: Any) -> None:
         ('{"model_type": "gpt2"}', "holds no hidden_size"),
         ('{"model_type": ["gpt2"]}', "model_type must be text"),
         ('{"model_type": "gpt2", "architectures": "GPT2LMHeadModel"}', "architectures a list of names"),
-        ('{"model_type": "gpt2", "n_embd": 4, "n_layer": 1, "vocab_size": "9"}', "holds no vocab_size that is a number"),
+        (
+            '{"model_type": "gpt2", "n_embd": 4, "n_layer": 1, "vocab_size": "9"}',
+            "holds no vocab_size that is a number",
+        ),
         ('{"model_type": "gpt2", "n_embd": 4, "n_layer": 1, "vocab_size": 9}', "no model.safetensors in this folder"),
     ],
 )
