@@ -174,9 +174,8 @@ def _show(stage: Stage, jobs: list[Job]) -> None:
     for job in jobs:
         say(f"Artifact     {artifacts[job.id].path}  ({job.method})")
     first = jobs[0].id
-    say(
-        f"\nLook around: export PTQ_HOME={_quoted(str(stage.home))}; ptq status --all; ptq show {first}; ptq logs {first}"
-    )
+    say(f"\nLook around: export PTQ_HOME={_quoted(str(stage.home))}")
+    say(f"             ptq status --all; ptq show {first}; ptq logs {first}; ptq events {first}")
 
 
 def _row(job: Job, facts: dict[str, Any], size: int) -> list[object]:

@@ -58,8 +58,8 @@ def main() -> int:
     first = results[0]["samples"][0]
     text = f"""
 The E2E challenge (20,000 training lines, 630 test inputs with several references each) on a decoder of 1 M parameters
-that `recipes/e2e/base.yaml` pretrains on the training records in four forms, without saying which form is wanted. BLEU is
-sacrebleu's, 13a, lower case, as in the official script. Test inputs occur in no pretraining document.
+that `recipes/e2e/base.yaml` pretrains on the training records in four forms, without saying which form is wanted. BLEU
+is sacrebleu's, 13a, lower case, as in the official script. Test inputs occur in no pretraining document.
 
 The first validation input, `{first["input"]}`:
 

