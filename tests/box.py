@@ -121,12 +121,12 @@ class Box:
 
 
 def runs_module(process: psutil.Process, module: str) -> bool:
+    """Whether it is `python … -m MODULE …` itself; a launcher names the module in its arguments only."""
     try:
         command = process.cmdline()
     except psutil.Error:
         return False
-    flags = [part for part in command[1:3] if part.startswith("-")]
-    return "accelerate" not in " ".join(command) and module in command and bool(flags)
+    return "-m" in command and command[command.index("-m") + 1 :][:1] == [module]
 
 
 def row(number: int) -> dict[str, str]:
