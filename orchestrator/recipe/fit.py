@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from orchestrator.recipe.architectures import NATIVE
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
-from orchestrator.recipe.methods import Head, PromptTuning, PTuning, VocabInit
+from orchestrator.recipe.methods import Head, PromptTuning, PTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.starts import VocabInit
 from orchestrator.recipe.tasks import Classify, Generate
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
@@ -27,6 +28,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
         *_field_findings(recipe, fields),
         *_split_findings(recipe, splits),
         *_task_findings(recipe, facts),
+        *_method_findings(recipe, facts),
         *_length_findings(recipe, facts),
         *_code_findings(recipe, facts),
     ]
@@ -63,6 +65,7 @@ def _placement(recipe: Recipe) -> list[Finding]:
     method, placed = recipe.method, parse(recipe.task.input).virtual_tokens
     if not isinstance(method, PTuning):
         where = {"prompt-tuning": "in front of the text", "prefix-tuning": "in front of every layer"}
+        where["p-tuning-v2"] = where["prefix-tuning"]
         why = f"puts its virtual tokens {where[method.type]}" if method.type in where else "has no virtual tokens"
         advice = "take [P] out, or use `p-tuning`, which places them anywhere"
         return [Finding(INPUT, f"{method.type} {why}; {advice}")] if placed else []
@@ -78,7 +81,7 @@ def _placement(recipe: Recipe) -> list[Finding]:
 def _start(recipe: Recipe) -> list[Finding]:
     init = getattr(recipe.method, "init", None)
     n = virtual_tokens(recipe)
-    if isinstance(init, VocabInit) and n > init.top:
+    if isinstance(recipe.method, PromptTuning | PTuning) and isinstance(init, VocabInit) and n > init.top:
         return [Finding(("method", "init", "top"), f"{n} virtual tokens cannot start from {init.top} different tokens")]
     return []
 
@@ -169,6 +172,15 @@ def _word_findings(name: str, facts: BaseFacts) -> list[Finding]:
             ("base", "model"), f"the weights of {name} hold no language-model head: it cannot score words; {advice}"
         )
     ]
+
+
+def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    """What the method itself cannot do on this kind of base."""
+    if isinstance(recipe.method, PTuningV2) and facts.kind == "seq2seq":
+        advice = "use prefix-tuning, which has three prefixes there, or a masked or causal base"
+        what = f"p-tuning-v2 is for one stack of layers; {recipe.base.model} is an encoder-decoder; {advice}"
+        return [Finding(("method", "type"), what)]
+    return []
 
 
 def _length_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:

@@ -24,7 +24,12 @@ from orchestrator.tuning.prompt import Prompt
 FACTS = "artifact.json"
 
 _TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
-_PEFT_TYPES = {"prompt-tuning": "PROMPT_TUNING", "p-tuning": "P_TUNING", "prefix-tuning": "PREFIX_TUNING"}
+_PEFT_TYPES = {
+    "prompt-tuning": "PROMPT_TUNING",
+    "p-tuning": "P_TUNING",
+    "prefix-tuning": "PREFIX_TUNING",
+    "p-tuning-v2": "PREFIX_TUNING",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

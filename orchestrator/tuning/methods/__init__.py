@@ -12,6 +12,7 @@ from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.head import Head
 from orchestrator.tuning.methods.method import TunedMethod
 from orchestrator.tuning.methods.p_tuning import PTuning
+from orchestrator.tuning.methods.p_tuning_v2 import PTuningV2
 from orchestrator.tuning.methods.prefix_tuning import PrefixTuning
 from orchestrator.tuning.methods.prompt_tuning import PromptTuning
 
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "prompt-tuning": PromptTuning,
     "prefix-tuning": PrefixTuning,
     "p-tuning": PTuning,
+    "p-tuning-v2": PTuningV2,
     "head": Head,
 }
 

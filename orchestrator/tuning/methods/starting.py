@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 
 from orchestrator.errors import MethodDoesNotFit
-from orchestrator.recipe.methods import Init, RandomInit, TextInit
+from orchestrator.recipe.starts import Init, RandomInit, TextInit, VocabInit, WordsInit
 from orchestrator.tuning.host import BaseHost
-
-FREQUENT = 5000  #: Lester et al. 2021 draw from the first 5,000 ids of a vocabulary sorted by frequency
 
 
 def embeddings(init: Init, host: BaseHost, length: int, generator: torch.Generator) -> Tensor:
     """[n, H] fp32."""
     if isinstance(init, RandomInit):
         return (torch.rand(length, host.embedding_width, generator=generator) * 2 - 1) * init.scale
-    if isinstance(init, TextInit):
-        ids = text_tokens(init, host, length)
-    else:
-        ids = vocab_tokens(host, length, init.top, generator)
     with torch.no_grad():
-        return host.embed(ids[None])[0].float().cpu()
+        return host.embed(tokens(init, host, length, generator)[None])[0].float().cpu()
+
+
+def tokens(init: VocabInit | TextInit | WordsInit, host: BaseHost, length: int, generator: torch.Generator) -> Tensor:
+    """[n] ids."""
+    if isinstance(init, VocabInit):
+        return vocab_tokens(host, length, init.top, generator)
+    text, where = (init.text, "text") if isinstance(init, TextInit) else (" ".join(init.words), "words")
+    return text_tokens(text, host, length, where=f"method.init.{where}")
 
 
 def vocab_tokens(host: BaseHost, length: int, top: int, generator: torch.Generator) -> Tensor:
@@ -33,11 +36,11 @@ def vocab_tokens(host: BaseHost, length: int, top: int, generator: torch.Generat
     return torch.cat(rounds)[:length]
 
 
-def text_tokens(init: TextInit, host: BaseHost, length: int) -> Tensor:
+def text_tokens(text: str, host: BaseHost, length: int, *, where: str) -> Tensor:
     """[n] ids of the text, repeated or cut."""
-    ids = host.tokenizer(init.text, add_special_tokens=False)["input_ids"]
+    ids = host.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
-        raise MethodDoesNotFit(f"the base's tokenizer finds no token in {init.text!r}", where="method.init.text")
+        raise MethodDoesNotFit(f"the base's tokenizer finds no token in {text!r}", where=where)
     return torch.tensor(ids).repeat(math.ceil(length / len(ids)))[:length]
 
 
@@ -47,6 +50,15 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     nn.init.uniform_(layer.bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs), generator=generator)
     return layer
+
+
+def tanh_perceptron(inputs: int, hidden: int, outputs: int, layers: int, generator: torch.Generator) -> nn.Sequential:
+    """`layers` hidden layers with Tanh, and a linear one."""
+    widths = [inputs, *[hidden] * layers]
+    parts: list[nn.Module] = []
+    for before, after in itertools.pairwise(widths):
+        parts += [linear(before, after, generator), nn.Tanh()]
+    return nn.Sequential(*parts, linear(hidden, outputs, generator))
 
 
 def lstm(inputs: int, hidden: int, dropout: float, generator: torch.Generator) -> nn.LSTM:

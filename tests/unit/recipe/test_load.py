@@ -8,7 +8,7 @@ from recipe_texts import DESIGN, SMALL
 
 from orchestrator.errors import BadRecipe, NotFound
 from orchestrator.recipe.load import load_recipe
-from orchestrator.recipe.methods import MlpReparameterization
+from orchestrator.recipe.methods import PrefixMlp
 from orchestrator.recipe.tasks import Classify
 
 Faults = Callable[..., list[str]]
@@ -20,7 +20,7 @@ def test_the_designs_example_is_accepted_as_it_stands(write: Write) -> None:
     assert loaded.source == DESIGN
     assert loaded.recipe.train.lr == 5e-5
     assert loaded.recipe.resources.time_limit == 4 * 3600
-    assert loaded.recipe.method.reparameterization == MlpReparameterization(hidden=512)  # type: ignore[union-attr]
+    assert loaded.recipe.method.reparameterization == PrefixMlp(hidden=512)  # type: ignore[union-attr]
 
 
 def test_the_designs_classification_is_accepted(write: Write) -> None:

@@ -14,6 +14,8 @@ PROMPT = {"type": "prompt-tuning", "length": 3}
 PREFIX = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
 MLP_PREFIX = {"type": "prefix-tuning", "length": 4, "reparameterization": {"hidden": 8}}
 LSTM = {"type": "p-tuning", "reparameterization": {"type": "lstm"}}
+DEEP = {"type": "p-tuning-v2", "length": 3, "dropout": 0.2}
+DEEP_MLP = {"type": "p-tuning-v2", "length": 2, "reparameterization": {"hidden": 8, "layers": 2}}
 MLP = {"type": "p-tuning", "length": 5, "reparameterization": {"type": "mlp"}}
 HEAD = {"head": {"pooling": "mean", "dropout": 0.1}, "type": "classify", "labels": ["warm", "cold"]}
 WORDS = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}}
@@ -32,7 +34,7 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     if kind == "causal":
         scored = recipe(MLP, train__steps=4)
         scored["task"] = {**WORDS, "input": "the {text} is "}
-        return [*jobs, scored]
+        return [*jobs, scored, recipe(DEEP_MLP, train__steps=3)]
     if kind == "seq2seq":
         return jobs
     for job in jobs:
@@ -41,7 +43,9 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     headed["task"] = {**HEAD, "input": "the {text}"}
     alone = recipe({"type": "head"})
     alone["task"] = {**HEAD, "input": "{text}"}
-    return [*jobs, headed, alone]
+    deep = recipe(DEEP, train__head_lr=0.1)
+    deep["task"] = {**HEAD, "head": {}, "input": "{text}"}
+    return [*jobs, headed, alone, deep]
 
 
 @pytest.mark.parametrize(("base", "kind"), [("gpt2", "causal"), ("t5", "seq2seq"), ("bert", "masked")])

@@ -32,8 +32,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"type": "prompt-tuning", "length": N},
     "prefix-tuning": {"type": "prefix-tuning", "length": N},
     "p-tuning": P_TUNING,
+    "p-tuning-v2": {"type": "p-tuning-v2", "length": N, "dropout": 0},
+    "p-tuning-v2-mlp": {"type": "p-tuning-v2", "length": N, "dropout": 0, "reparameterization": {"hidden": 6}},
 }
-CAUSAL = [(name, method) for name in ("gpt2", "llama", "qwen3") for method in CONFIGS]
+#: PEFT's perceptron reads inputs of kv_heads x head_dim numbers: as wide as an embedding on GPT-2 only.
+WIDE = {"p-tuning-v2-mlp"}
+CAUSAL = [(name, m) for name in ("gpt2", "llama", "qwen3") for m in CONFIGS if m not in WIDE or name == "gpt2"]
 
 
 def ours(base: BaseHost, method: TunedMethod) -> tuple[Tensor, Tensor]:
@@ -78,8 +82,16 @@ def prompt_oracle(name: str, method: TunedMethod) -> tuple[Any, dict[str, tuple[
     """PEFT's model with our numbers, and which of its parameters holds which of ours (and how)."""
     task = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
     parts: dict[str, tuple[str, Callable[[Tensor], Tensor]]]
-    if method.slots == "none":
-        config: peft.PeftConfig = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=N)
+    if "makers.decoder.inputs" in dict(method.named_parameters()):
+        config: peft.PeftConfig = peft.PrefixTuningConfig(
+            task_type=task, num_virtual_tokens=N, prefix_projection=True, encoder_hidden_size=6
+        )
+        parts = {"makers.decoder.inputs": ("embedding.weight", lambda t: t)}
+        for layer in (0, 2):
+            for part in ("weight", "bias"):
+                parts[f"makers.decoder.mlp.{layer}.{part}"] = (f"transform.{layer}.{part}", lambda t: t)
+    elif method.slots == "none":
+        config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=N)
         parts = {"makers.decoder.keys_values": ("embedding.weight", flat)}
     elif "inputs" in dict(method.named_parameters()):
         config = peft.PromptEncoderConfig(
@@ -170,6 +182,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "infix": ("gpt2", {"type": "p-tuning"}, {"template": "[P:2] {text} [P:2]"}, "in front of the text only"),
     "encoder": ("t5", CONFIGS["prefix-tuning"], {}, "no prefix into cross and encoder attention"),
     "masked": ("bert", CONFIGS["prompt-tuning"], {}, "no task for masked bases"),
+    "deep": ("bert", CONFIGS["p-tuning-v2"], {}, "no task for masked bases"),
     "head": ("gpt2", CONFIGS["prompt-tuning"], {"head": {"weight": torch.zeros(2, H)}}, "classification heads"),
     "nothing": ("gpt2", {"type": "head"}, {}, "no virtual tokens"),
 }

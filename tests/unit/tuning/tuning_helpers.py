@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from tiny_bases import V
+from tiny_bases import SEQ2SEQ, V
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,6 +23,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "p-tuning-mlp": {"type": "p-tuning", "length": 2, "reparameterization": {"type": "mlp"}},
     "head": {"type": "head"},
 }
+
+#: For bases with one stack of layers.
+ONE_STACK: dict[str, dict[str, Any]] = {
+    "p-tuning-v2": {"type": "p-tuning-v2", "length": 3, "dropout": 0},
+    "p-tuning-v2-mlp": {"type": "p-tuning-v2", "length": 4, "dropout": 0, "reparameterization": {"hidden": 6}},
+}
+ALL = METHODS | ONE_STACK
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(base, method) of everything that fits together."""
+    return [(name, c) for name in names for c in ALL if c not in ONE_STACK or name not in SEQ2SEQ]
 
 
 def built(host: BaseHost, config: dict[str, Any], *, seed: int = 0, length: int | None = None) -> TunedMethod:
