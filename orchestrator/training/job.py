@@ -27,6 +27,7 @@ from orchestrator.training.checkpoint import (
     save_checkpoint,
 )
 from orchestrator.training.objectives import Example, Objective, build_objective
+from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
@@ -230,4 +231,4 @@ def _optimizer(recipe: JobRecipe, method: TunedMethod, head: nn.Module | None) -
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
-    return optim.AdamW(groups, weight_decay=train.weight_decay)
+    return build_optimizer(train.optimizer, groups, train.weight_decay)

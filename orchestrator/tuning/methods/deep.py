@@ -95,7 +95,7 @@ def prompt_of(made: nn.ModuleDict, dropout: float, training: bool) -> Prompt:
     return Prompt(keys_values={n: functional.dropout(maker(), dropout, training) for n, maker in made.items()})
 
 
-def starting_states(init: StatesInit, host: BaseHost, length: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+def starting_states(init: VocabInit | TextInit | WordsInit, host: BaseHost, length: int, generator: torch.Generator) -> Mapping[str, Tensor]:
     """Site name -> [L, 2, kv_heads, n, head_dim] that the recipe asks for."""
     return keys_values_of_text(host, starting.tokens(init, host, length, generator))
 

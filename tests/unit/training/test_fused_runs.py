@@ -27,6 +27,7 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     slots["task"] = {**slots["task"], "input": "[P:2] the {text} [P:1]"}
     jobs = [
         recipe(PROMPT, train__lr=0.3, train__clip=None, train__schedule="constant"),
+        recipe(PROMPT, train__lr=0.02, train__optimizer="adafactor", train__weight_decay=1e-5),
         recipe(PREFIX, train__batch_size=2, train__steps=9, train__seeds=[3], train__accumulation=2),
         slots,
         recipe(MLP_PREFIX, train__seeds=[9], train__warmup=0.5, train__schedule="cosine"),
