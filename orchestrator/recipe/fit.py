@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from orchestrator.recipe.architectures import NATIVE
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
+from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
 from orchestrator.recipe.methods import Head, PromptTuning, PTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
-from orchestrator.recipe.starts import VocabInit
+from orchestrator.recipe.starts import LabelsInit, VocabInit
 from orchestrator.recipe.tasks import Classify, Generate
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
@@ -30,6 +31,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
         *_task_findings(recipe, facts),
         *_method_findings(recipe, facts),
         *_length_findings(recipe, facts),
+        *starting_file_findings(recipe, facts, virtual_tokens(recipe)),
         *_code_findings(recipe, facts),
     ]
     return [f"{dotted(finding.path)}: {finding.message}" for finding in dict.fromkeys(found)]
@@ -37,7 +39,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
 
 def recipe_findings(recipe: Recipe) -> list[Finding]:
     """What is wrong whatever the base and the data: the method against the template, the labels, the head."""
-    found = [*_placement(recipe), *_start(recipe)]
+    found = [*_placement(recipe), *starting_findings(recipe, virtual_tokens(recipe))]
     template = parse(recipe.task.input)
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
@@ -75,14 +77,6 @@ def _placement(recipe: Recipe) -> list[Finding]:
     if method.length is not None and placed:
         advice = "take method.length out, or take [P] out of the template"
         return [Finding(LENGTH, f"task.input already places {placed} virtual tokens with [P]; {advice}")]
-    return []
-
-
-def _start(recipe: Recipe) -> list[Finding]:
-    init = getattr(recipe.method, "init", None)
-    n = virtual_tokens(recipe)
-    if isinstance(recipe.method, PromptTuning | PTuning) and isinstance(init, VocabInit) and n > init.top:
-        return [Finding(("method", "init", "top"), f"{n} virtual tokens cannot start from {init.top} different tokens")]
     return []
 
 
@@ -189,7 +183,11 @@ def _length_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     if most is not None and n + 1 >= most:
         # A prefix takes positions too: those of the text are shifted by n.
         return [Finding(path, f"{n} virtual tokens leave no room in {recipe.base.model}'s context of {most} positions")]
-    if isinstance(method, PromptTuning | PTuning) and isinstance(method.init, VocabInit) and n > facts.vocab:
+    if (
+        isinstance(method, PromptTuning | PTuning)
+        and isinstance(method.init, VocabInit | LabelsInit)
+        and n > facts.vocab
+    ):
         return [Finding(path, f"{n} virtual tokens cannot start from a vocabulary of {facts.vocab} tokens")]
     if not isinstance(recipe.task, Generate) or facts.kind != "causal" or most is None:
         return []

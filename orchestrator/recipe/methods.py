@@ -40,6 +40,15 @@ class LstmReparameterization(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
+class ResidualReparameterization(Strict):
+    """A perceptron beside a skip connection: p + MLP(p) (Razdaibiedina et al. 2023, Residual Prompt Tuning)."""
+
+    type: Literal["residual"] = "residual"
+    hidden: int = Field(800, ge=1, description="width of the hidden layer")
+    layer_norm: bool = Field(True, description="normalise the perceptron's output")
+    shared: bool = Field(True, description="one perceptron for all virtual tokens; else one each")
+
+
 class NoReparameterization(Strict):
     """The positions are trained directly."""
 
@@ -61,7 +70,13 @@ class PromptTuning(Strict):
 
     type: Literal["prompt-tuning"]
     length: Length = Field(20, description="number of virtual tokens")
-    init: Init = Field(VocabInit(), description="where the virtual tokens start")
+    init: Init = Field(VocabInit(), description="where the virtual tokens start; with a network, its inputs")
+    placement: Literal["before-bos", "after-bos"] = Field(
+        "before-bos", description="in front of the tokenizer's opening special tokens, or behind them"
+    )
+    reparameterization: Annotated[ResidualReparameterization | NoReparameterization, Field(discriminator="type")] = (
+        Field(NoReparameterization(), description="a network that makes the virtual tokens while training")
+    )
 
 
 class PrefixTuning(Strict):

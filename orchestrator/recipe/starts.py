@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from orchestrator.recipe.strict import Strict
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+#: A path on this machine; written relative, it starts at the folder that the recipe is read in.
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
 
 class RandomInit(Strict):
@@ -44,7 +53,57 @@ class WordsInit(Strict):
     words: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 
 
-Init = Annotated[RandomInit | VocabInit | TextInit, Field(discriminator="type")]
+class LabelsInit(Strict):
+    """Class labels: number i starts as the i-th word, the mean over its tokens; the rest as `vocab` (Lester et al.).
 
-#: Of keys and values: what the frozen base computes for those tokens.
-StatesInit = Annotated[NormalInit | VocabInit | TextInit | WordsInit, Field(discriminator="type")]
+    Words beyond the length are left out, as in the released code.
+    """
+
+    type: Literal["labels"] = "labels"
+    words: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="default: the words of all labels of the task, in their order"
+    )
+    top: int = Field(5000, ge=1, description="the rest is drawn from the first ids")
+
+
+class FileInit(Strict):
+    """The numbers of a .npy file of shape [length, width of the base's embeddings]."""
+
+    type: Literal["file"] = "file"
+    path: LocalPath = Field(
+        description="for example an `encoder.prompt.prompt.prompt` of google-research/prompt-tuning"
+    )
+
+
+class PromptInit(Strict):
+    """A trained prompt goes on from where it was (SPoT, Vu et al. 2022), or starts as a mixture of several."""
+
+    type: Literal["prompt"] = "prompt"
+    path: list[LocalPath] = Field(
+        min_length=1, description="folder of an artifact (`ptq artifact show` names it), or a list of folders"
+    )
+    weights: list[float] | None = Field(
+        None, description="what each prompt is multiplied by before all are added; default: their mean"
+    )
+
+    @field_validator("path", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> PromptInit:
+        if self.weights is not None and len(self.weights) != len(self.path):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.path)} folders")
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """The weight of each folder."""
+        return self.weights or [1 / len(self.path)] * len(self.path)
+
+
+Init = Annotated[RandomInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit, Field(discriminator="type")]
+
+#: Of keys and values: with words, what the frozen base computes for them.
+StatesInit = Annotated[NormalInit | VocabInit | TextInit | WordsInit | PromptInit, Field(discriminator="type")]

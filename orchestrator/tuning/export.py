@@ -93,7 +93,7 @@ def _why_not(facts: dict[str, Any], prompt: Prompt, has_head: bool) -> str | Non
     elsewhere = sorted(set(prompt.keys_values) - {"decoder"})
     if elsewhere:
         return f"it puts no prefix into {' and '.join(elsewhere)} attention"
-    if not _in_front(facts["recipe"]["task"]["input"]):
+    if facts.get("slots") == "after-bos" or not _in_front(facts["recipe"]["task"]["input"]):
         return "it places virtual tokens in front of the text only"
     return None
 

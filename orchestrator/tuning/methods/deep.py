@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from orchestrator.errors import MethodDoesNotFit
 from orchestrator.recipe.methods import NoReparameterization, PrefixMlp
-from orchestrator.recipe.starts import NormalInit, StatesInit, TextInit, VocabInit, WordsInit
+from orchestrator.recipe.starts import NormalInit, PromptInit, StatesInit, TextInit, VocabInit, WordsInit
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Site
 from orchestrator.tuning.methods import starting
@@ -76,7 +76,7 @@ def makers(
     """Site name -> the module that makes its keys and values. Raises MethodDoesNotFit."""
     groups = uniform_groups(host)
     std = init.std if isinstance(init, NormalInit) else 1.0
-    start = None if isinstance(init, NormalInit) else starting_states(init, host, length, generator)
+    start = None if isinstance(init, NormalInit) else starting_states(init, host, groups, length, generator)
     made: dict[str, nn.Module] = {}
     for name, sites in groups.items():
         if isinstance(network, NoReparameterization):
@@ -95,9 +95,22 @@ def prompt_of(made: nn.ModuleDict, dropout: float, training: bool) -> Prompt:
     return Prompt(keys_values={n: functional.dropout(maker(), dropout, training) for n, maker in made.items()})
 
 
-def starting_states(init: VocabInit | TextInit | WordsInit, host: BaseHost, length: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+def starting_states(
+    init: VocabInit | TextInit | WordsInit | PromptInit,
+    host: BaseHost,
+    groups: Mapping[str, Sequence[Site]],
+    length: int,
+    generator: torch.Generator,
+) -> Mapping[str, Tensor]:
     """Site name -> [L, 2, kv_heads, n, head_dim] that the recipe asks for."""
-    return keys_values_of_text(host, starting.tokens(init, host, length, generator))
+    if not isinstance(init, PromptInit):
+        return keys_values_of_text(host, starting.tokens(init, host, length, generator))
+    found = Prompt.from_tensors(starting.mixed_prompts(init)).keys_values
+    wanted = {n: (len(sites), 2, sites[0].kv_heads, length, sites[0].head_dim) for n, sites in groups.items()}
+    given = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    if given != wanted:
+        raise MethodDoesNotFit(f"the prompt holds {given}; {wanted} is needed", where="method.init.path")
+    return found
 
 
 def keys_values_of_text(host: BaseHost, ids: Tensor) -> dict[str, Tensor]:

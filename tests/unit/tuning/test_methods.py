@@ -106,6 +106,7 @@ def test_where_the_virtual_tokens_go() -> None:
     slots = {name: built(base, config).slots for name, config in ALL.items()}
     assert slots == {
         "prompt-tuning": "front",
+        "prompt-tuning-residual": "after-bos",
         "prefix-tuning": "none",
         "prefix-tuning-mlp": "none",
         "p-tuning": "template",

@@ -17,6 +17,12 @@ from orchestrator.tuning import BaseHost, Output, Prompt, Row, RowBatch, TunedMe
 
 METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"type": "prompt-tuning", "length": 3},
+    "prompt-tuning-residual": {
+        "type": "prompt-tuning",
+        "length": 3,
+        "placement": "after-bos",
+        "reparameterization": {"type": "residual", "hidden": 6},
+    },
     "prefix-tuning": {"type": "prefix-tuning", "length": 4},
     "prefix-tuning-mlp": {"type": "prefix-tuning", "length": 5, "reparameterization": {"hidden": 6}},
     "p-tuning": {"type": "p-tuning"},
@@ -61,6 +67,8 @@ def _row(host: BaseHost, method: TunedMethod, draw: random.Random, prompt: int) 
     text, target = plain_ids(draw), plain_ids(draw, 1, 4)
     if method.slots == "front":
         ids = virtual + text
+    elif method.slots == "after-bos":
+        ids = [1, *virtual, *text]
     elif method.slots == "template":
         middle = len(text) // 2
         ids = [*virtual[:2], *text[:middle], *virtual[2:], *text[middle:]]
