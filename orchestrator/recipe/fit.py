@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.recipe.architectures import NATIVE
+from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
-from orchestrator.recipe.methods import Head, PromptTuning, PTuning, PTuningV2
+from orchestrator.recipe.methods import Head, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import LabelsInit, VocabInit
 from orchestrator.recipe.tasks import Classify, Generate
@@ -39,7 +39,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
 
 def recipe_findings(recipe: Recipe) -> list[Finding]:
     """What is wrong whatever the base and the data: the method against the template, the labels, the head."""
-    found = [*_placement(recipe), *starting_findings(recipe, virtual_tokens(recipe))]
+    found = [*_placement(recipe), *_infix_placement(recipe), *starting_findings(recipe, virtual_tokens(recipe))]
     template = parse(recipe.task.input)
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
@@ -77,6 +77,20 @@ def _placement(recipe: Recipe) -> list[Finding]:
     if method.length is not None and placed:
         advice = "take method.length out, or take [P] out of the template"
         return [Finding(LENGTH, f"task.input already places {placed} virtual tokens with [P]; {advice}")]
+    return []
+
+
+def _infix_placement(recipe: Recipe) -> list[Finding]:
+    """An infix needs a token between itself and the first one that is predicted."""
+    method, task = recipe.method, recipe.task
+    if not isinstance(method, PrefixTuning) or method.placement != "infix":
+        return []
+    if method.embedding_only:
+        return [Finding(("method", "embedding_only"), "stands in front of the text only; use `placement: prefix`")]
+    first = None if isinstance(task, Generate) else ""  # what a separator that is left out means
+    if (task.separator if task.separator is not None else first) == "":
+        what = "must not be empty: the first word is predicted from the token before it, which has to see the infix"
+        return [Finding(("task", "separator"), what)]
     return []
 
 
@@ -174,6 +188,19 @@ def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
         advice = "use prefix-tuning, which has three prefixes there, or a masked or causal base"
         what = f"p-tuning-v2 is for one stack of layers; {recipe.base.model} is an encoder-decoder; {advice}"
         return [Finding(("method", "type"), what)]
+    if isinstance(recipe.method, PrefixTuning) and recipe.method.placement == "infix":
+        return _infix_findings(recipe, facts)
+    return []
+
+
+def _infix_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    path, advice = ("method", "placement"), "use `placement: prefix`"
+    if facts.kind != "causal":
+        what = f"an infix stands between input and target, which only a causal base reads as one text; {advice}"
+        return [Finding(path, what)]
+    if facts.model_type not in POSITIONS_ADDED:
+        what = f"{recipe.base.model} ({facts.model_type}) puts positions into its keys, and an infix has another one in"
+        return [Finding(path, f"{what} each row; {advice}, or GPT-2 or OPT")]
     return []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.errors import BadInput
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath
+from orchestrator.recipe.methods import Method, PrefixTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import FileInit, LabelsInit, PromptInit, VocabInit
 from orchestrator.recipe.tasks import Classify
@@ -20,13 +21,11 @@ PATH: KeyPath = (*INIT, "path")
 
 PROMPT_FILE = "prompt.safetensors"
 
-_DEEP = {"prefix-tuning", "p-tuning-v2"}
-
 
 def starting_findings(recipe: Recipe, length: int) -> list[Finding]:
     """What is wrong whatever the base."""
     init = getattr(recipe.method, "init", None)
-    if isinstance(init, VocabInit) and recipe.method.type not in _DEEP and length > init.top:
+    if isinstance(init, VocabInit) and not _in_layers(recipe.method) and length > init.top:
         what = f"{length} virtual tokens cannot start from {init.top} different tokens"
         return [Finding((*INIT, "top"), what)]
     if isinstance(init, LabelsInit) and init.words is None and not isinstance(recipe.task, Classify):
@@ -42,12 +41,17 @@ def starting_file_findings(recipe: Recipe, facts: BaseFacts, length: int) -> lis
             _check_array(Path(init.path), length, facts.embedding_width)
         if isinstance(init, PromptInit):
             for folder in init.path:
-                _check_prompt(Path(folder) / PROMPT_FILE, recipe.method.type, facts, length)
+                _check_prompt(Path(folder) / PROMPT_FILE, recipe.method, facts, length)
     except BadInput as error:
         return [Finding(PATH, f"{error.where}: {error.message}")]
     except OSError as error:
         return [Finding(PATH, f"{error.filename}: {error.strerror}")]
     return []
+
+
+def _in_layers(method: Method) -> bool:
+    """Whether it trains keys and values, not input embeddings."""
+    return isinstance(method, PTuningV2) or (isinstance(method, PrefixTuning) and not method.embedding_only)
 
 
 def _check_array(path: Path, length: int, width: int | None) -> None:
@@ -57,19 +61,19 @@ def _check_array(path: Path, length: int, width: int | None) -> None:
         raise BadInput(f"holds numbers of shape {list(shape)}; {wanted} is needed", where=str(path))
 
 
-def _check_prompt(path: Path, method: str, facts: BaseFacts, length: int) -> None:
+def _check_prompt(path: Path, method: Method, facts: BaseFacts, length: int) -> None:
     shapes = tensor_shapes(path)
-    if method in _DEEP:
+    if _in_layers(method):
         found = {
             name: shape[3] for name, shape in shapes.items() if name.startswith("keys_values.") and len(shape) == 5
         }
         if not found:
-            raise BadInput(f"holds no keys and values, which {method} needs", where=str(path))
+            raise BadInput(f"holds no keys and values, which {method.type} needs", where=str(path))
         lengths = set(found.values())
     else:
         shape = shapes.get("embeddings")
         if shape is None or len(shape) != 2:
-            raise BadInput(f"holds no input embeddings, which {method} needs", where=str(path))
+            raise BadInput(f"holds no input embeddings, which {method.type} needs", where=str(path))
         if facts.embedding_width not in {None, shape[1]}:
             what = f"its virtual tokens are {shape[1]} wide, the base's embeddings {facts.embedding_width}"
             raise BadInput(what, where=str(path))

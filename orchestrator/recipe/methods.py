@@ -93,7 +93,15 @@ class PrefixTuning(Strict):
         description="where the keys and values start; default: those of frequent words, or with a perceptron its own "
         "random numbers (with an init it is first fitted to it)",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the keys and values while training")
+    placement: Literal["prefix", "infix"] = Field(
+        "prefix",
+        description="`infix`: between the input and the separator, seen by what follows only; on causal bases "
+        "that add positions to their input",
+    )
+    embedding_only: bool = Field(
+        False, description="the paper's ablation: input embeddings in front of the text, and nothing in the layers"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what is trained, while training")
 
 
 class PTuning(Strict):

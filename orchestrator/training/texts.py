@@ -22,6 +22,7 @@ class TextEncoder:
     def __init__(self, host: BaseHost, *, slots: Slots, length: int, context: int | None) -> None:
         """`context`: positions that the base has in all, or None (relative positions)."""
         self.kind = host.kind
+        self._infix = slots == "infix"
         self._tokenizer = host.tokenizer
         virtual = list(range(-1, -length - 1, -1))
         self._front = virtual if slots == "front" else []
@@ -45,6 +46,10 @@ class TextEncoder:
     def unknown(self) -> int | None:
         """The token of what the vocabulary lacks."""
         return None if self._tokenizer.unk_token_id is None else int(self._tokenizer.unk_token_id)
+
+    def infix_at(self, tokens: int) -> int:
+        """Where a row's infix stands when its input has so many tokens; 0 for all other methods."""
+        return tokens if self._infix else 0
 
     def has_mask(self, template: str) -> bool:
         return self._parsed(template).masks > 0

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from orchestrator.tuning.prompt import Prompt
 
 #: Where a row's ids name the virtual tokens: in front of everything, behind the tokenizer's opening special tokens,
-#: where the template says, or nowhere.
-Slots = Literal["front", "after-bos", "template", "none"]
+#: where the template says, or nowhere. `infix`: nowhere, and the keys and values are seen from the input's end on.
+Slots = Literal["front", "after-bos", "template", "none", "infix"]
 
 
 class TunedMethod(Protocol):

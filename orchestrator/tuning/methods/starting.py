@@ -35,7 +35,7 @@ def embeddings(init: Init, host: BaseHost, length: int, generator: torch.Generat
         return _mixed_embeddings(init, host, length)
     if isinstance(init, LabelsInit):
         return _label_embeddings(init, host, length, generator)
-    return _embedded(host, tokens(init, host, length, generator))
+    return embedded(host, tokens(init, host, length, generator))
 
 
 def mixed_prompts(init: PromptInit) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ def tokens(init: VocabInit | TextInit | WordsInit, host: BaseHost, length: int, 
     return text_tokens(text, host, length, where=f"method.init.{where}")
 
 
-def _embedded(host: BaseHost, ids: Tensor) -> Tensor:
+def embedded(host: BaseHost, ids: Tensor) -> Tensor:
     """[n] -> [n, H] fp32."""
     with torch.no_grad():
         return host.embed(ids[None])[0].float().cpu()
@@ -87,10 +87,10 @@ def _label_embeddings(init: LabelsInit, host: BaseHost, length: int, generator: 
     """[n, H]: google-research/prompt-tuning, prompts.py, from_embedded_list over from_sample_of_embeddings."""
     if init.words is None:
         raise MethodDoesNotFit("the task has no labels to start from", where="method.init.words")
-    start = _embedded(host, vocab_tokens(host, length, init.top, generator))
+    start = embedded(host, vocab_tokens(host, length, init.top, generator))
     for number, word in enumerate(init.words[:length]):
         ids = text_tokens(word, host, None, where="method.init.words")
-        start[number] = _embedded(host, ids).mean(0)
+        start[number] = embedded(host, ids).mean(0)
     return start
 
 

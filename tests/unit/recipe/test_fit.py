@@ -65,6 +65,25 @@ def test_deep_prompts_fit_one_stack_of_layers(task: dict[str, Any], facts: BaseF
     assert faults(task, {**DEEP, "length": 224}, facts) == []
 
 
+INFIX = {"type": "prefix-tuning", "length": 5, "placement": "infix"}
+
+
+def test_an_infix_stands_before_a_separator_on_bases_that_add_positions() -> None:
+    assert faults(WRITE, INFIX, GPT2) == []
+    assert faults({**WORDS, "separator": " so "}, INFIX, GPT2) == []
+    (fault,) = faults(WORDS, INFIX, GPT2)
+    assert fault.startswith("task.separator: must not be empty")
+    (fault,) = faults({**WRITE, "separator": ""}, INFIX, GPT2)
+    assert fault.startswith("task.separator: must not be empty")
+    (fault,) = faults(WRITE, INFIX, T5)
+    assert fault.startswith("method.placement: an infix stands between input and target, which only a causal base")
+    (fault,) = faults(WRITE, INFIX, replace(GPT2, model_type="llama"))
+    assert fault.startswith("method.placement: b (llama) puts positions into its keys")
+    (fault,) = faults(WRITE, {**INFIX, "embedding_only": True}, GPT2)
+    assert fault.startswith("method.embedding_only: stands in front of the text only")
+    assert faults(WRITE, {**PREFIX, "embedding_only": True}, T5) == []
+
+
 def test_a_head_alone_and_a_placed_p_tuning_fit() -> None:
     assert faults(HEAD, {"type": "head"}, MINILM) == []
     assert faults({**MASK, "input": "[P:3] {text} [P] [MASK]"}, {"type": "p-tuning"}, BERT) == []

@@ -14,6 +14,8 @@ PROMPT = {"type": "prompt-tuning", "length": 3}
 PREFIX = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
 MLP_PREFIX = {"type": "prefix-tuning", "length": 4, "reparameterization": {"hidden": 8}}
 LSTM = {"type": "p-tuning", "reparameterization": {"type": "lstm"}}
+INFIX = {"type": "prefix-tuning", "length": 3, "placement": "infix"}
+EMBEDDING_ONLY = {"type": "prefix-tuning", "length": 2, "embedding_only": True, "reparameterization": {"hidden": 8}}
 DEEP = {"type": "p-tuning-v2", "length": 3, "dropout": 0.2}
 DEEP_MLP = {"type": "p-tuning-v2", "length": 2, "reparameterization": {"hidden": 8, "layers": 2}}
 MLP = {"type": "p-tuning", "length": 5, "reparameterization": {"type": "mlp"}}
@@ -35,7 +37,11 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     if kind == "causal":
         scored = recipe(MLP, train__steps=4)
         scored["task"] = {**WORDS, "input": "the {text} is "}
-        return [*jobs, scored, recipe(DEEP_MLP, train__steps=3)]
+        behind = recipe(INFIX, train__steps=3)
+        behind["task"] = {**WORDS, "input": "the {text}", "separator": "is"}
+        steps = {"train__steps": 3}
+        more = [recipe(method, **steps) for method in (DEEP_MLP, INFIX, EMBEDDING_ONLY)]
+        return [*jobs, scored, behind, *more]
     if kind == "seq2seq":
         return jobs
     for job in jobs:

@@ -86,6 +86,18 @@ def test_an_artifact_predicts_what_training_scored(
     assert list(load_file(folder / "prompt.safetensors")) == kept  # and no network
 
 
+def test_an_infix_writes_what_training_scored(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    one = recipe({"type": "prefix-tuning", "length": 3, "placement": "infix"}, train__lr=0.3)
+    run = make_run(tmp_path / "run", [one], base=bases["gpt2"], dataset=dataset)
+    assert run.train() == 0
+    rows = list(Rows.open(dataset, "validation"))[:5]
+    samples = run.artifact()["samples"]
+    assert [s["input"] for s in samples] == [f"the {row['text']}" for row in rows]
+    predicted = [row["prediction"] for row in Predictor.load(run.jobs[0].artifact(1), bases["gpt2"]).predict(rows)]
+    assert predicted == [s["tuned"] for s in samples]
+    assert predicted != [s["base"] for s in samples]
+
+
 def test_a_job_starts_from_anothers_artifact(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
     source = make_run(tmp_path / "source", [recipe(PROMPT)], base=bases["gpt2"], dataset=dataset)
     assert source.train() == 0

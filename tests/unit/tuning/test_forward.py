@@ -123,7 +123,8 @@ def test_a_broken_job_does_not_touch_its_batch_mates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "config"), [pair for pair in pairs(EACH) if pair[1] in {"prompt-tuning", "prefix-tuning", "p-tuning-v2"}]
+    ("name", "config"),
+    [pair for pair in pairs(EACH) if pair[1] in {"prompt-tuning", "prefix-tuning", "p-tuning-v2", "infix"}],
 )
 def test_checkpointing_changes_no_gradient(name: str, config: str) -> None:
     base = host(name, torch.float64)

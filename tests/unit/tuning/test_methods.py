@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from tiny_bases import EACH_KIND, H, host
-from tuning_helpers import ALL, METHODS, ONE_STACK, built, pairs, rows, run
+from tuning_helpers import ALL, INFIX, METHODS, ONE_STACK, built, close, pairs, rows, run
 
 from orchestrator.errors import BadInput, MethodDoesNotFit, NotFound
 from orchestrator.recipe.methods import PTuning
@@ -109,11 +109,14 @@ def test_where_the_virtual_tokens_go() -> None:
         "prompt-tuning-residual": "after-bos",
         "prefix-tuning": "none",
         "prefix-tuning-mlp": "none",
+        "prefix-embedding": "front",
         "p-tuning": "template",
         "p-tuning-mlp": "front",
         "head": "none",
         "p-tuning-v2": "none",
         "p-tuning-v2-mlp": "none",
+        "infix": "infix",
+        "infix-mlp": "infix",
     }
     assert set(TABLE) == {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "head"}
 
@@ -167,6 +170,43 @@ def test_keys_and_values_start_from_what_the_base_computes_for_words(init: dict[
     free, fitted = (built(base, c).prompt().keys_values["decoder"] for c in (config, config | {"init": init}))
     errors = [float((made - expected).square().mean().detach()) for made in (free, fitted)]
     assert errors[1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_an_infix_is_refused_where_it_cannot_stand(name: str) -> None:
+    with pytest.raises(MethodDoesNotFit, match="positions are added"):
+        built(host(name), INFIX["infix"])
+    with pytest.raises(MethodDoesNotFit, match="in front"):
+        built(host(name), INFIX["infix"] | {"embedding_only": True})
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_perceptron_written_out(layers: int) -> None:
+    """gpt2/train_control.py: Embedding -> Linear -> Tanh (-> Linear -> Tanh) -> Linear, of [layer, (k, v), head, d]."""
+    base = host("gpt2")
+    network = {"hidden": 6, "layers": layers}
+    method = built(base, {"type": "prefix-tuning", "length": 5, "reparameterization": network})
+    w = {name.removeprefix("makers.decoder."): t.detach().double() for name, t in method.named_parameters()}
+    x = w["inputs"]
+    for number in range(layers):
+        x = torch.tanh(x @ w[f"mlp.{2 * number}.weight"].T + w[f"mlp.{2 * number}.bias"])
+    x = x @ w[f"mlp.{2 * layers}.weight"].T + w[f"mlp.{2 * layers}.bias"]
+    made = method.prompt().keys_values["decoder"]
+    assert made.shape == (2, 2, 4, 5, 8)
+    for layer in range(2):
+        for which in range(2):
+            for head in range(4):
+                start = (layer * 2 + which) * 32 + head * 8
+                close(made[layer, which, head].double(), x[:, start : start + 8], 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 300])
+@pytest.mark.parametrize("network", [{"type": "none"}, {"hidden": 6}], ids=str)
+def test_the_shortest_and_the_longest_prefix(length: int, network: dict[str, Any]) -> None:
+    base = host("t5")
+    method = built(base, {"type": "prefix-tuning", "length": length, "reparameterization": network})
+    assert method.prompt().prefix_length == length
+    assert run(base, rows(base, method, 2), [method.prompt()]).logits.isfinite().all()
 
 
 class Bomb:

@@ -35,6 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "p-tuning-v2": {"type": "p-tuning-v2", "length": N, "dropout": 0},
     "p-tuning-v2-mlp": {"type": "p-tuning-v2", "length": N, "dropout": 0, "reparameterization": {"hidden": 6}},
 }
+EMBEDDING_ONLY = {"type": "prefix-tuning", "length": N, "embedding_only": True, "reparameterization": {"hidden": 6}}
 #: PEFT's perceptron reads inputs of kv_heads x head_dim numbers: as wide as an embedding on GPT-2 only.
 WIDE = {"p-tuning-v2-mlp"}
 CAUSAL = [(name, m) for name in ("gpt2", "llama", "qwen3") for m in CONFIGS if m not in WIDE or name == "gpt2"]
@@ -171,6 +172,17 @@ def test_an_exported_artifact_gives_the_same_logits_in_peft(name: str, config: s
         close(logits, theirs(model, name, in_sequence=method.slots == "front"), 1e-5)
 
 
+def test_the_embedding_only_ablation_is_prompt_tuning_there(tmp_path: Path) -> None:
+    base = host("gpt2")
+    method = built(base, EMBEDDING_ONLY)
+    folder = artifact(tmp_path / "a", base, method.prompt(), EMBEDDING_ONLY)
+    assert main([str(folder), str(tmp_path / "out")]) == 0
+    model = peft.PeftModel.from_pretrained(bare("gpt2")[1], tmp_path / "out").eval()
+    assert model.active_peft_config.peft_type == "PROMPT_TUNING"
+    with torch.no_grad():
+        close(ours(base, method)[0], theirs(model, "gpt2", in_sequence=True), 1e-5)
+
+
 def test_a_prompt_at_the_start_of_the_template_is_in_front(tmp_path: Path) -> None:
     base = host("gpt2")
     method = built(base, {"type": "p-tuning"}, length=N)
@@ -180,6 +192,13 @@ def test_a_prompt_at_the_start_of_the_template_is_in_front(tmp_path: Path) -> No
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "infix": ("gpt2", {"type": "p-tuning"}, {"template": "[P:2] {text} [P:2]"}, "in front of the text only"),
+    "seen by some": (
+        "gpt2",
+        {"type": "prefix-tuning", "placement": "infix"},
+        {"slots": "infix"},
+        "seen by those after",
+    ),
+    "behind the opening": ("gpt2", CONFIGS["prompt-tuning"], {"slots": "after-bos"}, "in front of the text only"),
     "encoder": ("t5", CONFIGS["prefix-tuning"], {}, "no prefix into cross and encoder attention"),
     "masked": ("bert", CONFIGS["prompt-tuning"], {}, "no task for masked bases"),
     "deep": ("bert", CONFIGS["p-tuning-v2"], {}, "no task for masked bases"),
