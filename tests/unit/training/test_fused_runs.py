@@ -38,7 +38,7 @@ def mixed(kind: str) -> list[dict[str, Any]]:
         scored = recipe(MLP, train__steps=4)
         scored["task"] = {**WORDS, "input": "the {text} is "}
         behind = recipe(INFIX, train__steps=3)
-        behind["task"] = {**WORDS, "input": "the {text}", "separator": "is"}
+        behind["task"] = {**WORDS, "input": "the {text}", "separator": " is "}
         steps = {"train__steps": 3}
         more = [recipe(method, **steps) for method in (DEEP_MLP, INFIX, EMBEDDING_ONLY)]
         return [*jobs, scored, behind, *more]
