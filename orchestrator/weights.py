@@ -56,6 +56,11 @@ def tensor_names(folder: Path) -> frozenset[str]:
     return frozenset(name for path in weight_files(folder) for name, *_ in _tensors(path))
 
 
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in one safetensors file."""
+    return {name: list(facts["shape"]) for name, facts, *_ in _tensors(path)}
+
+
 def parameter_count(folder: Path) -> int:
     """Numbers in all tensors of the files (tied weights are stored once)."""
     count = 0

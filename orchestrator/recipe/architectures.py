@@ -30,6 +30,9 @@ POSITIONS_AFTER_PADDING = frozenset({"roberta", "camembert", "xlm-roberta", "xlm
 #: No table of positions and no limit to them: relative buckets or ALiBi.
 UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bloom", "mpt"})
 
+#: Causal types whose positions are added to the input: their keys and values may stand at any place of a row.
+POSITIONS_ADDED = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "xglm"})
+
 #: Causal types whose output matrix is its own by default; the others tie it to the input embeddings.
 UNTIED = frozenset(_UNTIED.split())
 

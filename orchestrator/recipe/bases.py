@@ -26,6 +26,8 @@ _TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "source.spm
 
 Kind = Literal["causal", "seq2seq", "masked"]
 
+_NARROWER = ("embedding_size", "word_embed_proj_dim")  # ALBERT, ELECTRA, MobileBERT; OPT
+
 
 @dataclass(frozen=True)
 class BaseFacts:
@@ -40,6 +42,7 @@ class BaseFacts:
     lm_head: bool  #: the weights can score words; False for a bare encoder such as BertModel
     parameters: int  #: numbers in the weight files
     remote_code: bool  #: config.json names Python code of its own (auto_map)
+    embedding_width: int | None = None  #: of an input embedding, narrower than H in some; None: not known
 
 
 def read_base_facts(folder: Path) -> BaseFacts:
@@ -47,11 +50,12 @@ def read_base_facts(folder: Path) -> BaseFacts:
     config = _read_config(folder)
     model_type, architecture = _names(folder, config)
     kind = _kind(folder, config, model_type, architecture)
+    hidden = _number(folder, config, "hidden_size", "n_embd", "d_model", "dim")
     return BaseFacts(
         kind=kind,
         model_type=model_type,
         architecture=architecture or model_type,
-        hidden=_number(folder, config, "hidden_size", "n_embd", "d_model", "dim"),
+        hidden=hidden,
         layers=_number(folder, config, "num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"),
         vocab=_number(folder, config, "vocab_size"),
         max_positions=_max_positions(folder, config, model_type),
@@ -59,6 +63,7 @@ def read_base_facts(folder: Path) -> BaseFacts:
         lm_head=_has_lm_head(tensor_names(folder), config, kind, model_type),
         parameters=parameter_count(folder),
         remote_code=bool(config.get("auto_map")),
+        embedding_width=next((config[name] for name in _NARROWER if isinstance(config.get(name), int)), hidden),
     )
 
 

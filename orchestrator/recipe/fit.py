@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.recipe.architectures import NATIVE
+from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
-from orchestrator.recipe.methods import Head, PromptTuning, PTuning, VocabInit
+from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
+from orchestrator.recipe.methods import Head, PrefixTuning, PromptTuning, PTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.starts import LabelsInit, VocabInit
 from orchestrator.recipe.tasks import Classify, Generate
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
@@ -27,7 +29,9 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
         *_field_findings(recipe, fields),
         *_split_findings(recipe, splits),
         *_task_findings(recipe, facts),
+        *_method_findings(recipe, facts),
         *_length_findings(recipe, facts),
+        *starting_file_findings(recipe, facts, virtual_tokens(recipe)),
         *_code_findings(recipe, facts),
     ]
     return [f"{dotted(finding.path)}: {finding.message}" for finding in dict.fromkeys(found)]
@@ -35,7 +39,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
 
 def recipe_findings(recipe: Recipe) -> list[Finding]:
     """What is wrong whatever the base and the data: the method against the template, the labels, the head."""
-    found = [*_placement(recipe), *_start(recipe)]
+    found = [*_placement(recipe), *_infix_placement(recipe), *starting_findings(recipe, virtual_tokens(recipe))]
     template = parse(recipe.task.input)
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
@@ -63,6 +67,7 @@ def _placement(recipe: Recipe) -> list[Finding]:
     method, placed = recipe.method, parse(recipe.task.input).virtual_tokens
     if not isinstance(method, PTuning):
         where = {"prompt-tuning": "in front of the text", "prefix-tuning": "in front of every layer"}
+        where["p-tuning-v2"] = where["prefix-tuning"]
         why = f"puts its virtual tokens {where[method.type]}" if method.type in where else "has no virtual tokens"
         advice = "take [P] out, or use `p-tuning`, which places them anywhere"
         return [Finding(INPUT, f"{method.type} {why}; {advice}")] if placed else []
@@ -75,11 +80,17 @@ def _placement(recipe: Recipe) -> list[Finding]:
     return []
 
 
-def _start(recipe: Recipe) -> list[Finding]:
-    init = getattr(recipe.method, "init", None)
-    n = virtual_tokens(recipe)
-    if isinstance(init, VocabInit) and n > init.top:
-        return [Finding(("method", "init", "top"), f"{n} virtual tokens cannot start from {init.top} different tokens")]
+def _infix_placement(recipe: Recipe) -> list[Finding]:
+    """An infix needs a token between itself and the first one that is predicted."""
+    method, task = recipe.method, recipe.task
+    if not isinstance(method, PrefixTuning) or method.placement != "infix":
+        return []
+    if method.embedding_only:
+        return [Finding(("method", "embedding_only"), "stands in front of the text only; use `placement: prefix`")]
+    first = None if isinstance(task, Generate) else ""  # what a separator that is left out means
+    if (task.separator if task.separator is not None else first) == "":
+        what = "must not be empty: the first word is predicted from the token before it, which has to see the infix"
+        return [Finding(("task", "separator"), what)]
     return []
 
 
@@ -171,13 +182,39 @@ def _word_findings(name: str, facts: BaseFacts) -> list[Finding]:
     ]
 
 
+def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    """What the method itself cannot do on this kind of base."""
+    if isinstance(recipe.method, PTuningV2) and facts.kind == "seq2seq":
+        advice = "use prefix-tuning, which has three prefixes there, or a masked or causal base"
+        what = f"p-tuning-v2 is for one stack of layers; {recipe.base.model} is an encoder-decoder; {advice}"
+        return [Finding(("method", "type"), what)]
+    if isinstance(recipe.method, PrefixTuning) and recipe.method.placement == "infix":
+        return _infix_findings(recipe, facts)
+    return []
+
+
+def _infix_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    path, advice = ("method", "placement"), "use `placement: prefix`"
+    if facts.kind != "causal":
+        what = f"an infix stands between input and target, which only a causal base reads as one text; {advice}"
+        return [Finding(path, what)]
+    if facts.model_type not in POSITIONS_ADDED:
+        what = f"{recipe.base.model} ({facts.model_type}) puts positions into its keys, and an infix has another one in"
+        return [Finding(path, f"{what} each row; {advice}, or GPT-2 or OPT")]
+    return []
+
+
 def _length_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     n, most, method = virtual_tokens(recipe), facts.max_positions, recipe.method
     path = INPUT if isinstance(method, PTuning) and method.length is None else LENGTH
     if most is not None and n + 1 >= most:
         # A prefix takes positions too: those of the text are shifted by n.
         return [Finding(path, f"{n} virtual tokens leave no room in {recipe.base.model}'s context of {most} positions")]
-    if isinstance(method, PromptTuning | PTuning) and isinstance(method.init, VocabInit) and n > facts.vocab:
+    if (
+        isinstance(method, PromptTuning | PTuning)
+        and isinstance(method.init, VocabInit | LabelsInit)
+        and n > facts.vocab
+    ):
         return [Finding(path, f"{n} virtual tokens cannot start from a vocabulary of {facts.vocab} tokens")]
     if not isinstance(recipe.task, Generate) or facts.kind != "causal" or most is None:
         return []

@@ -9,42 +9,25 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from orchestrator.recipe.starts import Init, NormalInit, StatesInit, VocabInit
 from orchestrator.recipe.strict import Strict
 
 Length = Annotated[int, Field(ge=1, le=10_000)]
 
 
-class RandomInit(Strict):
-    """Uniform in ±`scale` (Lester et al. 2021, §3.2: 0.5)."""
-
-    type: Literal["random"] = "random"
-    scale: float = Field(0.5, gt=0)
-
-
-class VocabInit(Strict):
-    """Embeddings of tokens drawn without replacement from the first `top` ids (Lester et al.: 5,000)."""
-
-    type: Literal["vocab"] = "vocab"
-    top: int = Field(5000, ge=1)
-
-
-class TextInit(Strict):
-    """Embeddings of the tokens of `text`, repeated or cut to the length."""
-
-    type: Literal["text"] = "text"
-    text: str = Field(min_length=1)
-
-
-Init = Annotated[RandomInit | VocabInit | TextInit, Field(discriminator="type")]
-
-
 class MlpReparameterization(Strict):
-    """A two-layer perceptron that makes the trained positions; folded away when the prompt is saved."""
+    """A perceptron with one hidden layer that makes the virtual tokens; folded away when the prompt is saved."""
 
     type: Literal["mlp"] = "mlp"
-    hidden: int | None = Field(
-        None, ge=1, description="width of the hidden layer; default 512 for a prefix, the base's width for P-tuning"
-    )
+    hidden: int | None = Field(None, ge=1, description="width of the hidden layer; default the base's embedding width")
+
+
+class PrefixMlp(Strict):
+    """A perceptron with Tanh that makes the keys and values of all layers; folded away when the prompt is saved."""
+
+    type: Literal["mlp"] = "mlp"
+    hidden: int = Field(512, ge=1, description="width of a hidden layer; Li & Liang: 512 for tables, 800 for summaries")
+    layers: Literal[1, 2] = Field(1, description="hidden layers")
 
 
 class LstmReparameterization(Strict):
@@ -57,6 +40,15 @@ class LstmReparameterization(Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
+class ResidualReparameterization(Strict):
+    """A perceptron beside a skip connection: p + MLP(p) (Razdaibiedina et al. 2023, Residual Prompt Tuning)."""
+
+    type: Literal["residual"] = "residual"
+    hidden: int = Field(800, ge=1, description="width of the hidden layer")
+    layer_norm: bool = Field(True, description="normalise the perceptron's output")
+    shared: bool = Field(True, description="one perceptron for all virtual tokens; else one each")
+
+
 class NoReparameterization(Strict):
     """The positions are trained directly."""
 
@@ -64,8 +56,13 @@ class NoReparameterization(Strict):
 
 
 def _reparameterization(value: Any) -> Any:
-    """`{hidden: 512}` means the perceptron: a prefix has no other network."""
+    """`{hidden: 512}` means the perceptron: keys and values have no other network."""
     return value.get("type", "mlp") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+PrefixNetwork = Annotated[
+    Annotated[PrefixMlp, Tag("mlp")] | Annotated[NoReparameterization, Tag("none")], Discriminator(_reparameterization)
+]
 
 
 class PromptTuning(Strict):
@@ -73,7 +70,13 @@ class PromptTuning(Strict):
 
     type: Literal["prompt-tuning"]
     length: Length = Field(20, description="number of virtual tokens")
-    init: Init = Field(VocabInit(), description="where the virtual tokens start")
+    init: Init = Field(VocabInit(), description="where the virtual tokens start; with a network, its inputs")
+    placement: Literal["before-bos", "after-bos"] = Field(
+        "before-bos", description="in front of the tokenizer's opening special tokens, or behind them"
+    )
+    reparameterization: Annotated[ResidualReparameterization | NoReparameterization, Field(discriminator="type")] = (
+        Field(NoReparameterization(), description="a network that makes the virtual tokens while training")
+    )
 
 
 class PrefixTuning(Strict):
@@ -81,14 +84,24 @@ class PrefixTuning(Strict):
 
     type: Literal["prefix-tuning"]
     length: Length = Field(10, description="number of virtual tokens")
-    reparameterization: Annotated[
-        Annotated[MlpReparameterization, Tag("mlp")] | Annotated[NoReparameterization, Tag("none")],
-        Discriminator(_reparameterization),
-    ] = Field(
+    reparameterization: PrefixNetwork = Field(
         NoReparameterization(),
         description="`{hidden: 512}` is the paper's perceptron; `{type: none}` trains keys and values directly",
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the keys and values while training")
+    init: StatesInit | None = Field(
+        None,
+        description="where the keys and values start; default: those of frequent words, or with a perceptron its own "
+        "random numbers (with an init it is first fitted to it)",
+    )
+    placement: Literal["prefix", "infix"] = Field(
+        "prefix",
+        description="`infix`: between the input and the separator, seen by what follows only; on causal bases "
+        "that add positions to their input",
+    )
+    embedding_only: bool = Field(
+        False, description="the paper's ablation: input embeddings in front of the text, and nothing in the layers"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what is trained, while training")
 
 
 class PTuning(Strict):
@@ -105,10 +118,36 @@ class PTuning(Strict):
     init: Init = Field(VocabInit(), description="where the network's inputs start")
 
 
+class PTuningV2(Strict):
+    """Deep prompts: trained keys and values in every layer, at learning rates of 5e-3 and more (Liu et al. 2022).
+
+    On masked bases, usually with `task.head`, and on causal ones. As prefix tuning, but trained directly from random
+    numbers, with dropout, and without the encoder-decoder's three prefixes.
+    """
+
+    type: Literal["p-tuning-v2"]
+    length: Length = Field(
+        20, description="number of virtual tokens; the paper: under 20 for simple classes, about 100 to tag"
+    )
+    reparameterization: PrefixNetwork = Field(
+        NoReparameterization(), description="`{hidden: 512}` is the released code's projection; it does not always help"
+    )
+    init: StatesInit = Field(
+        NormalInit(), description="where the keys and values start; with a projection, what it is first fitted to"
+    )
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="dropout on the keys and values while training; the released code takes the base's "
+        "hidden_dropout_prob, which is 0.1 for BERT and RoBERTa",
+    )
+
+
 class Head(Strict):
     """No virtual tokens: only the task's classification head is trained. The row to compare with."""
 
     type: Literal["head"]
 
 
-Method = Annotated[PromptTuning | PrefixTuning | PTuning | Head, Field(discriminator="type")]
+Method = Annotated[PromptTuning | PrefixTuning | PTuning | PTuningV2 | Head, Field(discriminator="type")]

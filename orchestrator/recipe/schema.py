@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from orchestrator.recipe.methods import Method
+from orchestrator.recipe.optimizers import AdamW, Optimizer
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.tasks import Task
 
@@ -47,7 +48,7 @@ def _also_seed(schema: dict[str, Any]) -> None:
 
 
 class Train(Strict):
-    """How the prompt is trained: AdamW over the prompt alone."""
+    """How the prompt is trained: an optimizer over the prompt (and its network and head) alone."""
 
     model_config = ConfigDict(json_schema_extra=_also_seed)
 
@@ -56,11 +57,16 @@ class Train(Strict):
     batch_size: int = Field(16, ge=1, le=10**6, description="rows a step, over all processes together")
     lr: float = Field(gt=0, description="learning rate of the prompt")
     head_lr: float | None = Field(None, gt=0, description="learning rate of a classification head; default: lr")
+    optimizer: Optimizer = Field(AdamW(type="adamw"), description="a name, or a mapping with its settings")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="of the learning rate, after the warm-up"
     )
     warmup: int | float = Field(0, ge=0, description="steps, or below 1 a part of all steps")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, decoupled from the gradient")
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="decoupled from the gradient; AdamW multiplies it by the learning rate, Adafactor not",
+    )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
     accumulation: int = Field(
         1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)"

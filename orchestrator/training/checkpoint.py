@@ -1,4 +1,4 @@
-"""Checkpoints: a job's whole state is its prompt, the optimizer's two moments of it, and the number of steps done.
+"""Checkpoints: a job's whole state is its prompt, the optimizer's moments of it, and the number of steps done.
 
 Data order, dropout and schedule are pure functions of (seed, step), so they need no state of their own. A checkpoint is
 a folder `step-<n>` with state.safetensors, state.json and, written last, a manifest; it is whole or it does not exist.

@@ -12,10 +12,11 @@ from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation
-from orchestrator.training.job import TrainedJob
+from orchestrator.training.job import TrainedJob, label_words
 from orchestrator.training.loop import evaluate_job, evaluation_rows
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.stop import StopFlag
+from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
 
@@ -45,8 +46,9 @@ def finish(host: BaseHost, job: TrainedJob, processes: Processes, stop: StopFlag
                 samples = _samples(job, rows, tuned, base)
                 job.events.write("sample", step=job.step, split=split, rows=samples)
         job.events.flush()
+    near = _neighbours(host, job)
     if processes.first:
-        _write_artifact(job, metrics, baseline, samples)
+        _write_artifact(job, metrics, baseline, samples, near)
 
 
 def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evaluation) -> list[dict[str, str]]:
@@ -62,17 +64,26 @@ def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evalu
     ]
 
 
+def _neighbours(host: BaseHost, job: TrainedJob) -> dict[str, Any] | None:
+    """The words nearest to the virtual tokens; None where they are no input embeddings. On all ranks (ZeRO-3)."""
+    embeddings = job.folded().embeddings
+    return None if embeddings is None else neighbours.neighbours(host, embeddings, label_words(job.recipe.task))
+
+
 def _write_artifact(
     job: TrainedJob,
     metrics: dict[str, dict[str, float]],
     baseline: dict[str, dict[str, float]],
     samples: list[dict[str, str]],
+    near: dict[str, Any] | None,
 ) -> None:
     final = job.paths.artifact(job.spec.attempt)
     head = {} if job.head is None else {name: t.detach().cpu() for name, t in job.head.state_dict().items()}
     with folder_written_atomically(final) as folder:
         save_prompt(folder, job.folded(), head)
         write_json(folder / "artifact.json", _facts(job, metrics, baseline, samples))
+        if near is not None:
+            write_json(folder / neighbours.FILE, near)
         write_manifest(folder)
     job.events.write("artifact", folder=str(final))
     job.events.flush(sync=True)

@@ -17,7 +17,10 @@ from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
 from orchestrator.recipe.bases import read_base_facts
+from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.starts import LabelsInit
+from orchestrator.recipe.tasks import Classify, Task
 from orchestrator.tasks.template import parse
 from orchestrator.training.checkpoint import (
     Checkpoint,
@@ -27,6 +30,7 @@ from orchestrator.training.checkpoint import (
     save_checkpoint,
 )
 from orchestrator.training.objectives import Example, Objective, build_objective
+from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
@@ -193,9 +197,23 @@ def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> t
     """
     generator = torch.Generator().manual_seed(mixed_seed(recipe.seed, 0))
     placed = parse(recipe.task.input).virtual_tokens
-    method = build_method(recipe.method, host, length=placed or None, generator=generator)
+    method = build_method(_with_labels(recipe), host, length=placed or None, generator=generator)
     encoder = TextEncoder(host, slots=method.slots, length=method.length, context=context)
     return encoder, method
+
+
+def _with_labels(recipe: JobRecipe) -> Method:
+    """The method, with the task's label words where its start asks for them."""
+    init = getattr(recipe.method, "init", None)
+    if not isinstance(init, LabelsInit) or init.words is not None:
+        return recipe.method
+    started = init.model_copy(update={"words": label_words(recipe.task)})
+    return recipe.method.model_copy(update={"init": started})
+
+
+def label_words(task: Task) -> list[str]:
+    """The words of all labels in their order; none where the task has no labels."""
+    return [word for words in task.labels.values() for word in words] if isinstance(task, Classify) else []
 
 
 @contextmanager
@@ -230,4 +248,4 @@ def _optimizer(recipe: JobRecipe, method: TunedMethod, head: nn.Module | None) -
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
-    return optim.AdamW(groups, weight_decay=train.weight_decay)
+    return build_optimizer(train.optimizer, groups, train.weight_decay)

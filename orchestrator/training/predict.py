@@ -28,9 +28,10 @@ from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
 from orchestrator.training.objectives import Objective, build_objective
-from orchestrator.training.texts import Slots, TextEncoder
+from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
+from orchestrator.tuning.methods.method import Slots
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import fingerprint
 

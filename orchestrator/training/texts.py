@@ -1,6 +1,6 @@
 """From the fields of a row to token ids with virtual tokens, for one job on one base.
 
-Layout: [virtual tokens in front] [the tokenizer's opening special tokens] input [closing special tokens].
+Layout: [virtual tokens in front] [the tokenizer's opening special tokens] [or behind them] input [closing ones].
 A virtual token j of the job's prompt is the negative id -(j+1). Text between two slots is tokenised in one piece, and
 text is never more than text: `</s>` or `[MASK]` in a row or in a template's words are not the base's special tokens.
 """
@@ -8,13 +8,12 @@ text is never more than text: `</s>` or `[MASK]` in a row or in a template's wor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.errors import BadData, BadRecipe
 from orchestrator.tasks.template import Mask, Piece, Template, Text, Virtual, parse
 from orchestrator.tuning.host import BaseHost
-
-Slots = Literal["front", "template", "none"]
+from orchestrator.tuning.methods.method import Slots
 
 
 class TextEncoder:
@@ -23,8 +22,11 @@ class TextEncoder:
     def __init__(self, host: BaseHost, *, slots: Slots, length: int, context: int | None) -> None:
         """`context`: positions that the base has in all, or None (relative positions)."""
         self.kind = host.kind
+        self._infix = slots == "infix"
         self._tokenizer = host.tokenizer
-        self._front = list(range(-1, -length - 1, -1)) if slots == "front" else []
+        virtual = list(range(-1, -length - 1, -1))
+        self._front = virtual if slots == "front" else []
+        self._behind_opening = virtual if slots == "after-bos" else []
         # Positions are shifted by a prefix's length, so a prefix takes context too.
         self._room = None if context is None else context - (length if slots != "template" else 0)
         self._opening, self._closing = _special_tokens(host.tokenizer)
@@ -44,6 +46,10 @@ class TextEncoder:
     def unknown(self) -> int | None:
         """The token of what the vocabulary lacks."""
         return None if self._tokenizer.unk_token_id is None else int(self._tokenizer.unk_token_id)
+
+    def infix_at(self, tokens: int) -> int:
+        """Where a row's infix stands when its input has so many tokens; 0 for all other methods."""
+        return tokens if self._infix else 0
 
     def has_mask(self, template: str) -> bool:
         return self._parsed(template).masks > 0
@@ -108,8 +114,8 @@ class TextEncoder:
             room = min(limit, self._room - taken - after)
         pieces = self._fitting(parsed, fields, room)
         body = [token for ids in pieces for token in ids if tuned or token >= 0]
-        ids = [*(self._front if tuned else []), *self._opening, *body, *closing, *behind]
-        return ids or [self._start]
+        opening = [*self._front, *self._opening, *self._behind_opening] if tuned else self._opening
+        return [*opening, *body, *closing, *behind] or [self._start]
 
     @property
     def _start(self) -> int:

@@ -24,7 +24,12 @@ from orchestrator.tuning.prompt import Prompt
 FACTS = "artifact.json"
 
 _TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
-_PEFT_TYPES = {"prompt-tuning": "PROMPT_TUNING", "p-tuning": "P_TUNING", "prefix-tuning": "PREFIX_TUNING"}
+_PEFT_TYPES = {
+    "prompt-tuning": "PROMPT_TUNING",
+    "p-tuning": "P_TUNING",
+    "prefix-tuning": "PREFIX_TUNING",
+    "p-tuning-v2": "PREFIX_TUNING",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +93,9 @@ def _why_not(facts: dict[str, Any], prompt: Prompt, has_head: bool) -> str | Non
     elsewhere = sorted(set(prompt.keys_values) - {"decoder"})
     if elsewhere:
         return f"it puts no prefix into {' and '.join(elsewhere)} attention"
-    if not _in_front(facts["recipe"]["task"]["input"]):
+    if facts.get("slots") == "infix":
+        return "it shows a prefix to every token, an infix is seen by those after the input only"
+    if facts.get("slots") == "after-bos" or not _in_front(facts["recipe"]["task"]["input"]):
         return "it places virtual tokens in front of the text only"
     return None
 
@@ -101,8 +108,10 @@ def _in_front(template: str) -> bool:
 
 def _adapter(facts: dict[str, Any], prompt: Prompt) -> tuple[dict[str, Any], Tensor]:
     """(adapter_config.json, its one tensor [n, width] fp32)."""
+    kind = _PEFT_TYPES[facts["method"]]
     config: dict[str, Any] = {
-        "peft_type": _PEFT_TYPES[facts["method"]],
+        # Embeddings of prefix tuning: its embedding-only ablation, which is prompt tuning once it is folded.
+        "peft_type": "PROMPT_TUNING" if prompt.embeddings is not None and kind == "PREFIX_TUNING" else kind,
         "task_type": _TASK_TYPES[facts["base"]["kind"]],
         "num_virtual_tokens": prompt.length,
         # PEFT's default of two for encoder-decoder bases would expect 2n rows and never use the second half.

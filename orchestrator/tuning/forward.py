@@ -42,7 +42,7 @@ def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidde
     row_of, columns, labels = _labelled(host, rows)
     inputs = _inputs(host, rows, prompts)
     with ExitStack() as stack:
-        stack.enter_context(host.injector.injecting(Prefixes.of(prompts, rows.prompt_index, host.dtype)))
+        stack.enter_context(host.injector.injecting(_prefixes(host, rows, prompts)))
         states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
         if rows.labels is None and host.kind == "seq2seq":
             host.body(**inputs)
@@ -81,8 +81,7 @@ def generate(
     if host.kind == "seq2seq":
         settings.decoder_start_token_id = _decoder_start(host)
     del inputs["use_cache"]
-    prefixes = Prefixes.of(prompts, rows.prompt_index, host.dtype)
-    with torch.no_grad(), host.injector.injecting(prefixes), _settings(host.model, settings):
+    with torch.no_grad(), host.injector.injecting(_prefixes(host, rows, prompts)), _settings(host.model, settings):
         written = host.model.generate(**inputs)
     if host.kind == "seq2seq":
         written = written[:, 1:]
@@ -101,11 +100,21 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
     for number, prompt in enumerate(prompts):
         if reason := host.misfit(prompt):
             raise BadInput(f"prompt {number} was made for another base: {reason}")
+    if any(batch.infix_at) and host.kind != "causal":
+        raise ValueError("an infix needs a causal base")
     for row, (chosen, reached) in enumerate(batch.slots):
         if not 0 <= chosen < len(prompts):
             raise ValueError(f"row {row} names prompt {chosen} of {len(prompts)}")
         if reached > prompts[chosen].slots:
             raise ValueError(f"row {row} places virtual token {reached}; its prompt has {prompts[chosen].slots}")
+
+
+def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Prefixes | None:
+    seen_from = None
+    if any(batch.infix_at):
+        infix = torch.tensor(batch.infix_at, device=host.device)
+        seen_from = torch.where(infix > 0, batch.starts + infix, 0)
+    return Prefixes.of(prompts, batch.prompt_index, host.dtype, seen_from)
 
 
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -114,9 +123,13 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:
-        shifts = torch.tensor([prompt.prefix_length for prompt in prompts], device=host.device) + host.first_position
-        counted = batch.attention_mask.cumsum(1) - 1
-        inputs["position_ids"] = counted.clamp_min(0) + shifts[batch.prompt_index][:, None]
+        shifts = torch.tensor([prompt.prefix_length for prompt in prompts], device=host.device)[batch.prompt_index]
+        counted = (batch.attention_mask.cumsum(1) - 1).clamp_min(0)
+        if any(batch.infix_at):  # what stands before an infix keeps its place
+            shift = shifts[:, None] * (counted >= torch.tensor(batch.infix_at, device=host.device)[:, None])
+        else:
+            shift = shifts[:, None]
+        inputs["position_ids"] = counted + shift + host.first_position
     return inputs
 
 

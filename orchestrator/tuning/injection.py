@@ -55,10 +55,13 @@ class Prefixes:
     keys_values: dict[str, Tensor]  #: site name -> [k, L, 2, kv_heads, n, head_dim]
     real: dict[str, Tensor | None]  #: site name -> [k, n] bool, False where a prompt is shorter; None: all are real
     index: Tensor  #: [B] long
+    seen_from: Tensor | None = None  #: [B] long: column of the first token that sees its row's prefix; None: all do
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], index: Tensor, dtype: torch.dtype) -> Prefixes | None:
+    def of(
+        cls, prompts: Sequence[Prompt], index: Tensor, dtype: torch.dtype, seen_from: Tensor | None = None
+    ) -> Prefixes | None:
         """None when no prompt has keys and values. `dtype`: the base's."""
         names = sorted({name for prompt in prompts for name in prompt.keys_values})
         if not names:
@@ -66,7 +69,7 @@ class Prefixes:
         stacked = {
             name: _stack([prompt.keys_values.get(name) for prompt in prompts], index.device, dtype) for name in names
         }
-        return cls({n: s[0] for n, s in stacked.items()}, {n: s[1] for n, s in stacked.items()}, index)
+        return cls({n: s[0] for n, s in stacked.items()}, {n: s[1] for n, s in stacked.items()}, index, seen_from)
 
     def rows(self, count: int) -> Tensor:
         """[count] prompt of each row; beam search repeats every row of the batch."""
@@ -94,20 +97,30 @@ class Prefixes:
 
     def _extended(self, name: str, mask: Tensor | None, causal: bool, query: Tensor, keys: int) -> Tensor | None:
         real = self.real[name]
-        if mask is None and real is None and not causal:
+        if mask is None and real is None and self.seen_from is None and not causal:
             return None
         if mask is None:
             mask = torch.ones(query.shape[2], keys, dtype=torch.bool, device=query.device)
             mask = (mask.tril() if causal else mask)[None, None]
         if real is None:
-            columns = real = mask.new_ones(1, self.keys_values[name].shape[4], dtype=torch.bool)
+            columns = mask.new_ones(1, 1, 1, self.keys_values[name].shape[4], dtype=torch.bool)
         else:
-            columns = real[self.rows(len(query))]
+            columns = real[self.rows(len(query))][:, None, None]
+        if self.seen_from is not None:
+            columns = columns & self._sees(self.seen_from, query, keys)
         if mask.dtype != torch.bool:
             columns = torch.zeros_like(columns, dtype=mask.dtype).masked_fill(~columns, torch.finfo(mask.dtype).min)
         count = max(len(columns), len(mask))
-        columns = columns[:, None, None].expand(count, mask.shape[1], mask.shape[2], -1)
+        columns = columns.expand(count, mask.shape[1], mask.shape[2], -1)
         return torch.cat([columns, mask.expand(count, -1, -1, -1)], dim=-1)
+
+    @staticmethod
+    def _sees(seen_from: Tensor, query: Tensor, keys: int) -> Tensor:
+        """[B, 1, Q, 1]: the queries are the last Q of the columns that have keys, cached ones included."""
+        count, asked = len(query), query.shape[2]
+        columns = torch.arange(keys - asked, keys, device=query.device)
+        first = seen_from.repeat_interleave(count // len(seen_from))
+        return (columns[None] >= first[:, None])[:, None, :, None]
 
 
 class Attachment:

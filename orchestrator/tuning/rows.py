@@ -23,12 +23,15 @@ class Row:
     `labels`: causal and masked bases: aligned with `ids`, NO_LABEL where nothing is asked (causal: `labels[i]` is
     predicted from the positions before i, so a label at position 0 is never asked). Encoder-decoder bases: the
     decoder's targets; its inputs are the targets shifted right, or `decoder_ids` (aligned with `labels`) where given.
+    `infix_at`: an infix, on causal bases. The prompt's keys and values stand before token `infix_at` of the row, and
+    only that token and those after it see them; 0: before the whole row, a prefix.
     """
 
     ids: list[int]
     labels: list[int] | None
     prompt: int
     decoder_ids: list[int] | None = None
+    infix_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class RowBatch:
     lengths: Tensor  #: [B] long, tokens of each row
     side: Side  #: where the padding is
     slots: tuple[tuple[int, int], ...]  #: of each row: its prompt and how many of its virtual tokens it reaches
+    infix_at: tuple[int, ...]  #: of each row
 
     @classmethod
     def collate(cls, rows: Sequence[Row], *, pad_id: int, side: Side = "right") -> RowBatch:
@@ -64,6 +68,7 @@ class RowBatch:
             lengths=counts,
             side=side,
             slots=tuple((row.prompt, max(0, -min(row.ids))) for row in rows),
+            infix_at=tuple(row.infix_at for row in rows),
         )
 
     def to(self, device: torch.device | str) -> RowBatch:

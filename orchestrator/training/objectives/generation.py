@@ -43,8 +43,9 @@ class Generation:
             return Example(Row(ids=ids, labels=target, prompt=0), units=len(target))
         target = [*self._encoder.tokens(text)[: most - 1], self._end]
         labels = [IGNORED] * len(ids) + target
+        infix_at = self._infix_at(ids)
         # The last label is predicted from the position before it, so its own token is not needed as input.
-        return Example(Row(ids=ids + target, labels=labels, prompt=0), units=len(target))
+        return Example(Row(ids=ids + target, labels=labels, prompt=0, infix_at=infix_at), units=len(target))
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         return cross_entropy(share.logits.float(), share.labels, reduction="sum")
@@ -53,11 +54,9 @@ class Generation:
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
         side: Side = "left" if host.kind == "causal" else "right"
-        batch = RowBatch.collate(
-            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows],
-            pad_id=host.pad_id,
-            side=side,
-        ).to(host.device)
+        inputs = [self._input(fields, tuned=tuned) for fields in rows]
+        made = [Row(ids=ids, labels=None, prompt=0, infix_at=self._infix_at(ids)) for ids in inputs]
+        batch = RowBatch.collate(made, pad_id=host.pad_id, side=side).to(host.device)
         written = generate(
             host,
             batch,
@@ -88,3 +87,7 @@ class Generation:
             after=self._task.max_new_tokens if self._encoder.kind == "causal" else 0,
             tuned=tuned,
         )
+
+    def _infix_at(self, ids: list[int]) -> int:
+        """Between the input and the separator."""
+        return self._encoder.infix_at(len(ids) - len(self._separator))

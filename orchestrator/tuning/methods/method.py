@@ -9,12 +9,16 @@ from torch import Tensor, nn
 
 from orchestrator.tuning.prompt import Prompt
 
+#: Where a row's ids name the virtual tokens: in front of everything, behind the tokenizer's opening special tokens,
+#: where the template says, or nowhere. `infix`: nowhere, and the keys and values are seen from the input's end on.
+Slots = Literal["front", "after-bos", "template", "none", "infix"]
+
 
 class TunedMethod(Protocol):
     """An nn.Module that owns the trained parameters of one job, and makes its prompt from them."""
 
     length: int  #: n, virtual tokens
-    slots: Literal["front", "template", "none"]  #: where a row's ids name them; none: nowhere
+    slots: Slots
     training: bool
 
     def prompt(self) -> Prompt:

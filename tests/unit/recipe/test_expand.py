@@ -95,7 +95,7 @@ def test_names_tell_awkward_values_apart() -> None:
             "sweep.method.length: lies inside `method`, which is swept too",
         ),
         (
-            {"sweep": {"method.type": ["prefix-tuning"], "method.init.type": ["text"]}},
+            {"sweep": {"method.type": ["head"], "method.init.type": ["text"]}},
             "sweep.method.init.type: text: method.init unknown key",
         ),
         ({"seeds": list(range(MOST_JOBS + 1))}, "sweep: makes 1,001 jobs; 1,000 at most"),

@@ -22,6 +22,7 @@ HEAD = {"type": "classify", "input": "{text}", "labels": {"1": ["1"], "0": ["0"]
 PROMPT = {"type": "prompt-tuning", "length": 5}
 PREFIX = {"type": "prefix-tuning", "length": 5}
 P_TUNING = {"type": "p-tuning", "length": 5}
+DEEP = {"type": "p-tuning-v2", "length": 5}
 ROWS = {"train": 100, "validation": 10}
 
 
@@ -58,6 +59,31 @@ def test_what_fits(task: dict[str, Any], method: dict[str, Any], facts: BaseFact
     assert faults(task, method, facts) == []
 
 
+@pytest.mark.parametrize(("task", "facts"), [(WRITE, GPT2), (WORDS, GPT2), (MASK, BERT), (HEAD, BERT), (HEAD, MINILM)])
+def test_deep_prompts_fit_one_stack_of_layers(task: dict[str, Any], facts: BaseFacts) -> None:
+    assert faults(task, DEEP, facts) == []
+    assert faults(task, {**DEEP, "length": 224}, facts) == []
+
+
+INFIX = {"type": "prefix-tuning", "length": 5, "placement": "infix"}
+
+
+def test_an_infix_stands_before_a_separator_on_bases_that_add_positions() -> None:
+    assert faults(WRITE, INFIX, GPT2) == []
+    assert faults({**WORDS, "separator": " so "}, INFIX, GPT2) == []
+    (fault,) = faults(WORDS, INFIX, GPT2)
+    assert fault.startswith("task.separator: must not be empty")
+    (fault,) = faults({**WRITE, "separator": ""}, INFIX, GPT2)
+    assert fault.startswith("task.separator: must not be empty")
+    (fault,) = faults(WRITE, INFIX, T5)
+    assert fault.startswith("method.placement: an infix stands between input and target, which only a causal base")
+    (fault,) = faults(WRITE, INFIX, replace(GPT2, model_type="llama"))
+    assert fault.startswith("method.placement: b (llama) puts positions into its keys")
+    (fault,) = faults(WRITE, {**INFIX, "embedding_only": True}, GPT2)
+    assert fault.startswith("method.embedding_only: stands in front of the text only")
+    assert faults(WRITE, {**PREFIX, "embedding_only": True}, T5) == []
+
+
 def test_a_head_alone_and_a_placed_p_tuning_fit() -> None:
     assert faults(HEAD, {"type": "head"}, MINILM) == []
     assert faults({**MASK, "input": "[P:3] {text} [P] [MASK]"}, {"type": "p-tuning"}, BERT) == []
@@ -66,6 +92,13 @@ def test_a_head_alone_and_a_placed_p_tuning_fit() -> None:
 @pytest.mark.parametrize(
     ("task", "method", "facts", "said"),
     [
+        (WRITE, DEEP, T5, "method.type: p-tuning-v2 is for one stack of layers; b is an encoder-decoder; use prefix"),
+        (
+            {**HEAD, "input": "[P] {text}"},
+            DEEP,
+            BERT,
+            "task.input: p-tuning-v2 puts its virtual tokens in front of every",
+        ),
         (WRITE, PREFIX, BERT, "task.type: b (BertForMaskedLM, masked encoder) cannot write text; use a causal"),
         (MASK, PREFIX, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]; take [MASK] out"),
         (MASK, PREFIX, T5, "task.input: b (T5ForConditionalGeneration, encoder-decoder) has no [MASK]"),

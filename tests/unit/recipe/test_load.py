@@ -8,7 +8,8 @@ from recipe_texts import DESIGN, SMALL
 
 from orchestrator.errors import BadRecipe, NotFound
 from orchestrator.recipe.load import load_recipe
-from orchestrator.recipe.methods import MlpReparameterization
+from orchestrator.recipe.methods import PrefixMlp
+from orchestrator.recipe.optimizers import Adafactor, AdamW
 from orchestrator.recipe.tasks import Classify
 
 Faults = Callable[..., list[str]]
@@ -20,7 +21,7 @@ def test_the_designs_example_is_accepted_as_it_stands(write: Write) -> None:
     assert loaded.source == DESIGN
     assert loaded.recipe.train.lr == 5e-5
     assert loaded.recipe.resources.time_limit == 4 * 3600
-    assert loaded.recipe.method.reparameterization == MlpReparameterization(hidden=512)  # type: ignore[union-attr]
+    assert loaded.recipe.method.reparameterization == PrefixMlp(hidden=512)  # type: ignore[union-attr]
 
 
 def test_the_designs_classification_is_accepted(write: Write) -> None:
@@ -174,3 +175,30 @@ def test_a_sweeps_faults_stand_at_its_line(faults: Faults) -> None:
         "9: sweep.method.lenght: 1: unknown key; did you mean `length`?",
         "10: sweep.train.lr: -1: must be greater than 0, not -1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("", AdamW(type="adamw")),
+        ("optimizer: adafactor", Adafactor(type="adafactor")),
+        ("optimizer: {type: adafactor, decay: 0.7}", Adafactor(type="adafactor", decay=0.7)),
+    ],
+)
+def test_an_optimizer_may_be_a_bare_name(write: Write, written: str, expected: object) -> None:
+    text = SMALL.replace("train: {", f"train: {{{written}, " if written else "train: {")
+    assert load_recipe(write(text)).recipe.train.optimizer == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("optimizer: adafacto", "did you mean"),
+        ("optimizer: 3", "train.optimizer: must be"),
+        ("optimizer: {type: adafacto}", "did you mean"),
+        ("optimizer: {type: adafactor, beta1: 0.9}", "train.optimizer.beta1: unknown key"),
+    ],
+)
+def test_an_optimizer_that_there_is_not(faults: Faults, written: str, said: str) -> None:
+    (fault,) = faults(SMALL.replace("train: {", f"train: {{{written}, "))
+    assert said in fault

@@ -14,6 +14,10 @@ PROMPT = {"type": "prompt-tuning", "length": 3}
 PREFIX = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
 MLP_PREFIX = {"type": "prefix-tuning", "length": 4, "reparameterization": {"hidden": 8}}
 LSTM = {"type": "p-tuning", "reparameterization": {"type": "lstm"}}
+INFIX = {"type": "prefix-tuning", "length": 3, "placement": "infix"}
+EMBEDDING_ONLY = {"type": "prefix-tuning", "length": 2, "embedding_only": True, "reparameterization": {"hidden": 8}}
+DEEP = {"type": "p-tuning-v2", "length": 3, "dropout": 0.2}
+DEEP_MLP = {"type": "p-tuning-v2", "length": 2, "reparameterization": {"hidden": 8, "layers": 2}}
 MLP = {"type": "p-tuning", "length": 5, "reparameterization": {"type": "mlp"}}
 HEAD = {"head": {"pooling": "mean", "dropout": 0.1}, "type": "classify", "labels": ["warm", "cold"]}
 WORDS = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}}
@@ -25,6 +29,7 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     slots["task"] = {**slots["task"], "input": "[P:2] the {text} [P:1]"}
     jobs = [
         recipe(PROMPT, train__lr=0.3, train__clip=None, train__schedule="constant"),
+        recipe(PROMPT, train__lr=0.02, train__optimizer="adafactor", train__weight_decay=1e-5),
         recipe(PREFIX, train__batch_size=2, train__steps=9, train__seeds=[3], train__accumulation=2),
         slots,
         recipe(MLP_PREFIX, train__seeds=[9], train__warmup=0.5, train__schedule="cosine"),
@@ -32,7 +37,11 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     if kind == "causal":
         scored = recipe(MLP, train__steps=4)
         scored["task"] = {**WORDS, "input": "the {text} is "}
-        return [*jobs, scored]
+        behind = recipe(INFIX, train__steps=3)
+        behind["task"] = {**WORDS, "input": "the {text}", "separator": " is "}
+        steps = {"train__steps": 3}
+        more = [recipe(method, **steps) for method in (DEEP_MLP, INFIX, EMBEDDING_ONLY)]
+        return [*jobs, scored, behind, *more]
     if kind == "seq2seq":
         return jobs
     for job in jobs:
@@ -41,7 +50,9 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     headed["task"] = {**HEAD, "input": "the {text}"}
     alone = recipe({"type": "head"})
     alone["task"] = {**HEAD, "input": "{text}"}
-    return [*jobs, headed, alone]
+    deep = recipe(DEEP, train__head_lr=0.1)
+    deep["task"] = {**HEAD, "head": {}, "input": "{text}"}
+    return [*jobs, headed, alone, deep]
 
 
 @pytest.mark.parametrize(("base", "kind"), [("gpt2", "causal"), ("t5", "seq2seq"), ("bert", "masked")])

@@ -32,22 +32,32 @@ def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainedJob, "apply", applied)
 
 
-def made(root: Path, method: dict[str, Any], bases: dict[str, Path], dataset: Path, attempt: int = 1) -> MadeRun:
-    return make_run(root, [recipe(method, train__steps=7)], base=bases["gpt2"], dataset=dataset, attempt=attempt)
+def made(
+    root: Path, method: dict[str, Any], bases: dict[str, Path], dataset: Path, attempt: int = 1, **changes: Any
+) -> MadeRun:
+    one = recipe(method, train__steps=7, **changes)
+    return make_run(root, [one], base=bases["gpt2"], dataset=dataset, attempt=attempt)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m["type"])
 def test_a_stopped_job_resumes_the_same_trajectory(
-    method: dict[str, Any], bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: dict[str, Any],
+    optimizer: str,
+    bases: dict[str, Path],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = made(tmp_path / "whole", method, bases, dataset)
+    change = {"train__optimizer": optimizer}
+    whole = made(tmp_path / "whole", method, bases, dataset, **change)
     assert whole.train() == 0
-    broken = made(tmp_path / "broken", method, bases, dataset)
+    broken = made(tmp_path / "broken", method, bases, dataset, **change)
     with monkeypatch.context() as patch:
         interrupted_at(3, patch)
         assert broken.train() == STOPPED_EXIT_CODE
     assert broken.events(kind="stopped")[0]["step"] == 3
-    again = made(tmp_path / "broken", method, bases, dataset, attempt=2)
+    again = made(tmp_path / "broken", method, bases, dataset, attempt=2, **change)
     assert again.train() == 0
     assert again.events(kind="started")[1]["resumed_from"] == 3
     assert again.losses() == whole.losses()

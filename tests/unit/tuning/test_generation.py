@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from tiny_bases import V, host
-from tuning_helpers import METHODS, built, rows, run
+from tuning_helpers import ALL, built, pairs, rows, run
 
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, generate
 
@@ -17,8 +17,10 @@ WRITERS = ["gpt2", "llama", "gemma2", "opt", "t5", "bart"]
 
 
 def inputs_of(base: BaseHost, config: str, count: int = 4, seed: int = 2) -> tuple[list[Row], Prompt]:
-    method = built(base, METHODS[config])
-    return [Row(r.ids, None, 0) for r in rows(base, method, count, seed=seed)], method.prompt().detach()
+    method = built(base, ALL[config])
+    return [
+        Row(r.ids, None, 0, infix_at=r.infix_at) for r in rows(base, method, count, seed=seed)
+    ], method.prompt().detach()
 
 
 def written(
@@ -40,12 +42,14 @@ def next_log_probabilities(base: BaseHost, row: Row, so_far: list[int], prompt: 
         asked = Row(row.ids, [-100] * len(so_far) + [0], 0, decoder_ids=[1, *so_far])
     else:
         ids = [*row.ids, *so_far, 0]
-        asked = Row(ids, [-100] * (len(ids) - 1) + [0], 0)
+        asked = Row(ids, [-100] * (len(ids) - 1) + [0], 0, infix_at=row.infix_at)
     return run(base, [asked], [prompt]).logits[0].log_softmax(-1)
 
 
-@pytest.mark.parametrize("config", ["prompt-tuning", "prefix-tuning", "p-tuning", "head"])
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [pair for pair in pairs(WRITERS) if pair[1] in {"prompt-tuning", "prefix-tuning", "p-tuning", "head", "infix"}],
+)
 def test_greedy_equals_a_loop_without_a_cache(name: str, config: str) -> None:
     base = host(name, torch.float64)
     batch, prompt = inputs_of(base, config)
@@ -73,8 +77,7 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_text(name: str) -> None
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("config", METHODS)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+@pytest.mark.parametrize(("name", "config"), pairs(["gpt2", "llama", "t5", "bart"]))
 def test_company_and_padding_change_nothing(name: str, config: str, beams: int) -> None:
     base = host(name, torch.float64)
     batch, prompt = inputs_of(base, config, 3)

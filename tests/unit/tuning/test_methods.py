@@ -13,20 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from tiny_bases import EACH_KIND, H, host
-from tuning_helpers import METHODS, built, rows, run
+from tuning_helpers import ALL, INFIX, METHODS, ONE_STACK, built, close, pairs, rows, run
 
 from orchestrator.errors import BadInput, MethodDoesNotFit, NotFound
 from orchestrator.recipe.methods import PTuning
 from orchestrator.tuning import METHODS as TABLE
 from orchestrator.tuning import Prompt, build_method, load_prompt, save_prompt
 from orchestrator.tuning.artifact import FILE
+from orchestrator.tuning.methods.deep import keys_values_of_text
 
 
-@pytest.mark.parametrize("config", METHODS)
-@pytest.mark.parametrize("name", EACH_KIND)
+@pytest.mark.parametrize(("name", "config"), pairs(EACH_KIND))
 def test_folding_keeps_the_result_and_drops_the_network(name: str, config: str, tmp_path: Path) -> None:
     base = host(name)
-    method = built(base, METHODS[config])
+    method = built(base, ALL[config])
     batch = rows(base, method, 3)
     head = {"weight": torch.randn(2, H)}
     save_prompt(tmp_path, method.prompt(), head)
@@ -35,26 +35,28 @@ def test_folding_keeps_the_result_and_drops_the_network(name: str, config: str, 
     assert loaded_head.keys() == head.keys()
     assert torch.equal(loaded_head["weight"], head["weight"])
     kinds = {"causal": ["decoder"], "masked": ["encoder"], "seq2seq": ["cross", "decoder", "encoder"]}[base.kind]
-    expected = [f"keys_values.{k}" for k in kinds] if "prefix" in config else ["embeddings"] if method.length else []
+    expected = (
+        [f"keys_values.{k}" for k in kinds] if method.prompt().keys_values else ["embeddings"] if method.length else []
+    )
     assert sorted(load_file(tmp_path / FILE)) == sorted([*expected, "head.weight"])
     assert prompt.length == method.length
 
 
-@pytest.mark.parametrize("config", METHODS)
+@pytest.mark.parametrize("config", ALL)
 def test_the_generator_is_the_only_source_of_chance(config: str) -> None:
     base = host("gpt2")
     assert base.sites
     before = torch.get_rng_state()
-    first, same, other = (built(base, METHODS[config], seed=seed).state_dict() for seed in (7, 7, 8))
+    first, same, other = (built(base, ALL[config], seed=seed).state_dict() for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not first or not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("config", METHODS)
-def test_a_checkpoint_of_the_method_goes_on_where_it_was(config: str) -> None:
-    base = host("t5")
-    method, fresh = built(base, METHODS[config], seed=1), built(base, METHODS[config], seed=2)
+@pytest.mark.parametrize(("name", "config"), pairs(["t5", "bert"]))
+def test_a_checkpoint_of_the_method_goes_on_where_it_was(name: str, config: str) -> None:
+    base = host(name)
+    method, fresh = built(base, ALL[config], seed=1), built(base, ALL[config], seed=2)
     fresh.load_state_dict(method.state_dict())
     for name, tensor in method.prompt().tensors().items():
         assert torch.equal(fresh.prompt().tensors()[name], tensor)
@@ -101,16 +103,22 @@ def test_random_start_is_uniform_around_zero() -> None:
 
 def test_where_the_virtual_tokens_go() -> None:
     base = host("gpt2")
-    slots = {name: built(base, config).slots for name, config in METHODS.items()}
+    slots = {name: built(base, config).slots for name, config in ALL.items()}
     assert slots == {
         "prompt-tuning": "front",
+        "prompt-tuning-residual": "after-bos",
         "prefix-tuning": "none",
         "prefix-tuning-mlp": "none",
+        "prefix-embedding": "front",
         "p-tuning": "template",
         "p-tuning-mlp": "front",
         "head": "none",
+        "p-tuning-v2": "none",
+        "p-tuning-v2-mlp": "none",
+        "infix": "infix",
+        "infix-mlp": "infix",
     }
-    assert set(TABLE) == {"prompt-tuning", "prefix-tuning", "p-tuning", "head"}
+    assert set(TABLE) == {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "head"}
 
 
 def test_p_tuning_needs_a_length_from_somewhere() -> None:
@@ -118,8 +126,9 @@ def test_p_tuning_needs_a_length_from_somewhere() -> None:
         build_method(PTuning(type="p-tuning"), host("gpt2"), length=None, generator=torch.Generator())
 
 
-def test_prefix_dropout_works_in_training_only() -> None:
-    method = built(host("gpt2"), {"type": "prefix-tuning", "length": 20, "dropout": 0.5})
+@pytest.mark.parametrize("kind", ["prefix-tuning", "p-tuning-v2"])
+def test_prefix_dropout_works_in_training_only(kind: str) -> None:
+    method = built(host("gpt2"), {"type": kind, "length": 20, "dropout": 0.5})
     method.train()
     dropped = float((method.prompt().keys_values["decoder"] == 0).double().mean())
     assert 0.4 < dropped < 0.6
@@ -134,6 +143,70 @@ def test_layers_of_different_shapes_are_refused() -> None:
     base.injector.sites = wider  # type: ignore[assignment]
     with pytest.raises(MethodDoesNotFit, match="differ"):
         built(base, METHODS["prefix-tuning"])
+
+
+def test_p_tuning_v2_starts_normal_without_a_network() -> None:
+    start = built(host("bert"), {"type": "p-tuning-v2", "length": 200}).state_dict()["makers.encoder.keys_values"]
+    assert start.shape == (2, 2, 4, 200, 8)
+    assert abs(float(start.mean())) < 0.02
+    assert abs(float(start.std()) - 1) < 0.02
+    assert abs(float(start.square().mean().sqrt()) - 1) < 0.02
+
+
+def test_p_tuning_v2_is_refused_where_there_are_two_stacks() -> None:
+    with pytest.raises(MethodDoesNotFit, match="prefix-tuning is for encoder-decoder"):
+        built(host("t5"), ONE_STACK["p-tuning-v2"])
+
+
+@pytest.mark.parametrize("init", [{"type": "text", "text": "9 8"}, {"type": "words", "words": ["9", "8"]}])
+def test_keys_and_values_start_from_what_the_base_computes_for_words(init: dict[str, Any]) -> None:
+    base = host("gpt2")
+    base.tokenizer = lambda text, add_special_tokens: {"input_ids": [int(word) for word in text.split()]}
+    expected = keys_values_of_text(base, torch.tensor([9, 8, 9, 8, 9]))["decoder"]
+    direct = built(base, {"type": "prefix-tuning", "length": 5, "init": init}).prompt()
+    assert torch.equal(direct.keys_values["decoder"], expected)
+    network = {"hidden": 64, "layers": 2}
+    config = {"type": "prefix-tuning", "length": 5, "reparameterization": network}
+    free, fitted = (built(base, c).prompt().keys_values["decoder"] for c in (config, config | {"init": init}))
+    errors = [float((made - expected).square().mean().detach()) for made in (free, fitted)]
+    assert errors[1] < 0.3 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_an_infix_is_refused_where_it_cannot_stand(name: str) -> None:
+    with pytest.raises(MethodDoesNotFit, match="positions are added"):
+        built(host(name), INFIX["infix"])
+    with pytest.raises(MethodDoesNotFit, match="in front"):
+        built(host(name), INFIX["infix"] | {"embedding_only": True})
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_perceptron_written_out(layers: int) -> None:
+    """gpt2/train_control.py: Embedding -> Linear -> Tanh (-> Linear -> Tanh) -> Linear, of [layer, (k, v), head, d]."""
+    base = host("gpt2")
+    network = {"hidden": 6, "layers": layers}
+    method = built(base, {"type": "prefix-tuning", "length": 5, "reparameterization": network})
+    w = {name.removeprefix("makers.decoder."): t.detach().double() for name, t in method.named_parameters()}
+    x = w["inputs"]
+    for number in range(layers):
+        x = torch.tanh(x @ w[f"mlp.{2 * number}.weight"].T + w[f"mlp.{2 * number}.bias"])
+    x = x @ w[f"mlp.{2 * layers}.weight"].T + w[f"mlp.{2 * layers}.bias"]
+    made = method.prompt().keys_values["decoder"]
+    assert made.shape == (2, 2, 4, 5, 8)
+    for layer in range(2):
+        for which in range(2):
+            for head in range(4):
+                start = (layer * 2 + which) * 32 + head * 8
+                close(made[layer, which, head].double(), x[:, start : start + 8], 1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 300])
+@pytest.mark.parametrize("network", [{"type": "none"}, {"hidden": 6}], ids=str)
+def test_the_shortest_and_the_longest_prefix(length: int, network: dict[str, Any]) -> None:
+    base = host("t5")
+    method = built(base, {"type": "prefix-tuning", "length": length, "reparameterization": network})
+    assert method.prompt().prefix_length == length
+    assert run(base, rows(base, method, 2), [method.prompt()]).logits.isfinite().all()
 
 
 class Bomb:

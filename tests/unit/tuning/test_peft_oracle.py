@@ -32,8 +32,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"type": "prompt-tuning", "length": N},
     "prefix-tuning": {"type": "prefix-tuning", "length": N},
     "p-tuning": P_TUNING,
+    "p-tuning-v2": {"type": "p-tuning-v2", "length": N, "dropout": 0},
+    "p-tuning-v2-mlp": {"type": "p-tuning-v2", "length": N, "dropout": 0, "reparameterization": {"hidden": 6}},
 }
-CAUSAL = [(name, method) for name in ("gpt2", "llama", "qwen3") for method in CONFIGS]
+EMBEDDING_ONLY = {"type": "prefix-tuning", "length": N, "embedding_only": True, "reparameterization": {"hidden": 6}}
+#: PEFT's perceptron reads inputs of kv_heads x head_dim numbers: as wide as an embedding on GPT-2 only.
+WIDE = {"p-tuning-v2-mlp"}
+CAUSAL = [(name, m) for name in ("gpt2", "llama", "qwen3") for m in CONFIGS if m not in WIDE or name == "gpt2"]
 
 
 def ours(base: BaseHost, method: TunedMethod) -> tuple[Tensor, Tensor]:
@@ -78,8 +83,16 @@ def prompt_oracle(name: str, method: TunedMethod) -> tuple[Any, dict[str, tuple[
     """PEFT's model with our numbers, and which of its parameters holds which of ours (and how)."""
     task = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
     parts: dict[str, tuple[str, Callable[[Tensor], Tensor]]]
-    if method.slots == "none":
-        config: peft.PeftConfig = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=N)
+    if "makers.decoder.inputs" in dict(method.named_parameters()):
+        config: peft.PeftConfig = peft.PrefixTuningConfig(
+            task_type=task, num_virtual_tokens=N, prefix_projection=True, encoder_hidden_size=6
+        )
+        parts = {"makers.decoder.inputs": ("embedding.weight", lambda t: t)}
+        for layer in (0, 2):
+            for part in ("weight", "bias"):
+                parts[f"makers.decoder.mlp.{layer}.{part}"] = (f"transform.{layer}.{part}", lambda t: t)
+    elif method.slots == "none":
+        config = peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=N)
         parts = {"makers.decoder.keys_values": ("embedding.weight", flat)}
     elif "inputs" in dict(method.named_parameters()):
         config = peft.PromptEncoderConfig(
@@ -159,6 +172,17 @@ def test_an_exported_artifact_gives_the_same_logits_in_peft(name: str, config: s
         close(logits, theirs(model, name, in_sequence=method.slots == "front"), 1e-5)
 
 
+def test_the_embedding_only_ablation_is_prompt_tuning_there(tmp_path: Path) -> None:
+    base = host("gpt2")
+    method = built(base, EMBEDDING_ONLY)
+    folder = artifact(tmp_path / "a", base, method.prompt(), EMBEDDING_ONLY)
+    assert main([str(folder), str(tmp_path / "out")]) == 0
+    model = peft.PeftModel.from_pretrained(bare("gpt2")[1], tmp_path / "out").eval()
+    assert model.active_peft_config.peft_type == "PROMPT_TUNING"
+    with torch.no_grad():
+        close(ours(base, method)[0], theirs(model, "gpt2", in_sequence=True), 1e-5)
+
+
 def test_a_prompt_at_the_start_of_the_template_is_in_front(tmp_path: Path) -> None:
     base = host("gpt2")
     method = built(base, {"type": "p-tuning"}, length=N)
@@ -168,8 +192,16 @@ def test_a_prompt_at_the_start_of_the_template_is_in_front(tmp_path: Path) -> No
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "infix": ("gpt2", {"type": "p-tuning"}, {"template": "[P:2] {text} [P:2]"}, "in front of the text only"),
+    "seen by some": (
+        "gpt2",
+        {"type": "prefix-tuning", "placement": "infix"},
+        {"slots": "infix"},
+        "seen by those after",
+    ),
+    "behind the opening": ("gpt2", CONFIGS["prompt-tuning"], {"slots": "after-bos"}, "in front of the text only"),
     "encoder": ("t5", CONFIGS["prefix-tuning"], {}, "no prefix into cross and encoder attention"),
     "masked": ("bert", CONFIGS["prompt-tuning"], {}, "no task for masked bases"),
+    "deep": ("bert", CONFIGS["p-tuning-v2"], {}, "no task for masked bases"),
     "head": ("gpt2", CONFIGS["prompt-tuning"], {"head": {"weight": torch.zeros(2, H)}}, "classification heads"),
     "nothing": ("gpt2", {"type": "head"}, {}, "no virtual tokens"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from tiny_bases import V
+from tiny_bases import SEQ2SEQ, V
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,12 +17,50 @@ from orchestrator.tuning import BaseHost, Output, Prompt, Row, RowBatch, TunedMe
 
 METHODS: dict[str, dict[str, Any]] = {
     "prompt-tuning": {"type": "prompt-tuning", "length": 3},
+    "prompt-tuning-residual": {
+        "type": "prompt-tuning",
+        "length": 3,
+        "placement": "after-bos",
+        "reparameterization": {"type": "residual", "hidden": 6},
+    },
     "prefix-tuning": {"type": "prefix-tuning", "length": 4},
     "prefix-tuning-mlp": {"type": "prefix-tuning", "length": 5, "reparameterization": {"hidden": 6}},
+    "prefix-embedding": {
+        "type": "prefix-tuning",
+        "length": 3,
+        "embedding_only": True,
+        "reparameterization": {"hidden": 6, "layers": 2},
+    },
     "p-tuning": {"type": "p-tuning"},
     "p-tuning-mlp": {"type": "p-tuning", "length": 2, "reparameterization": {"type": "mlp"}},
     "head": {"type": "head"},
 }
+
+#: For bases with one stack of layers.
+ONE_STACK: dict[str, dict[str, Any]] = {
+    "p-tuning-v2": {"type": "p-tuning-v2", "length": 3, "dropout": 0},
+    "p-tuning-v2-mlp": {"type": "p-tuning-v2", "length": 4, "dropout": 0, "reparameterization": {"hidden": 6}},
+}
+#: For causal bases that add positions to their input.
+INFIX: dict[str, dict[str, Any]] = {
+    "infix": {"type": "prefix-tuning", "length": 3, "placement": "infix"},
+    "infix-mlp": {
+        "type": "prefix-tuning",
+        "length": 4,
+        "placement": "infix",
+        "reparameterization": {"hidden": 6, "layers": 2},
+    },
+}
+ALL = METHODS | ONE_STACK | INFIX
+
+
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """(base, method) of everything that fits together."""
+    return [(name, c) for name in names for c in ALL if _fits(name, c)]
+
+
+def _fits(name: str, config: str) -> bool:
+    return name in {"gpt2", "opt"} if config in INFIX else config not in ONE_STACK or name not in SEQ2SEQ
 
 
 def built(host: BaseHost, config: dict[str, Any], *, seed: int = 0, length: int | None = None) -> TunedMethod:
@@ -49,6 +87,8 @@ def _row(host: BaseHost, method: TunedMethod, draw: random.Random, prompt: int) 
     text, target = plain_ids(draw), plain_ids(draw, 1, 4)
     if method.slots == "front":
         ids = virtual + text
+    elif method.slots == "after-bos":
+        ids = [1, *virtual, *text]
     elif method.slots == "template":
         middle = len(text) // 2
         ids = [*virtual[:2], *text[:middle], *virtual[2:], *text[middle:]]
@@ -57,7 +97,8 @@ def _row(host: BaseHost, method: TunedMethod, draw: random.Random, prompt: int) 
     if host.kind == "seq2seq":
         return Row(ids, target, prompt)
     if host.kind == "causal":
-        return Row(ids + target, [-100] * len(ids) + target, prompt)
+        infix_at = len(ids) - 1 if method.slots == "infix" else 0
+        return Row(ids + target, [-100] * len(ids) + target, prompt, infix_at=infix_at)
     labels = [draw.randrange(5, V) if id_ >= 0 and draw.random() < 0.5 else -100 for id_ in ids]
     labels[-1] = draw.randrange(5, V)
     return Row(ids, labels, prompt)

@@ -1,0 +1,109 @@
+"""Where the trained numbers of a method start: the `init:` of a recipe, one class a kind, told apart by `type`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from orchestrator.recipe.strict import Strict
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+#: A path on this machine; written relative, it starts at the folder that the recipe is read in.
+LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+
+
+class RandomInit(Strict):
+    """Uniform in ±`scale` (Lester et al. 2021, §3.2: 0.5)."""
+
+    type: Literal["random"] = "random"
+    scale: float = Field(0.5, gt=0)
+
+
+class NormalInit(Strict):
+    """Normal around 0 with deviation `std`; with a network, of its inputs."""
+
+    type: Literal["normal"] = "normal"
+    std: float = Field(1.0, gt=0)
+
+
+class VocabInit(Strict):
+    """Tokens drawn without replacement from the first `top` ids (Lester et al.: 5,000)."""
+
+    type: Literal["vocab"] = "vocab"
+    top: int = Field(5000, ge=1)
+
+
+class TextInit(Strict):
+    """The tokens of `text`, repeated or cut to the length."""
+
+    type: Literal["text"] = "text"
+    text: str = Field(min_length=1)
+
+
+class WordsInit(Strict):
+    """The tokens of these words one after another, repeated or cut to the length (Li & Liang 2021, §7.4)."""
+
+    type: Literal["words"] = "words"
+    words: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
+
+
+class LabelsInit(Strict):
+    """Class labels: number i starts as the i-th word, the mean over its tokens; the rest as `vocab` (Lester et al.).
+
+    Words beyond the length are left out, as in the released code.
+    """
+
+    type: Literal["labels"] = "labels"
+    words: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, min_length=1, description="default: the words of all labels of the task, in their order"
+    )
+    top: int = Field(5000, ge=1, description="the rest is drawn from the first ids")
+
+
+class FileInit(Strict):
+    """The numbers of a .npy file of shape [length, width of the base's embeddings]."""
+
+    type: Literal["file"] = "file"
+    path: LocalPath = Field(
+        description="for example an `encoder.prompt.prompt.prompt` of google-research/prompt-tuning"
+    )
+
+
+class PromptInit(Strict):
+    """A trained prompt goes on from where it was (SPoT, Vu et al. 2022), or starts as a mixture of several."""
+
+    type: Literal["prompt"] = "prompt"
+    path: list[LocalPath] = Field(
+        min_length=1, description="folder of an artifact (`ptq artifact show` names it), or a list of folders"
+    )
+    weights: list[float] | None = Field(
+        None, description="what each prompt is multiplied by before all are added; default: their mean"
+    )
+
+    @field_validator("path", mode="before", json_schema_input_type=str | list[str])
+    @classmethod
+    def _one_path(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> PromptInit:
+        if self.weights is not None and len(self.weights) != len(self.path):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.path)} folders")
+        return self
+
+    @property
+    def shares(self) -> list[float]:
+        """The weight of each folder."""
+        return self.weights or [1 / len(self.path)] * len(self.path)
+
+
+Init = Annotated[RandomInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit, Field(discriminator="type")]
+
+#: Of keys and values: with words, what the frozen base computes for them.
+StatesInit = Annotated[NormalInit | VocabInit | TextInit | WordsInit | PromptInit, Field(discriminator="type")]

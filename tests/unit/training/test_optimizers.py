@@ -1,0 +1,107 @@
+"""Adafactor against its update written out in numpy, and against transformers' own where the two agree."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers.optimization import Adafactor as Factored
+
+from orchestrator.recipe.optimizers import Adafactor as Config
+from orchestrator.recipe.optimizers import AdamW
+from orchestrator.training.optimizers import Adafactor, build_optimizer
+
+SHAPES = ((5, 8), (7,), (2, 3, 4))
+OPTIONS = {"decay": 0.8, "clipping_threshold": 1.0, "eps": 1e-30}
+
+
+class Written:
+    """t5x/adafactor.py, apply_param_gradient, for a parameter that is not factored; in double precision."""
+
+    def __init__(self, start: NDArray[np.float64], **options: float) -> None:
+        self.parameter, self.v, self.step, self.options = start.copy(), np.zeros_like(start), 0, options
+
+    def apply(self, gradient: NDArray[np.float64], lr: float) -> None:
+        o = self.options
+        t = self.step + 1
+        decay_rate = 1.0 - t ** (-o["decay"])
+        mixing_rate = 1.0 - decay_rate
+        grad_sqr = gradient * gradient + o["eps"]
+        self.v = decay_rate * self.v + mixing_rate * grad_sqr
+        y = gradient * self.v**-0.5
+        clipping_denom = np.maximum(1.0, np.sqrt(np.mean(y * y)) / o["clipping_threshold"])
+        y = y / clipping_denom
+        self.parameter = (1.0 - o["weight_decay"]) * self.parameter - lr * y
+        self.step += 1
+
+
+def gradients(draw: np.random.Generator, step: int) -> list[NDArray[np.float64]]:
+    """Of very different sizes from step to step, so that the update is clipped at some and not at others."""
+    return [draw.normal(0, 10.0 ** ((step * 7) % 5 - 3), shape) for shape in SHAPES]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"decay": 0.5}, {"clipping_threshold": 0.1}, {"eps": 1e-3}, {"weight_decay": 0.0}], ids=str
+)
+def test_the_update_is_the_one_written_out(changes: dict[str, float]) -> None:
+    options = OPTIONS | {"weight_decay": 1e-2} | changes
+    draw = np.random.default_rng(3)
+    starts = [draw.normal(0, 2, shape) for shape in SHAPES]
+    expected = [Written(start, **options) for start in starts]
+    parameters = [nn.Parameter(torch.tensor(start, dtype=torch.float32)) for start in starts]
+    config = Config(type="adafactor", **{k: options[k] for k in OPTIONS})
+    optimizer = build_optimizer(config, [{"params": parameters, "lr": 0.3}], options["weight_decay"])
+    for step in range(30):
+        optimizer.param_groups[0]["lr"] = lr = 0.3 / (1 + step % 3)
+        for parameter, oracle, gradient in zip(parameters, expected, gradients(draw, step), strict=True):
+            parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+            oracle.apply(gradient, lr)
+        optimizer.step()
+        for parameter, oracle in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), oracle.parameter, rtol=2e-5, atol=2e-6)
+
+
+def test_on_vectors_it_is_transformers_adafactor() -> None:
+    """What theirs does not factor, and without weight decay, which they multiply by the learning rate."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.arange(6.0)) for _ in range(2))
+    mine = Adafactor([{"params": [ours], "lr": 0.3}], weight_decay=0.0, **OPTIONS)
+    other = Factored([theirs], lr=0.3, scale_parameter=False, relative_step=False, decay_rate=-0.8, weight_decay=0.0)
+    for _ in range(10):
+        ours.grad = torch.randn(6)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        other.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_it_goes_on_where_it_was_saved() -> None:
+    def run(steps: range, state: dict[str, Any] | None, start: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+        parameter = nn.Parameter(start.clone())
+        optimizer = Adafactor([{"params": [parameter], "lr": 0.1}], weight_decay=1e-5, **OPTIONS)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for step in steps:
+            parameter.grad = torch.sin(torch.arange(12.0).view(3, 4) * (step + 1))
+            optimizer.step()
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        return parameter.detach(), torch.load(file, weights_only=True)
+
+    whole, _ = run(range(8), None, torch.ones(3, 4))
+    half, state = run(range(5), None, torch.ones(3, 4))
+    assert torch.equal(run(range(5, 8), state, half)[0], whole)
+    assert not torch.equal(run(range(5, 8), None, half)[0], whole)
+
+
+def test_adamw_takes_its_settings_from_the_recipe() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    config = AdamW(type="adamw", beta1=0.5, beta2=0.6, eps=1e-3)
+    (group,) = build_optimizer(config, [{"params": [parameter], "lr": 0.1}], 0.2).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-3, 0.2)
