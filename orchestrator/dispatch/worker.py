@@ -108,7 +108,7 @@ class Worker:
     def _ending(self, open_runs: Sequence[Run]) -> bool:
         """Whether a run that was started here has lost its last job and is about to end: its slots are still held."""
         mine = [run.id for run in open_runs if run.id in self.runs.started_here]
-        if not mine:
+        if not mine or self.how.keep_warm > 0:
             return False
         with self.registry.read() as conn:
             return any(not jobs.live_jobs_of(conn, run_id) for run_id in mine)

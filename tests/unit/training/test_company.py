@@ -122,12 +122,13 @@ def test_a_preempted_job_goes_on_in_another_fused_run_and_a_cancelled_one_distur
     again = make_run(tmp_path, mixed(), base=bases["gpt2"], dataset=dataset, attempt=2)
     (tmp_path / "run" / "joined").rename(tmp_path / "run" / "joined before")
     (tmp_path / "run" / "inbox.closed").rename(tmp_path / "run" / "inbox before")
-    second = Stage(replace(again, jobs=[again.jobs[3], again.jobs[0]]), first=4)
-    second.spec = replace(second.spec, jobs=[str(again.jobs[3].root)])
+    second = Stage(replace(again, jobs=[again.jobs[2], again.jobs[0]]))
+    second.spec = replace(second.spec, jobs=[str(again.jobs[2].root)])
     second.spec.write(again.folder.spec)
     assert second.play(monkeypatch, {2: lambda: second.join(1)}) == 0
     assert second.made.events(1, "started")[-1]["resumed_from"] == 4
     assert_as_if_alone(second.made, 1, solos[0], attempt=2)
+    assert_as_if_alone(second.made, 0, solos[2], attempt=2)  # after `ptq retry`
 
 
 def test_one_that_fails_or_is_out_of_time_leaves_alone(
