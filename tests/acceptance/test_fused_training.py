@@ -13,7 +13,12 @@ from torch.testing import assert_close
 
 TRAIN = {"batch_size": 4, "lr": 0.01, "checkpoint_every": 20, "eval_batch_size": 8}
 TASK = {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4}
-WORDS = {"type": "classify", "input": "the {text} is ", "label": "{label}", "labels": {"warm": ["warm"], "cold": ["cold"]}}
+WORDS = {
+    "type": "classify",
+    "input": "the {text} is ",
+    "label": "{label}",
+    "labels": {"warm": ["warm"], "cold": ["cold"]},
+}
 STEPS = (120, 60, 400, 90)
 METHODS: list[dict[str, Any]] = [
     {"type": "prompt-tuning", "length": 3},

@@ -69,7 +69,9 @@ def test_who_is_alone_and_who_shares_with_himself_only() -> None:
     assert key(resources__fuse="never") is None
     assert key(train__base_dropout=True) is None
     assert key(method__type="fine-tuning") is None
-    assert key("ada", resources__fuse="user") == key("ada", resources__fuse="user") != key("bob", resources__fuse="user")
+    assert (
+        key("ada", resources__fuse="user") == key("ada", resources__fuse="user") != key("bob", resources__fuse="user")
+    )
 
 
 def test_every_method_has_been_thought_about() -> None:
@@ -128,7 +130,10 @@ def test_no_run_is_overfull_and_nobody_shares_with_a_stranger(situation: tuple) 
     waiting, slots, held, hosts = situation
     plan = schedule(waiting, slots, held, {}, hosts, LIMITS)
     seen = {job.id: job for job in waiting}
-    groups = [(host.key, len(host.jobs), host.tokens, [seen[j] for j, r in plan.joins.items() if r == host.run]) for host in hosts]
+    groups = [
+        (host.key, len(host.jobs), host.tokens, [seen[j] for j, r in plan.joins.items() if r == host.run])
+        for host in hosts
+    ]
     groups += [
         (seen[leader].key, 1, seen[leader].tokens, [seen[j] for j, other in plan.companions.items() if other == leader])
         for leader in plan.placements

@@ -85,23 +85,28 @@ def alone(root: Path, one: dict[str, Any], bases: dict[str, Path], dataset: Path
 
 
 @pytest.fixture(scope="module")
-def solos(
-    bases: dict[str, Path], dataset: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[MadeRun]:
+def solos(bases: dict[str, Path], dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[MadeRun]:
     root = tmp_path_factory.mktemp("solos")
     return [alone(root / str(number), one, bases, dataset) for number, one in enumerate(mixed())]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_jobs_that_join_at_random_steps_are_as_if_alone(
-    seed: int, solos: list[MadeRun], bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int,
+    solos: list[MadeRun],
+    bases: dict[str, Path],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = Stage(make_run(tmp_path, mixed(), base=bases["gpt2"], dataset=dataset))
     chance = random.Random(seed)
     script: dict[int, list[int]] = {}
     for number in (1, 2, 3):
         script.setdefault(chance.randint(1, 12), []).append(number)
-    assert stage.play(monkeypatch, {at: lambda who=who: [stage.join(n) for n in who] for at, who in script.items()}) == 0
+    assert (
+        stage.play(monkeypatch, {at: lambda who=who: [stage.join(n) for n in who] for at, who in script.items()}) == 0
+    )
     for number, solo in enumerate(solos):
         assert_as_if_alone(stage.made, number, solo)
     assert jobs_seen(stage.made.folder) == [2, 3, 4]
@@ -177,7 +182,12 @@ def test_a_ticket_is_never_lost_between_a_closing_run_and_a_worker(tmp_path: Pat
 
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_parts(
-    most: int, solos: list[MadeRun], bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    most: int,
+    solos: list[MadeRun],
+    bases: dict[str, Path],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """13 rows a step, and memory for `most` at once."""
     stage = Stage(make_run(tmp_path, mixed(), base=bases["gpt2"], dataset=dataset), first=4)
