@@ -109,7 +109,8 @@ def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Slot], dict[str, in
     waiting = [
         Waiting(
             number, 0, draw(st.sampled_from([0, 50])), draw(st.integers(1, 3)),
-            key=draw(keys), tokens=draw(st.sampled_from([50, 200, 600, 2000])), steps=draw(st.none() | st.integers(1, 9)),
+            key=draw(keys), tokens=draw(st.sampled_from([50, 200, 600, 2000])),
+            steps=draw(st.none() | st.integers(1, 9)),
         )
         for number in range(draw(st.integers(0, 8)))
     ]  # fmt: skip
