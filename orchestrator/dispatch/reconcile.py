@@ -168,11 +168,10 @@ class Runs:
             self._end(run, paths, at=at)
             return
         for job in self._live_jobs(run):
-            news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
+            take_in(self.registry, job, actor=f"run:{run.id}", at=at)
             self._followed.discard((job.id, job.attempt))
-            if not self._has_left(run, job, news, at=at):
-                ending = lost(reason, message, cancelled=_cancelled(job), tries=_tries(job))
-                self._settle(run, job, ending, Report(), at=at)
+            ending = lost(reason, message, cancelled=_cancelled(job), tries=_tries(job))
+            self._settle(run, job, ending, Report(), at=at)
         with self.registry.write() as conn:
             runs.end_run(conn, run.id, exit_record=None, at=at)
 
