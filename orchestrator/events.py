@@ -9,8 +9,9 @@ Every line carries `format`, `kind`, `attempt` and `at` (seconds since the epoch
     sample     {step, split, rows: [{input, target, base, tuned}]}
     checkpoint {step}
     artifact   {folder}                                  complete; its manifest is already on disk
-    failed     {reason, message}                         reason is a `states.Reason`
-    stopped    {step, why}                               left at a step boundary because it was asked to
+    failed     {reason, message, alone}                  reason is a `states.Reason`; alone: the run goes on without it
+    stopped    {step, why}                               left at a step boundary because it was asked to: with the whole
+                                                         run (asked), or alone (cancel, preempt)
 
 A reader keeps its byte offset and takes whole lines only: a torn last line is left for later, and a writer that
 opens a file ending in a torn line closes that line first, so that readers skip it.
@@ -38,7 +39,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "sample": ("step", "split", "rows"),
     "checkpoint": ("step",),
     "artifact": ("folder",),
-    "failed": ("reason", "message"),
+    "failed": ("reason", "message", "alone"),
     "stopped": ("step", "why"),
 }
 

@@ -83,6 +83,11 @@ class JobPaths:
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
 
+    @property
+    def stop_request(self) -> Path:
+        """Asks the training program to let this job go at a step boundary: {"attempt": …, "why": cancel | preempt}."""
+        return self.root / "stop.json"
+
     def artifact(self, attempt: int) -> Path:
         """What this attempt leaves; the worker moves it into the store."""
         return self.root / f"artifact-{attempt}"
@@ -117,6 +122,21 @@ class RunPaths:
     def stop_request(self) -> Path:
         """Its presence asks the supervisor to stop the run; holds {"why": …}."""
         return self.root / "stop.json"
+
+    @property
+    def inbox(self) -> Path:
+        """Where jobs are handed to a run that is under way, one file each (see `jobspec.Ticket`)."""
+        return self.root / "inbox"
+
+    @property
+    def joined(self) -> Path:
+        """The same files, once the training program has taken them."""
+        return self.root / "joined"
+
+    @property
+    def closed_inbox(self) -> Path:
+        """The inbox under its last name: the program is about to end, and nothing can be handed in any more."""
+        return self.root / "inbox.closed"
 
     @property
     def exit_record(self) -> Path:

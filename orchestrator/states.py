@@ -32,6 +32,7 @@ class Reason(StrEnum):
     CUDA_OOM = "cuda_oom"
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
+    NOT_JOINED = "not_joined"  #: the run that it was to join had ended; it waits for another one
     WORKER_LOST = "worker_lost"  #: the supervisor died without an exit record
     PROCESS_KILLED = "process_killed"  #: a training process was killed by a signal that we did not send
     NODE_REBOOTED = "node_rebooted"
@@ -52,7 +53,7 @@ RETRIED: frozenset[Reason] = frozenset(
 )
 
 #: Requeued without counting against the attempts' limit.
-UNCOUNTED: frozenset[Reason] = frozenset({Reason.PREEMPTED})
+UNCOUNTED: frozenset[Reason] = frozenset({Reason.PREEMPTED, Reason.NOT_JOINED})
 
 MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.FINISHED}),

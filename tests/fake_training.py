@@ -1,8 +1,9 @@
 """Speaks the training program's contract without training anything: `python fake_training.py RUN_FOLDER`.
 
-Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. What it should do besides is
-read from the recipe's description: nan, crash, poison (KILL itself), deaf (ignore TERM and leave daemons behind),
-empty (exit 0 without an artifact), no-manifest.
+Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
+leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
+(end the whole program), poison (KILL it), deaf (ignore TERM and leave daemons behind), hang (never reach another step
+boundary), empty (leave without an artifact), no-manifest.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.events import EventWriter
-from orchestrator.jobspec import JobSpec, RunSpec
+from orchestrator.jobspec import JobSpec, RunSpec, close_inbox, take_tickets
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import JobPaths, RunPaths, folder_written_atomically, read_json, write_json
 
@@ -25,48 +27,121 @@ CHECKPOINT_EVERY = 5
 stop = False
 
 
-def main() -> int:
-    run = RunSpec.read(RunPaths(Path(sys.argv[1])).spec)
-    paths = JobPaths(Path(run.jobs[0]))
-    spec = JobSpec.read(paths.spec)
-    print(f"fake training: job {spec.job}, attempt {spec.attempt}, pid {os.getpid()}", flush=True)
-    with EventWriter(paths.events, spec.attempt) as events:
-        return train(spec, paths, events, spec.recipe["description"])
+@dataclass
+class FakeJob:
+    spec: JobSpec
+    paths: JobPaths
+    events: EventWriter
+    step: int
+    total: float
+    until: float
 
-
-def train(spec: JobSpec, paths: JobPaths, events: EventWriter, behaviour: str) -> int:
-    global stop
-    if behaviour == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(["setsid", "sleep", "1000"], start_new_session=True, env={"PATH": os.environ["PATH"]})
-    steps = spec.recipe["train"]["steps"]
-    step, total = newest(paths)
-    events.write("started", processes=1, device="cpu", resumed_from=step, steps=steps)
-    events.flush()
-    while step < steps:
-        time.sleep(1000 if behaviour == "deaf" else STEP_SECONDS)
-        step += 1
-        total += 1 / step
-        events.write("metric", step=step, split="train", values={"loss": total})
-        events.write("progress", step=step, steps=steps, tokens_per_second=1.0)
+    @classmethod
+    def open(cls, folder: str, began: float) -> FakeJob:
+        paths = JobPaths(Path(folder))
+        spec = JobSpec.read(paths.spec)
+        print(f"fake training: job {spec.job}, attempt {spec.attempt}, pid {os.getpid()}", flush=True)
+        events = EventWriter(paths.events, spec.attempt)
+        step, total = newest(paths)
+        limit = spec.recipe["resources"].get("time_limit")
+        job = cls(spec, paths, events, step, total, began + (limit or 1e9))
+        events.write("started", processes=1, device="cpu", resumed_from=step, steps=job.steps)
         events.flush()
-        if behaviour == "poison" and step == 3:
+        if job.behaviour == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            subprocess.Popen(["setsid", "sleep", "1000"], start_new_session=True, env={"PATH": os.environ["PATH"]})
+            time.sleep(1000)
+        return job
+
+    @property
+    def behaviour(self) -> str:
+        return str(self.spec.recipe["description"])
+
+    @property
+    def steps(self) -> int:
+        return int(self.spec.recipe["train"]["steps"])
+
+    def advance(self) -> bool:
+        """One step; False when the job has left."""
+        if self.step < self.steps:
+            self.step += 1
+            self.total += 1 / self.step
+            self.events.write("metric", step=self.step, split="train", values={"loss": self.total})
+            self.events.write("progress", step=self.step, steps=self.steps, tokens_per_second=1.0)
+            self.events.flush()
+        if self.behaviour == "poison" and self.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        if behaviour == "crash":
+        if self.behaviour == "crash":
             raise SystemExit("RuntimeError: CUDA out of memory")
-        if behaviour == "nan" and step == 7:
-            events.write("failed", reason="nan_loss", message="the loss is not a number at step 7")
-            return 1
-        if step % CHECKPOINT_EVERY == 0 or stop:
-            events.flush(sync=True)
-            with folder_written_atomically(paths.checkpoint(step)) as folder:
-                write_json(folder / "state.json", {"step": step, "total": total})
-        if stop:
-            events.write("stopped", step=step, why="asked")
+        if self.behaviour == "hang" and self.step == 5:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(1000)
+        if self.behaviour == "nan" and self.step == 7:
+            message = "the loss is not a number at step 7"
+            return self.leave("failed", reason="nan_loss", message=message, alone=True)
+        if self.step % CHECKPOINT_EVERY == 0:
+            self.checkpoint()
+        if self.step >= self.steps:
+            return self.finish()
+        return True
+
+    def checkpoint(self) -> None:
+        self.events.flush(sync=True)
+        with folder_written_atomically(self.paths.checkpoint(self.step)) as folder:
+            write_json(folder / "state.json", {"step": self.step, "total": self.total})
+
+    def asked_to_leave(self) -> bool:
+        if time.monotonic() > self.until:
+            self.checkpoint()
+            return not self.leave("failed", reason="timeout", message="the time limit is over", alone=True)
+        if self.paths.stop_request.exists():
+            asked = read_json(self.paths.stop_request)
+            if asked["attempt"] == self.spec.attempt:
+                self.checkpoint()
+                return not self.leave("stopped", step=self.step, why=asked["why"])
+        return False
+
+    def finish(self) -> bool:
+        if self.behaviour == "empty":
+            self.events.close()
+            return False
+        self.events.write("baseline", split="validation", values={"bleu": 1.5})
+        self.events.write("metric", step=self.steps, split="validation", values={"bleu": 60.0})
+        folder = self.paths.artifact(self.spec.attempt)
+        with folder_written_atomically(folder) as made:
+            write_json(made / "artifact.json", {"format": 1, "method": self.spec.recipe["method"]["type"]})
+            (made / "prompt.safetensors").write_text(repr(self.total))
+            if self.behaviour != "no-manifest":
+                write_manifest(made)
+        return self.leave("artifact", folder=str(folder))
+
+    def leave(self, last_word: str, **fields: object) -> bool:
+        self.events.write(last_word, **fields)
+        self.events.close()
+        return False
+
+
+def main() -> int:
+    began = time.monotonic()
+    paths = RunPaths(Path(sys.argv[1]))
+    run = RunSpec.read(paths.spec)
+    present = [FakeJob.open(folder, began) for folder in run.jobs]
+    failed, empty_since = False, time.monotonic()
+    while True:
+        if stop and present:
+            for job in present:
+                job.checkpoint()
+                job.leave("stopped", step=job.step, why="asked")
             return 75
-    if behaviour != "empty":
-        finish(spec, paths, events, total, manifest=behaviour != "no-manifest")
-    return 0
+        present += [FakeJob.open(ticket.folder, time.monotonic()) for ticket in take_tickets(paths)]
+        present = [job for job in present if not job.asked_to_leave()]
+        if present:
+            empty_since = time.monotonic()
+        elif stop or (time.monotonic() - empty_since >= run.keep_warm_seconds and close_inbox(paths)):
+            return int(failed)
+        time.sleep(STEP_SECONDS)
+        before, present = present, [job for job in present if job.advance()]
+        failed = failed or any(job.behaviour == "nan" for job in before if job not in present)
 
 
 def newest(paths: JobPaths) -> tuple[int, float]:
@@ -75,17 +150,6 @@ def newest(paths: JobPaths) -> tuple[int, float]:
         return 0, 0.0
     state = read_json(found[-1])
     return state["step"], state["total"]
-
-
-def finish(spec: JobSpec, paths: JobPaths, events: EventWriter, total: float, *, manifest: bool) -> None:
-    events.write("baseline", split="validation", values={"bleu": 1.5})
-    events.write("metric", step=spec.recipe["train"]["steps"], split="validation", values={"bleu": 60.0})
-    with folder_written_atomically(paths.artifact(spec.attempt)) as folder:
-        write_json(folder / "artifact.json", {"format": 1, "method": spec.recipe["method"]["type"]})
-        (folder / "prompt.safetensors").write_text(repr(total))
-        if manifest:
-            write_manifest(folder)
-    events.write("artifact", folder=str(paths.artifact(spec.attempt)))
 
 
 def on_term(*_: object) -> None:

@@ -52,10 +52,12 @@ def add_jobs(
     max_attempts: int = 3,
     after: Sequence[int] = (),
     time_limit: float | None = None,
+    fuse: str = "always",
+    user: str = "ada",
 ) -> list[int]:
     made = NewJob(
         name="fake",
-        recipe=recipe(behaviour, steps, gpus=slots, time_limit=time_limit, max_attempts=max_attempts),
+        recipe=recipe(behaviour, steps, gpus=slots, time_limit=time_limit, max_attempts=max_attempts, fuse=fuse),
         source="name: fake\n",
         seed=1,
         method="prompt-tuning",
@@ -66,7 +68,7 @@ def add_jobs(
         max_attempts=max_attempts,
     )
     with registry.write() as conn:
-        return jobs.add_jobs(conn, [made] * count, user="ada", command=["ptq"], at=time.time(), after=after)
+        return jobs.add_jobs(conn, [made] * count, user=user, command=["ptq"], at=time.time(), after=after)
 
 
 def get(registry: Registry, job_id: int) -> Job:

@@ -13,6 +13,7 @@ from orchestrator.cli import render
 
 if TYPE_CHECKING:
     from orchestrator.registry.engine import Registry
+    from orchestrator.registry.jobs import Job
 
 POLL = 0.3
 _CHUNK = 1 << 20
@@ -30,12 +31,26 @@ def register(app: typer.Typer) -> None:
 
         registry = open_registry()
         found = one_job(registry, job)
+        _say_whose_log(registry, found)
         if follow:
             _follow(registry, found.id, lines)
         elif found.run_id is None:
             render.note(f"job {found.id} has not started yet")
         else:
             _copy(registry.paths.run(found.run_id).log, 0, lines)
+
+
+def _say_whose_log(registry: Registry, job: Job) -> None:
+    """A run of several jobs has one log."""
+    if job.run_id is None:
+        return
+    from orchestrator.cli.views import id_ranges
+    from orchestrator.jobspec import jobs_seen
+
+    others = [other for other in jobs_seen(registry.paths.run(job.run_id)) if other != job.id]
+    if others:
+        what = f"job {others[0]}" if len(others) == 1 else f"jobs {id_ranges(others)}"
+        render.note(f"the log of run {job.run_id}, which job {job.id} shared with {what}")
 
 
 def _follow(registry: Registry, job_id: int, lines: int | None) -> None:

@@ -65,6 +65,7 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
         "artifact": f"a{job.artifact_id} in {_artifact_folder(registry, job)}" if job.artifact_id else None,
         "digest": _artifact_digest(registry, job),
         "progress": progress_of(job),
+        "shares": ", ".join(f"job {other}" for other in _company(registry, job)),
         "attempts": f"{job.attempt}, {job.counted_attempts} of {job.max_attempts} counted",
         "after": ", ".join(map(str, job.after)),
         "submitted": clock(job.submitted_at),
@@ -84,6 +85,17 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
     render.say(job.source.rstrip())
 
 
+def _company(registry: Registry, job: Job) -> list[int]:
+    """The other live jobs in its run, while it is in it."""
+    from orchestrator.registry import jobs
+    from orchestrator.states import LIVE
+
+    if job.run_id is None or job.state not in LIVE:
+        return []
+    with registry.read() as conn:
+        return [other.id for other in jobs.live_jobs_of(conn, job.run_id) if other.id != job.id]
+
+
 def _comparison_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     shown = [[*row[:-2], render.number(row[-2]), render.number(row[-1])] for row in rows]
     render.table(columns, shown, right=("job", "tuned", "untuned base"))
@@ -100,6 +112,8 @@ def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
         "message": job.message,
         "max_attempts": job.max_attempts,
         "counted_attempts": job.counted_attempts,
+        "run": job.run_id,
+        "shares_run_with": _company(registry, job),
         "seed": job.seed,
         "after": list(job.after),
         "recipe": job.recipe,

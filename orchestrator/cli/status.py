@@ -75,7 +75,8 @@ def _look(registry: Registry, names: list[str], everything: bool) -> Queue:
     for gpu in gpus:
         slot = known.get(gpu.slot)
         if slot is None:
-            slot = {"slot": gpu.slot, "state": "no worker", "job": None, "user": None, "since": None, "detail": ""}
+            slot = {"slot": gpu.slot, "state": "no worker", "job": None, "jobs": [], "run": None}
+            slot |= {"user": None, "since": None, "detail": ""}
             queue.slots.append(slot)
         slot["name"], slot["memory"], slot["used"] = gpu.name, gpu.memory_bytes, gpu.used_bytes
         if slot["job"] is None and used_by(gpu):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.dispatch.fusing import Facts, default_limits
+from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.lock import holder
 from orchestrator.dispatch.scheduler import Plan, Slot, schedule
 from orchestrator.errors import BadInput
@@ -29,6 +31,7 @@ class Queue:
     metrics: dict[int, Metrics]
     slots: list[dict[str, Any]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)  #: why queued jobs wait
+    company: dict[int, tuple[int, ...]] = field(default_factory=dict)  #: job -> the others in its run
 
 
 def open_registry(*, create: bool = False) -> Registry:
@@ -77,10 +80,20 @@ def look(
         endings = jobs.endings(conn, {other for job in waiting for other in job.after})
         leases = runs.live_leases(conn)
         present = workers.present(conn, now=time.time())
+        device = "cuda" if any(slot.startswith("gpu:") for worker in present for slot in worker.slots) else "cpu"
+        waiting = Facts().complete(conn, waiting, device=device) if present else waiting
+        hosts = find_hosts(conn, registry.paths, leases)
     held = {lease.slot: lease.job_id for lease in leases}
     names = list(dict.fromkeys([slot for worker in present for slot in worker.slots]))
     plan = (
-        schedule(waiting, [Slot(name, (strangers or {}).get(name, "")) for name in names], held, endings)
+        schedule(
+            waiting,
+            [Slot(name, (strangers or {}).get(name, "")) for name in names],
+            held,
+            endings,
+            hosts,
+            default_limits(device),
+        )
         if names
         else Plan()
     )
@@ -88,7 +101,8 @@ def look(
     unfinished = jobs.in_order_of_start(job for job in found if job.state is not JobState.FINISHED)
     slots = [_slot(name, next((lease for lease in leases if lease.slot == name), None)) for name in names]
     slots += [{**_slot(lease.slot, lease), "state": "unwatched"} for lease in leases if lease.slot not in names]
-    return Queue(unfinished + finished_jobs, numbers, slots, dict(plan.reasons))
+    company = {job: tuple(other for other in host.jobs if other != job) for host in hosts for job in host.jobs}
+    return Queue(unfinished + finished_jobs, numbers, slots, dict(plan.reasons), company)
 
 
 def job_json(job: Job, numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +135,9 @@ def job_row(job: Job, queue: Queue) -> tuple[object, ...]:
     state = job.result or job.state
     why = queue.reasons.get(job.id, "") if job.state is JobState.QUEUED else ""
     said = (job.message or "").partition("\n")[0]
-    reason = "; ".join(part for part in (job.reason if job.result else "", why or said) if part)
+    others = queue.company.get(job.id, ())
+    fused = f"with {'job' if len(others) == 1 else 'jobs'} {id_ranges(others)}" if others else ""
+    reason = "; ".join(part for part in (job.reason if job.result else "", why or said, fused) if part)
     return (
         job.id,
         group_name(job.group_id),
@@ -182,14 +198,19 @@ def clock(seconds: float | None) -> str:
 
 def _slot(name: str, lease: runs.Lease | None) -> dict[str, Any]:
     if lease is None:
-        return {"slot": name, "state": "free", "job": None, "user": None, "since": None, "detail": ""}
+        nobody: dict[str, Any] = dict.fromkeys(("job", "run", "user", "since"))
+        return {"slot": name, "state": "free", **nobody, "jobs": [], "detail": ""}
+    several = f"jobs {id_ranges(lease.jobs)} in run {lease.run_id}"
+    one = "" if lease.job_id is None else f"job {lease.job_id}"
     return {
         "slot": name,
-        "state": "busy",
+        "state": "busy" if lease.jobs else "warm",
         "job": lease.job_id,
+        "jobs": list(lease.jobs),
+        "run": lease.run_id,
         "user": lease.user,
         "since": lease.since,
-        "detail": "" if lease.job_id is None else f"job {lease.job_id}",
+        "detail": several if len(lease.jobs) > 1 else one if lease.jobs else f"run {lease.run_id}, no job in it now",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,8 @@ from orchestrator.cli import render
 if TYPE_CHECKING:
     from orchestrator.dispatch.slots import Slots
     from orchestrator.dispatch.worker import Ended
+
+KEEP_WARM = 30.0  #: seconds: enough to look at a result and submit the next job
 
 CpuSlotsOption = Annotated[int | None, typer.Option("--cpu-slots", metavar="N", help="train on the CPU, N slots")]
 GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="0,1", help="only these GPUs; default: all")]
@@ -23,15 +26,43 @@ def register(app: typer.Typer) -> None:
         gpus: GpusOption = None,
         cpu_slots: CpuSlotsOption = None,
         until_idle: Annotated[bool, typer.Option("--until-idle", help="leave when nothing is left to do")] = False,
+        keep_warm: Annotated[
+            str | None,
+            typer.Option(
+                "--keep-warm",
+                metavar="TIME",
+                help="how long a base stays loaded for the next job when its last one has left (30s, 10m); "
+                "it gives way at once to a job that needs its slots; default: 30s, with --until-idle 0",
+            ),
+        ] = None,
+        fuse_jobs: Annotated[
+            int, typer.Option("--fuse-jobs", metavar="N", min=1, help="at most N jobs share a run")
+        ] = 16,
     ) -> None:
         """Run jobs on this box until Ctrl-C (runs then go on by themselves; the next worker takes them over)."""
         from orchestrator.cli.views import open_registry
+        from orchestrator.dispatch.fusing import default_limits
         from orchestrator.dispatch.worker import Worker
 
+        warm = _seconds(keep_warm) if keep_warm is not None else 0.0 if until_idle else KEEP_WARM
         slots = make_slots(gpus, cpu_slots)
+        limits = replace(default_limits(slots.device), jobs=fuse_jobs)
         registry = open_registry(create=True)
         render.note(f"worker: {', '.join(slots.names)} in {registry.paths.root}; Ctrl-C leaves, runs go on")
-        tell_end(Worker(registry, slots, log=render.note).work(until_idle=until_idle))
+        worker = Worker(registry, slots, log=render.note, limits=limits, keep_warm=warm)
+        tell_end(worker.work(until_idle=until_idle))
+
+
+def _seconds(text: str) -> float:
+    """`30s`, `10m` or a number of seconds."""
+    from orchestrator.errors import BadInput
+    from orchestrator.recipe.schema import duration
+
+    try:
+        seconds = float(str(duration(text if not text.replace(".", "", 1).isdigit() else float(text))))
+    except ValueError as error:
+        raise BadInput(f"{text!r}: {error}", where="--keep-warm") from None
+    return seconds
 
 
 def make_slots(gpus: str | None, cpu_slots: int | None) -> Slots:

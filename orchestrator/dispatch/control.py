@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from orchestrator.dispatch.reconcile import request_stop
+from orchestrator.dispatch.reconcile import request_leave, request_stop
 from orchestrator.errors import BadInput
 from orchestrator.registry import jobs
 from orchestrator.registry.engine import Registry
+from orchestrator.registry.jobs import Job
 from orchestrator.states import JobResult, JobState, Reason
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 
 def cancel(registry: Registry, references: Sequence[str], *, user: str, now: float) -> dict[int, JobState]:
-    """Queued jobs are finished at once; of live ones the runs are asked to stop. The state that each job was in."""
+    """Queued jobs are finished at once; live ones are asked to leave their runs. The state that each job was in.
+
+    A run of which every job is cancelled is asked to end, by a supervisor that does not rely on the program's consent.
+    """
     before: dict[int, JobState] = {}
-    to_stop: list[int] = []
+    to_leave: list[Job] = []
     with registry.write() as conn:
         for job in jobs.list_jobs(conn, ids=jobs.resolve(conn, references)):
             before[job.id] = job.state
@@ -29,10 +37,18 @@ def cancel(registry: Registry, references: Sequence[str], *, user: str, now: flo
                     actor=f"user:{user}", at=now, message=f"cancelled by {user}",
                 )  # fmt: skip
             if job.state not in {JobState.QUEUED, JobState.FINISHED} and job.run_id is not None:
-                to_stop.append(job.run_id)
-    for run_id in to_stop:
+                to_leave.append(job)
+        touched = {job.run_id for job in to_leave if job.run_id is not None}
+        ending = [run_id for run_id in touched if _all_cancelled(conn, run_id)]
+    for job in to_leave:
+        request_leave(registry.paths, job)
+    for run_id in ending:
         request_stop(registry.paths.run(run_id))
     return before
+
+
+def _all_cancelled(conn: Connection, run_id: int) -> bool:
+    return all(job.state is JobState.STOPPING for job in jobs.live_jobs_of(conn, run_id))
 
 
 def retry(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:

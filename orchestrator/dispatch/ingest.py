@@ -17,6 +17,8 @@ from orchestrator.states import JobState
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+LAST_WORDS = frozenset({"artifact", "failed", "stopped"})  #: kinds of events
+
 
 @dataclass
 class News:
@@ -25,30 +27,31 @@ class News:
     step: int
     steps: int | None
     started: bool = False
+    ended: bool = False  #: it says how it ended (events `artifact`, `failed`, `stopped`)
     points: list[Point] = field(default_factory=list)
 
 
-def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> bool:
-    """Bring the registry up to date with the job's events; whether there were any.
+def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> News | None:
+    """Bring the registry up to date with the job's events; what is new, or None.
 
     Numbers and the new offset are one transaction: a worker that is killed in between has taken in nothing.
     """
     path = registry.paths.job(job.id).events
     try:
         if path.stat().st_size <= job.events_offset:
-            return False
+            return None
     except FileNotFoundError:
-        return False
+        return None
     events, offset = read_events(path, job.events_offset)
     if offset == job.events_offset:
-        return False
+        return None
     found = digest(events, job)
     with registry.write() as conn:
         try:
             _store(conn, job, found, offset, actor=actor, at=at)
         except StaleAttempt:
-            return False
-    return True
+            return None
+    return found
 
 
 def digest(events: Sequence[Mapping[str, Any]], job: Job) -> News:
@@ -77,6 +80,8 @@ def _read(event: Mapping[str, Any], found: News) -> None:
         found.step, found.steps = int(event["step"]), _maybe(event["steps"])
     elif kind == "baseline":
         found.points += _points(f"{BASE}{event['split']}", 0, event["values"])
+    elif kind in LAST_WORDS:
+        found.ended = True
 
 
 def _points(split: str, step: int, values: Mapping[str, Any]) -> list[Point]:

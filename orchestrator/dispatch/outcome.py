@@ -31,6 +31,7 @@ class Report:
     artifact: str | None = None  #: the folder
     failed: Mapping[str, Any] | None = None  #: {reason, message}
     stopped: bool = False
+    why: str = ""  #: it stopped: asked (with the whole run), or cancel, preempt (alone)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Ending:
     result: JobResult | None
     reason: Reason | None
     message: str | None
+    counted: bool = True  #: False: this try was for free
+    crashed_with: tuple[int, ...] = ()  #: the jobs that were in the run when it went down
 
     @property
     def state(self) -> JobState:
@@ -52,6 +55,14 @@ class Tries:
     most: int
 
 
+_CANCELLED = Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+
+#: A run that ended so may have been ended by any of its jobs.
+CRASHES = frozenset(
+    {Reason.PROCESS_KILLED, Reason.HOST_OOM, Reason.CUDA_OOM, Reason.CRASHED, Reason.INCOMPLETE_ARTIFACT}
+)
+
+
 def report(events: Sequence[Mapping[str, Any]], attempt: int) -> Report:
     """The last word of each kind, of this attempt only."""
     last = {str(event["kind"]): event for event in events if event.get("attempt") == attempt}
@@ -60,7 +71,27 @@ def report(events: Sequence[Mapping[str, Any]], attempt: int) -> Report:
         artifact=artifact if isinstance(artifact, str) else None,
         failed=last.get("failed"),
         stopped="stopped" in last,
+        why=str(last.get("stopped", {}).get("why", "")),
     )
+
+
+def verdict(told: Report, faults: Sequence[str], *, cancelled: bool, tries: Tries) -> Ending | None:
+    """The ending of a job that has left its run, whatever becomes of the run; None while it has not.
+
+    Only what the program says of this job alone counts here. An error that ended the program was said of all its jobs,
+    and may be the echo of a killed neighbour: that is for `judge`, when the run is over.
+    """
+    if told.artifact is not None:
+        if not faults:
+            return Ending(JobResult.SUCCEEDED, None, None)
+        return Ending(JobResult.FAILED, Reason.INCOMPLETE_ARTIFACT, f"the artifact is not complete: {faults[0]}")
+    if told.failed is not None and told.failed.get("alone") is True:
+        if cancelled:
+            return _CANCELLED
+        return after(*_own_words(told.failed), tries)
+    if told.stopped and told.why in {"cancel", "preempt"}:
+        return _CANCELLED if cancelled else Ending(None, Reason.PREEMPTED, "asked to make room")
+    return None
 
 
 def judge(
@@ -70,7 +101,7 @@ def judge(
     if exit_record.get("exit_code") == 0 and told.artifact is not None and not faults:
         return Ending(JobResult.SUCCEEDED, None, None)
     if cancelled or exit_record.get("why") == "cancel":
-        return Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+        return _CANCELLED
     reason, message = _reason(exit_record, told, faults, log)
     return after(reason, message, tries)
 
@@ -78,7 +109,7 @@ def judge(
 def lost(reason: Reason, message: str, *, cancelled: bool, tries: Tries) -> Ending:
     """The ending of an attempt that left no record."""
     if cancelled:
-        return Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+        return _CANCELLED
     return after(reason, message, tries)
 
 
@@ -93,8 +124,26 @@ def after(reason: Reason, message: str, tries: Tries) -> Ending:
     return Ending(None if again else JobResult.FAILED, reason, note)
 
 
+def in_company(ending: Ending, others: Sequence[int], tries: Tries) -> Ending:
+    """The same ending for one of several jobs that were in the run: a crash may have been any other's doing.
+
+    So it is tried again, where alone it would fail, and its last try is not spent on it (`fusing.suspect` then has it
+    run alone).
+    """
+    if not others or ending.reason not in CRASHES or ending.result is JobResult.SUCCEEDED:
+        return ending
+    said = f"the run went down with jobs {', '.join(map(str, others))} in it too: {ending.message}"
+    return Ending(None, ending.reason, said, counted=tries.counted < tries.most, crashed_with=tuple(others))
+
+
+def not_joined(*, cancelled: bool) -> Ending:
+    """The ending of an attempt that never reached the run which it was to join."""
+    return _CANCELLED if cancelled else Ending(None, Reason.NOT_JOINED, "the run ended before the job could join it")
+
+
 def _reason(record: Mapping[str, Any], told: Report, faults: Sequence[str], log: str) -> tuple[Reason, str]:
-    asked = {"timeout": (Reason.TIMEOUT, "the time limit is over"), "preempt": (Reason.PREEMPTED, "asked to make room")}
+    asked = {"timeout": (Reason.TIMEOUT, "the time limit is over")}
+    asked |= dict.fromkeys(("preempt", "idle"), (Reason.PREEMPTED, "asked to make room"))
     if record.get("why") in asked:
         return asked[record["why"]]
     own = None if told.failed is None else _own_words(told.failed)

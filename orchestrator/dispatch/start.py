@@ -5,53 +5,89 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 
+from orchestrator.dispatch.fusing import Limits
 from orchestrator.dispatch.launcher import LaunchCommand, free_port, run_environment
 from orchestrator.dispatch.processes import TOKEN
-from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec
-from orchestrator.paths import HomePaths, RunPaths, write_atomic
-from orchestrator.recipe.schema import JobRecipe
+from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec, Ticket
+from orchestrator.paths import HomePaths, RunPaths, write_atomic, write_json
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Claim
 from orchestrator.settings import child_environment
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How a worker starts its runs."""
+
+    device: str
+    threads: int
+    command: LaunchCommand
+    limits: Limits = field(default_factory=Limits)
+    keep_warm: float = 0.0  #: seconds
+
+
 def start_run(
-    paths: HomePaths, job: Job, claim: Claim, slots: Sequence[str], *, device: str, threads: int, command: LaunchCommand
+    paths: HomePaths, found: Sequence[Job], claim: Claim, slots: Sequence[str], how: Manner, *, key: str | None
 ) -> int:
-    """Write the folders and start the supervisor; its pid."""
-    write_job(paths, job, claim.attempt)
-    spec = run_spec(paths, job, claim, slots, device=device, threads=threads)
+    """Start the supervisor of a run with these jobs, whose folders are written (`write_job`); its pid.
+
+    `key`: jobs with this one may join it; None: nobody may, for example because its job is suspected of crashes.
+    """
+    spec = run_spec(paths, found, claim, slots, how, key=key)
     run = paths.run(claim.run_id)
+    for job in found:  # as if they had joined: one way to know who is in a run
+        write_json(run.joined / ticket(paths, job).name, asdict(ticket(paths, job)))
+    if spec.fuse_key is not None:
+        run.inbox.mkdir(parents=True, exist_ok=True)
     spec.write(run.spec)
-    return spawn_supervisor(run, spec, command(spec, run))
+    return spawn_supervisor(run, spec, how.command(spec, run))
 
 
-def write_job(paths: HomePaths, job: Job, attempt: int) -> None:
+def write_job(paths: HomePaths, job: Job) -> None:
+    """What the training program is told of the job in its present attempt."""
     folder = paths.job(job.id)
     if not folder.recipe.exists():
         write_atomic(folder.recipe, job.source)
     name, _, version = job.dataset.rpartition("@")
     dataset = DatasetSpec(name, int(version), job.dataset_digest, str(paths.dataset(job.dataset_digest)))
     JobSpec(
-        job=job.id, attempt=attempt, name=job.name, seed=job.seed, recipe=job.recipe,
+        job=job.id, attempt=job.attempt, name=job.name, seed=job.seed, recipe=job.recipe,
         base=BaseSpec(**job.base), dataset=dataset, folder=str(folder.root),
     ).write(folder.spec)  # fmt: skip
 
 
-def run_spec(paths: HomePaths, job: Job, claim: Claim, slots: Sequence[str], *, device: str, threads: int) -> RunSpec:
-    resources = JobRecipe.model_validate(job.recipe).resources
+def ticket(paths: HomePaths, job: Job) -> Ticket:
+    """With which the job joins a run under way."""
+    return Ticket(job.id, job.attempt, str(paths.job(job.id).root), time_limit(job))
+
+
+def time_limit(job: Job) -> float | None:
+    limit = job.recipe["resources"].get("time_limit")
+    return None if limit is None else float(limit)
+
+
+def run_spec(
+    paths: HomePaths, found: Sequence[Job], claim: Claim, slots: Sequence[str], how: Manner, *, key: str | None
+) -> RunSpec:
+    given = [time_limit(job) for job in found]
     return RunSpec(
         run=claim.run_id,
         token=claim.token,
-        jobs=[str(paths.job(job.id).root)],
+        jobs=[str(paths.job(job.id).root) for job in found],
         processes=len(slots),
-        device=device,
-        gpus=[slot.removeprefix("gpu:") for slot in slots] if device == "cuda" else [],
-        zero=resources.zero,
-        threads=threads,
+        device=how.device,
+        gpus=[slot.removeprefix("gpu:") for slot in slots] if how.device == "cuda" else [],
+        zero=found[0].recipe["resources"].get("zero"),
+        threads=how.threads,
         port=free_port(),
-        time_limit_seconds=resources.time_limit,
+        time_limit_seconds=None if None in given else max(limit for limit in given if limit is not None),
+        fuse_key=key,
+        fuse_jobs=how.limits.jobs,
+        fuse_tokens=how.limits.tokens,
+        fuse_fill=how.limits.fill,
+        keep_warm_seconds=how.keep_warm,
     )
 
 

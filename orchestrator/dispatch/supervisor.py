@@ -9,6 +9,7 @@ Standard library only, so that nothing can go wrong in an import.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -31,7 +32,8 @@ KILL_WAIT = 60.0  #: for KILLed processes to be gone; who outlives that is stuck
 
 @dataclass
 class Exit:
-    """The exit record. `why` is what we were asked: none | cancel | timeout | preempt; `launch`: it never started."""
+    """The exit record. `why` is what we were asked: none | cancel | timeout | preempt | idle (an empty run makes room);
+    `launch`: it never started."""
 
     exit_code: int | None = None
     signal: int | None = None
@@ -106,12 +108,11 @@ class Supervisor:
         before = processes.oom_kills()
         self.child = self._start(command)
         self.launched = True
-        limit = self.spec.time_limit_seconds
-        stop_at = None if limit is None else time.monotonic() + limit
+        limit = TimeLimit(self.paths, self.spec)
         while not self._over():
             self._beat()
             if self.kill_at is None:
-                self._look_for_a_request(stop_at)
+                self._look_for_a_request(limit.over())
             else:
                 self._ask()
                 if time.monotonic() > self.kill_at and self.kill():
@@ -177,11 +178,11 @@ class Supervisor:
                 self.record.signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
                 self.record.exit_code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
-    def _look_for_a_request(self, stop_at: float | None) -> None:
+    def _look_for_a_request(self, out_of_time: bool) -> None:
         why = _requested(self.paths)
         if why is None and self.told_to_stop:
             why = "preempt"
-        if why is None and stop_at is not None and time.monotonic() > stop_at:
+        if why is None and out_of_time:
             why = "timeout"
         if why is not None:
             self.record.why = why
@@ -218,6 +219,48 @@ class Supervisor:
                 return  # a full disk must not end a run
 
 
+class TimeLimit:
+    """When a run must have ended, whatever its program does: the latest moment at which one of its jobs must.
+
+    Each job's own limit is kept by the program itself, at a step boundary and for that job alone. This is for a program
+    that hangs; so where jobs may join, it waits `grace_seconds` longer. A job without a limit makes the run one
+    without. Jobs that joined are known by the tickets that the program has taken.
+    """
+
+    def __init__(self, paths: RunPaths, spec: RunSpec) -> None:
+        self._joined = paths.joined
+        self._patience = 0.0 if spec.fuse_key is None else spec.grace_seconds
+        self._seen: set[str] = set()
+        self._looked = -1
+        self._at: float | None = math.inf  # None: never
+        self._extend(spec.time_limit_seconds)
+
+    def over(self) -> bool:
+        self._look()
+        return self._at is not None and time.monotonic() > self._at
+
+    def _extend(self, seconds: float | None) -> None:
+        """For a job that starts now."""
+        if seconds is None or self._at is None:
+            self._at = None
+            return
+        end = time.monotonic() + seconds + self._patience
+        self._at = end if self._at == math.inf else max(self._at, end)
+
+    def _look(self) -> None:
+        try:
+            changed = self._joined.stat().st_mtime_ns
+            if changed == self._looked:
+                return
+            for path in set(self._joined.iterdir()):
+                if path.name not in self._seen:
+                    self._seen.add(path.name)
+                    self._extend(json.loads(path.read_bytes())["time_limit_seconds"])
+            self._looked = changed
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none may join, or it is looked at again
+
+
 def _requested(paths: RunPaths) -> str | None:
     try:
         why = json.loads(paths.stop_request.read_bytes())["why"]
@@ -225,7 +268,7 @@ def _requested(paths: RunPaths) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return "cancel"  # the file is there; what else could it want?
-    return why if why in {"cancel", "timeout", "preempt"} else "cancel"
+    return why if why in {"cancel", "timeout", "preempt", "idle"} else "cancel"
 
 
 def _write_record(paths: RunPaths, record: Exit) -> None:

@@ -11,24 +11,26 @@ import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orchestrator.dispatch import processes
+from orchestrator.dispatch.fusing import Facts, Limits, default_limits
+from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.outcome import Tries, after
-from orchestrator.dispatch.reconcile import Runs
+from orchestrator.dispatch.reconcile import Runs, request_stop
 from orchestrator.dispatch.scheduler import Plan, Slot, schedule
 from orchestrator.dispatch.slots import Slots
-from orchestrator.dispatch.start import start_run
+from orchestrator.dispatch.start import Manner, start_run, ticket, write_job
 from orchestrator.errors import PtqError
 from orchestrator.registry import jobs, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, Waiting
-from orchestrator.registry.runs import Claim, Claimant, Run
+from orchestrator.registry.runs import Claimant, Run
 from orchestrator.states import JobResult, JobState, Reason
 
 POLL = 0.25  #: seconds between looks
@@ -60,11 +62,20 @@ class Worker:
         log: Log = print,
         clock: Callable[[], float] = time.time,
         only: Collection[int] | None = None,
+        limits: Limits | None = None,
+        keep_warm: float = 0.0,
     ) -> None:
-        """`only`: start none but these jobs."""
-        self.registry, self.slots, self.command = registry, slots, command
+        """`only`: start none but these jobs. `limits`: how full a run gets. `keep_warm`: seconds an empty one stays."""
+        self.registry, self.slots = registry, slots
         self.log, self.clock, self.only = log, clock, only
-        self.threads = threads_per_process(len(slots.names))
+        self.how = Manner(
+            slots.device,
+            threads_per_process(len(slots.names)),
+            command,
+            limits or default_limits(slots.device),
+            keep_warm,
+        )
+        self._facts = Facts()
         self._signal: int | None = None
         self._strikes: dict[int, int] = {}
 
@@ -85,7 +96,7 @@ class Worker:
         beaten = time.monotonic()
         while True:
             plan, open_runs = self._guarded(self.look) or (None, [])
-            if until() or self._signal is not None:
+            if self._signal is not None or (until() and not self._ending(open_runs)):
                 return Ended(signal=self._signal, running=[run.id for run in open_runs])
             if until_idle and plan is not None and not open_runs and self._idle(plan):
                 return Ended(never={job: plan.reasons[job] for job in plan.reasons})
@@ -93,6 +104,14 @@ class Worker:
                 beaten = time.monotonic()
                 self._guarded(self._beat)
             time.sleep(POLL)
+
+    def _ending(self, open_runs: Sequence[Run]) -> bool:
+        """Whether a run that was started here has lost its last job and is about to end: its slots are still held."""
+        mine = [run.id for run in open_runs if run.id in self.runs.started_here]
+        if not mine or self.how.keep_warm > 0:
+            return False
+        with self.registry.read() as conn:
+            return any(not jobs.live_jobs_of(conn, run_id) for run_id in mine)
 
     def _guarded(self, action: Callable[[], Result]) -> Result | None:
         """A fault of the registry or of this code is no reason to leave: the runs need somebody."""
@@ -138,46 +157,81 @@ class Worker:
     def _place(self) -> Plan:
         with self.registry.read() as conn:
             waiting = jobs.waiting_jobs(conn)
-            held = {lease.slot: lease.job_id for lease in runs.live_leases(conn, self.me.host)}
+            leases = runs.live_leases(conn, self.me.host)
             endings = jobs.endings(conn, {other for job in waiting for other in job.after})
-        if self.only is not None:
-            waiting = [job for job in waiting if job.id in self.only]
+            if self.only is not None:
+                waiting = [job for job in waiting if job.id in self.only]
+            waiting = self._facts.complete(conn, waiting, device=self.how.device)
+            hosts = find_hosts(conn, self.registry.paths, leases) if waiting else []
+        held = {lease.slot: lease.job_id for lease in leases}
         slots = self.slots.look(held) if waiting else [Slot(name) for name in self.slots.names]
-        plan = schedule(waiting, slots, held, endings)
+        plan = schedule(waiting, slots, held, endings, hosts, self.how.limits)
         seen = {job.id: job for job in waiting}
         for job_id, broken in plan.broken.items():
             self._finish_dependent(seen[job_id], broken)
+        for run_id in plan.leave:
+            self.log(f"run {run_id}: its base is no longer kept warm, somebody needs the slots")
+            request_stop(self.registry.paths.run(run_id), "idle")
         for job_id, names in plan.placements.items():
-            self._claim_and_start(seen[job_id], names)
+            companions = [seen[other] for other, leader in plan.companions.items() if leader == job_id]
+            self._claim_and_start(seen[job_id], companions, names)
+        for job_id, run_id in plan.joins.items():
+            self._claim_and_join(seen[job_id], run_id)
         return plan
 
-    def _claim_and_start(self, job: Waiting, names: tuple[str, ...]) -> None:
+    def _claim_and_start(self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...]) -> None:
         with self.registry.write() as conn:
             claim = runs.claim(conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock())
-            whole = None if claim is None else jobs.get_job(conn, job.id)
-        if claim is None or whole is None:
-            return  # cancelled, or taken, since we looked
-        self.log(f"job {job.id} ({whole.name}): starts on {', '.join(names)} as run {claim.run_id}")
+            if claim is None:
+                return  # cancelled, or taken, since we looked
+            joined = [
+                one for one in companions
+                if runs.join(conn, one.id, one.attempt, claim.run_id, self.me, at=self.clock()) is not None
+            ]  # fmt: skip
+            found = jobs.list_jobs(conn, ids=[one.id for one in (job, *joined)])
+        found.sort(key=lambda one: one.id != job.id)
+        for one in found:
+            self.log(f"job {one.id} ({one.name}): starts on {', '.join(names)} as run {claim.run_id}")
+        ready = [one for one in found if self._folder_is_written(one)]
         try:
-            pid = start_run(
-                self.registry.paths, whole, claim, names,
-                device=self.slots.device, threads=self.threads, command=self.command,
-            )  # fmt: skip
+            pid = start_run(self.registry.paths, ready, claim, names, self.how, key=job.key) if ready else None
         except Exception as error:
-            self._not_started(whole, claim, error)
-        else:
+            for one in ready:
+                self._not_started(one, error)
+            pid = None
+        if pid is not None:
             self.runs.started(claim.run_id, pid)
+            return
+        with self.registry.write() as conn:
+            runs.end_run(conn, claim.run_id, exit_record=None, at=self.clock())
 
-    def _not_started(self, job: Job, claim: Claim, error: Exception) -> None:
-        self.log(f"job {job.id}: {traceback.format_exc()}")
+    def _claim_and_join(self, job: Waiting, run_id: int) -> None:
+        """What goes wrong after the claim, `Runs.look_after` puts right: it delivers the ticket or requeues the job."""
+        with self.registry.write() as conn:
+            if runs.join(conn, job.id, job.attempt, run_id, self.me, at=self.clock()) is None:
+                return
+            found = jobs.get_job(conn, job.id)
+        self.log(f"job {job.id} ({found.name}): joins run {run_id}")
+        if self._folder_is_written(found):
+            ticket(self.registry.paths, found).deliver(self.registry.paths.run(run_id))
+
+    def _folder_is_written(self, job: Job) -> bool:
+        try:
+            write_job(self.registry.paths, job)
+        except Exception as error:
+            self._not_started(job, error)
+            return False
+        return True
+
+    def _not_started(self, job: Job, error: Exception) -> None:
+        self.log(f"job {job.id}: {''.join(traceback.format_exception(error))}")
         tries = Tries(job.counted_attempts, job.max_attempts)
         ending = after(Reason.LAUNCH_FAILED, f"the run could not be started: {error}", tries)
         with self.registry.write() as conn:
             jobs.move(
-                conn, job.id, claim.attempt, ending.state, actor=self.actor, at=self.clock(),
+                conn, job.id, job.attempt, ending.state, actor=self.actor, at=self.clock(),
                 result=ending.result, reason=ending.reason, message=ending.message,
             )  # fmt: skip
-            runs.end_run(conn, claim.run_id, exit_record=None, at=self.clock())
 
     def _finish_dependent(self, job: Waiting, broken: int) -> None:
         with self.registry.write() as conn:
@@ -190,7 +244,7 @@ class Worker:
 
     def _idle(self, plan: Plan) -> bool:
         """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""
-        if plan.placements or plan.broken:
+        if plan.placements or plan.joins or plan.broken:
             return False
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
 

@@ -17,7 +17,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-def _duration(value: object) -> object:
+def duration(value: object) -> object:
     """`90s`, `30m`, `4h`, `1d12h` or a number of seconds -> seconds."""
     if isinstance(value, str):
         if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
@@ -26,7 +26,7 @@ def _duration(value: object) -> object:
     return value
 
 
-Seconds = Annotated[float, Field(gt=0), BeforeValidator(_duration, json_schema_input_type=float | str)]
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(duration, json_schema_input_type=float | str)]
 
 
 class Base(Strict):
@@ -114,6 +114,11 @@ class Resources(Strict):
     zero: Literal[0, 1, 2, 3] | None = Field(
         None,
         description="DeepSpeed ZeRO stage; 3 shards the base over the GPUs; left out: accelerate alone (DDP)",
+    )
+    fuse: Literal["always", "user", "never"] = Field(
+        "always",
+        description="whether the job may share a run with others on the same base: with anybody's, with its user's "
+        "own that say `user` too, or with none",
     )
     time_limit: Seconds | None = Field(
         None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`"

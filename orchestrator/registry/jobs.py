@@ -120,8 +120,11 @@ def move(
     reason: Reason | None = None,
     message: str | None = None,
     detail: Mapping[str, Any] | None = None,
+    counted: bool = True,
 ) -> int:
     """Change a job's state: the only function that does. Returns the job's attempt, which a claim has raised.
+
+    `counted=False`: a job that is queued again has this try for free.
 
     Raises StaleAttempt when `attempt` does not own the job any more, ValueError for a move that `states.MOVES` lacks.
     """
@@ -133,7 +136,8 @@ def move(
     if (result is not None) != (new_state is JobState.FINISHED):
         raise ValueError(f"job {job_id}: a result belongs to a finished job, and only to it")
     values: dict[str, Any] = {"state": new_state.value, "result": result, "reason": reason, "message": message}
-    values |= _side_effects(JobState(old), new_state, reason, at)
+    free = not counted or reason in UNCOUNTED
+    values |= _side_effects(JobState(old), new_state, at, free=free)
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old)
     if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
         raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
@@ -143,7 +147,7 @@ def move(
     return now_attempt
 
 
-def _side_effects(old: JobState, new: JobState, reason: Reason | None, at: float) -> dict[str, Any]:
+def _side_effects(old: JobState, new: JobState, at: float, *, free: bool) -> dict[str, Any]:
     if new is JobState.STARTING:  # counted here: a job that kills its worker is counted too
         started = func.coalesce(jobs.c.started_at, at)
         return {"attempt": jobs.c.attempt + 1, "counted_attempts": jobs.c.counted_attempts + 1, "started_at": started}
@@ -151,7 +155,7 @@ def _side_effects(old: JobState, new: JobState, reason: Reason | None, at: float
         return {"finished_at": at}
     if new is JobState.QUEUED and old is JobState.FINISHED:
         return {"counted_attempts": 0, "started_at": None, "finished_at": None}
-    if new is JobState.QUEUED and reason in UNCOUNTED:
+    if new is JobState.QUEUED and free:
         return {"counted_attempts": jobs.c.counted_attempts - 1}
     return {}
 
@@ -197,15 +201,62 @@ class Waiting:
     priority: int
     slots: int
     after: tuple[int, ...] = ()
+    step: int = 0
+    counted_attempts: int = 0
+    max_attempts: int = 1
+    key: str | None = None  #: jobs with equal keys may share a run (see dispatch.fusing); None: only alone
+    tokens: int = 0  #: estimated tokens that it adds to a fused step
+    steps: int | None = None  #: still to do, where that is known
 
 
 def waiting_jobs(conn: Connection) -> list[Waiting]:
     """The queue, without the bulk of its jobs: a worker asks several times a second."""
-    columns = (jobs.c.id, jobs.c.attempt, jobs.c.priority, jobs.c.slots)
+    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts")
+    columns = [jobs.c[name] for name in names]
     rows = conn.execute(select(*columns).where(jobs.c.state == JobState.QUEUED.value).order_by(jobs.c.id)).all()
     queued = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value)
     after = _after(conn, queued) if rows else {}
-    return [Waiting(*row, after=after.get(row.id, ())) for row in rows]
+    return [Waiting(**row._mapping, after=after.get(row.id, ())) for row in rows]
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a job was submitted with; it never changes."""
+
+    user: str
+    recipe: dict[str, Any]
+    base: dict[str, Any]
+
+
+def submitted(conn: Connection, ids: Iterable[int]) -> dict[int, Submitted]:
+    wanted = list(ids)
+    if not wanted:
+        return {}
+    query = select(jobs.c.id, jobs.c.user, jobs.c.recipe, jobs.c.base).where(jobs.c.id.in_(wanted))
+    return {row.id: Submitted(row.user, row.recipe, row.base) for row in conn.execute(query)}
+
+
+def crashes_in_company(conn: Connection, ids: Iterable[int]) -> dict[int, int]:
+    """How many runs went down while these jobs shared them with others, for those jobs that saw one.
+
+    `dispatch.reconcile` notes the company in the event with which it queues a job again.
+    """
+    wanted = list(ids)
+    if not wanted:
+        return {}
+    requeued = (job_events.c.job_id.in_(wanted), job_events.c.kind == JobState.QUEUED.value, job_events.c.attempt > 0)
+    found: dict[int, int] = {}
+    for row in conn.execute(select(job_events.c.job_id, job_events.c.detail).where(*requeued)):
+        if row.detail.get("crashed_with"):
+            found[row.job_id] = found.get(row.job_id, 0) + 1
+    return found
+
+
+def claimed_at(conn: Connection, job_id: int, attempt: int) -> float | None:
+    """When this attempt began."""
+    event = (job_events.c.job_id == job_id, job_events.c.attempt == attempt)
+    query = select(job_events.c.at).where(*event, job_events.c.kind == JobState.STARTING.value)
+    return conn.execute(query).scalar()
 
 
 def recently_finished(conn: Connection, limit: int) -> list[Job]:

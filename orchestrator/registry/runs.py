@@ -5,7 +5,7 @@ A lease ends when its run has provably ended, never by its date: `expires_at` on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from orchestrator.errors import StaleAttempt
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry.tables import jobs, leases, runs
-from orchestrator.states import JobState
+from orchestrator.states import LIVE, JobState
 
 LEASE_SECONDS = 30.0
 
@@ -37,10 +37,11 @@ class Lease:
     host: str
     slot: str
     run_id: int
-    job_id: int | None
+    job_id: int | None  #: the first of the live jobs of its run, else the last job that the run hosted
     user: str | None
     since: float
     expires_at: float
+    jobs: tuple[int, ...] = ()  #: all live jobs of its run
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def claim(
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.QUEUED.value)
     if conn.execute(select(jobs.c.id).where(*guard)).scalar() is None:
         return None
-    live = (leases.c.released_at.is_(None), leases.c.host == by.host, leases.c.slot.in_(list(slots)))
-    if conn.execute(select(leases.c.id).where(*live)).first() is not None:
+    held = (leases.c.released_at.is_(None), leases.c.host == by.host, leases.c.slot.in_(list(slots)))
+    if conn.execute(select(leases.c.id).where(*held)).first() is not None:
         return None
     row = {"worker_id": by.worker_id, "host": by.host, "boot_id": by.boot_id, "token": token, "started_at": at}
     run_id = int(conn.execute(insert(runs).values(row)).inserted_primary_key[0])  # type: ignore[index]
@@ -78,14 +79,40 @@ def claim(
         lease = {"run_id": run_id, "host": by.host, "slot": slot, "expires_at": at + LEASE_SECONDS}
         conn.execute(insert(leases).values(lease))
     try:
-        taken = job_verbs.move(
-            conn, job_id, attempt, JobState.STARTING,
-            actor=f"worker:{by.worker_id}", at=at, detail={"run": run_id, "slots": list(slots)},
-        )  # fmt: skip
+        taken = _start(conn, job_id, attempt, run_id, by, at=at, detail={"slots": list(slots)})
     except StaleAttempt:
         return None
-    job_verbs.set_run(conn, job_id, taken, run_id)
     return Claim(run_id=run_id, attempt=taken, token=token)
+
+
+def join(conn: Connection, job_id: int, attempt: int, run_id: int, by: Claimant, *, at: float) -> Claim | None:
+    """Take a queued job into a run that holds its slots already, in the caller's one transaction.
+
+    None when another was faster, or the run has ended, or is being ended because all its jobs were cancelled.
+    """
+    guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.QUEUED.value)
+    if conn.execute(select(jobs.c.id).where(*guard)).scalar() is None:
+        return None
+    run = get_run(conn, run_id)
+    if run is None or run.ended_at is not None or (run.host, run.boot_id) != (by.host, by.boot_id):
+        return None
+    others = job_verbs.live_jobs_of(conn, run_id)
+    if others and all(job.state is JobState.STOPPING for job in others):
+        return None
+    detail = {"joined": [job.id for job in others]}
+    taken = _start(conn, job_id, attempt, run_id, by, at=at, detail=detail)
+    return Claim(run_id=run_id, attempt=taken, token=run.token)
+
+
+def _start(
+    conn: Connection, job_id: int, attempt: int, run_id: int, by: Claimant, *, at: float, detail: Mapping[str, Any]
+) -> int:
+    taken = job_verbs.move(
+        conn, job_id, attempt, JobState.STARTING,
+        actor=f"worker:{by.worker_id}", at=at, detail={"run": run_id, **detail},
+    )  # fmt: skip
+    job_verbs.set_run(conn, job_id, taken, run_id)
+    return taken
 
 
 def end_run(conn: Connection, run_id: int, *, exit_record: Mapping[str, Any] | None, at: float) -> None:
@@ -114,25 +141,37 @@ def open_runs(conn: Connection, host: str) -> list[Run]:
 
 
 def live_leases(conn: Connection, host: str | None = None) -> list[Lease]:
-    """Slots that are held, with the job that holds each."""
+    """Slots that are held, with the jobs that hold each."""
     query = (
-        select(
-            leases.c.host,
-            leases.c.slot,
-            leases.c.run_id,
-            jobs.c.id,
-            jobs.c.user,
-            runs.c.started_at,
-            leases.c.expires_at,
-        )
+        select(leases.c.host, leases.c.slot, leases.c.run_id, runs.c.started_at, leases.c.expires_at)
         .join(runs, leases.c.run_id == runs.c.id)
-        .outerjoin(jobs, jobs.c.run_id == runs.c.id)
         .where(leases.c.released_at.is_(None))
-        .order_by(leases.c.host, leases.c.slot, jobs.c.id)
+        .order_by(leases.c.host, leases.c.slot)
     )
     if host is not None:
         query = query.where(leases.c.host == host)
-    return [Lease(*row) for row in conn.execute(query)]
+    rows = conn.execute(query).all()
+    hosted = _hosted(conn, {row.run_id for row in rows})
+    return [_lease(row, hosted.get(row.run_id, [])) for row in rows]
+
+
+def _hosted(conn: Connection, ids: Collection[int]) -> dict[int, list[Any]]:
+    """The jobs whose last run these are, by run: live ones and those that have left and not started anew."""
+    found: dict[int, list[Any]] = {}
+    query = select(jobs.c.id, jobs.c.user, jobs.c.run_id, jobs.c.state).where(jobs.c.run_id.in_(list(ids)))
+    for row in conn.execute(query.order_by(jobs.c.id)) if ids else ():
+        found.setdefault(row.run_id, []).append(row)
+    return found
+
+
+def _lease(row: Any, hosted: Sequence[Any]) -> Lease:
+    live = [job for job in hosted if job.state in LIVE]
+    shown = live[0] if live else hosted[-1] if hosted else None
+    return Lease(
+        host=row.host, slot=row.slot, run_id=row.run_id,
+        job_id=None if shown is None else shown.id, user=None if shown is None else shown.user,
+        since=row.started_at, expires_at=row.expires_at, jobs=tuple(job.id for job in live),
+    )  # fmt: skip
 
 
 def _run(row: Row[Any]) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -15,7 +16,6 @@ from orchestrator.training.evaluate import Evaluation
 from orchestrator.training.job import TrainedJob, label_words
 from orchestrator.training.loop import evaluate_job, evaluation_rows
 from orchestrator.training.objectives.objective import Fields
-from orchestrator.training.stop import StopFlag
 from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
@@ -25,8 +25,11 @@ _SAMPLES = 5
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "tokenizers")
 
 
-def finish(host: BaseHost, job: TrainedJob, processes: Processes, stop: StopFlag) -> None:
-    """Score, then write the artifact (first rank). The artifact's event is the last one of a job that succeeded."""
+def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Callable[[], None]) -> None:
+    """Score, then write the artifact (first rank). The artifact's event is the last one of a job that succeeded.
+
+    `between` is called between the batches of the evaluations, on all ranks equally often.
+    """
     metrics: dict[str, dict[str, float]] = {}
     baseline: dict[str, dict[str, float]] = {}
     samples: list[dict[str, str]] = []
@@ -34,12 +37,12 @@ def finish(host: BaseHost, job: TrainedJob, processes: Processes, stop: StopFlag
         rows = evaluation_rows(job, split)
         if rows is None:
             continue
-        tuned = evaluate_job(host, job, rows, processes, between=stop.check)
+        tuned = evaluate_job(host, job, rows, processes, between=between)
         metrics[split] = tuned.values
         job.events.write("metric", step=job.step, split=split, values=tuned.values)
         job.events.flush()
         if job.recipe.train.baseline:
-            base = evaluate_job(host, job, rows, processes, tuned=False, between=stop.check)
+            base = evaluate_job(host, job, rows, processes, tuned=False, between=between)
             baseline[split] = base.values
             job.events.write("baseline", split=split, values=base.values)
             if not samples:

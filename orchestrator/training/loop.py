@@ -1,4 +1,4 @@
-"""The one training loop: k >= 1 jobs on one base, step by step; each leaves when it is done, failed or stopped."""
+"""The one training loop: jobs on one base, step by step; each comes and goes between two steps."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 
 from orchestrator.errors import PtqError
+from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
+from orchestrator.training.company import Company, LeaveRequested, News
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
-from orchestrator.training.step import Work, fused_step
-from orchestrator.training.stop import StopFlag, StopRequested
+from orchestrator.training.step import Pace, Work, fused_step
+from orchestrator.training.stop import StopRequested
 from orchestrator.tuning.host import BaseHost
 
 _REPORT_SECONDS = 0.5  # between writes of events: what `ptq status` sees is at most this old
+_REST_SECONDS = 0.05  # between looks at the inbox while nobody is there
 
 
 class JobFailed(PtqError):
@@ -36,14 +40,17 @@ class JobFailed(PtqError):
 class Loop:
     host: BaseHost
     processes: Processes
-    stop: StopFlag
+    company: Company
+    on_join: Callable[[Ticket], TrainedJob | None]  #: opens a job that joins; None when it cannot be opened
+    on_left: Callable[[TrainedJob, str], None]  #: a job was asked to leave, and is checkpointed
     on_failed: Callable[[TrainedJob, Exception], None]
     on_trained: Callable[[TrainedJob], None]
     clock: Callable[[], float] = time.monotonic
+    pace: Pace = field(default_factory=Pace)
     _reported: float = field(default=0.0)
 
     def run(self, jobs: Sequence[TrainedJob]) -> None:
-        """Train all jobs to their ends. StopRequested leaves them checkpointed at a step boundary.
+        """Train all jobs, and those that join, to their ends. StopRequested leaves them checkpointed between two steps.
 
         Any other error leaves the checkpoints alone: it may have come in the middle of an optimizer's step.
         """
@@ -52,20 +59,34 @@ class Loop:
             for job in jobs:
                 with self._own_failures(job, active):
                     self._resume(job, active)
-            while active:
-                self.stop.check()
-                self._step(active)
+            while not (news := self.company.news(active)).over:
+                self._change(news, active)
+                if active:
+                    self._step(active)
+                elif not news:
+                    time.sleep(_REST_SECONDS)
         except StopRequested:
             for job in list(active):
                 with self._own_failures(job, active):
                     job.checkpoint()
             raise
 
+    def _change(self, news: News, active: list[TrainedJob]) -> None:
+        for job in [job for job in active if job.spec.job in news.leave]:
+            with self._own_failures(job, active):
+                raise LeaveRequested(news.leave[job.spec.job])
+        for ticket in news.join:
+            joined = self.on_join(ticket)
+            if joined is not None:
+                active.append(joined)
+                with self._own_failures(joined, active):
+                    self._resume(joined, active)
+
     def _resume(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         """Do what a stop has left undone at the step that the job resumes from."""
         self._evaluate_when_due(job)
         if job.finished:
-            self._leave(job, active)
+            self._done(job, active)
 
     def _step(self, active: list[TrainedJob]) -> None:
         started = self.clock()
@@ -75,7 +96,7 @@ class Loop:
                 batches.append(job.batch())
         if not active:
             return
-        work = fused_step(self.host, active, batches, self.processes)
+        work = fused_step(self.host, active, batches, self.processes, self.pace)
         seconds = max(self.clock() - started, 1e-9)
         for w in work:
             with self._own_failures(w.job, active):
@@ -87,12 +108,18 @@ class Loop:
 
     @contextmanager
     def _own_failures(self, job: TrainedJob, active: list[TrainedJob]) -> Iterator[None]:
-        """An error inside ends this job; its neighbours go on.
+        """What goes wrong inside, or asks the job to leave, ends it here; its neighbours go on.
 
         With several ranks only an error that all of them meet may do so: the others would wait for ever.
         """
         try:
-            yield
+            try:
+                yield
+            except LeaveRequested as request:
+                if job in active:
+                    active.remove(job)
+                job.checkpoint()
+                self.on_left(job, request.why)
         except StopRequested:
             raise
         except Exception as error:
@@ -104,6 +131,9 @@ class Loop:
 
     def _finish_step(self, work: Work, seconds: float, active: list[TrainedJob]) -> None:
         job = work.job
+        if work.unfit:
+            advice = "try a lower task.max_input_tokens, or more GPUs with resources.zero: 3"
+            raise JobFailed(Reason.CUDA_OOM, f"out of memory with a single row, at step {job.step + 1}; {advice}")
         if not math.isfinite(work.loss):
             advice = "try a lower train.lr or a longer train.warmup"
             raise JobFailed(Reason.NAN_LOSS, f"the loss became {work.loss} at step {job.step + 1}; {advice}")
@@ -116,7 +146,7 @@ class Loop:
         if job.finished or job.step % job.recipe.train.checkpoint_every == 0:
             job.checkpoint()
         if job.finished:
-            self._leave(job, active)
+            self._done(job, active)
 
     def _evaluate_when_due(self, job: TrainedJob) -> None:
         every = job.recipe.train.eval_every
@@ -124,16 +154,12 @@ class Loop:
             return
         rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
-            result = evaluate_job(self.host, job, rows, self.processes, between=self._between_batches)
+            result = evaluate_job(self.host, job, rows, self.processes, between=partial(self.company.within, job))
             job.events.write("metric", step=job.step, split="validation", values=result.values)
             job.events.flush()
         job.evaluated = job.step
 
-    def _between_batches(self) -> None:
-        """An evaluation may take longer than a stop's grace; it is done again when the job resumes."""
-        self.stop.check()
-
-    def _leave(self, job: TrainedJob, active: list[TrainedJob]) -> None:
+    def _done(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         active.remove(job)
         self.on_trained(job)
 

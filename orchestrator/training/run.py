@@ -2,8 +2,9 @@
 
     accelerate launch … -m orchestrator.training.run RUN_FOLDER
 
-Reads RUN_FOLDER/run.json and each job's job.json; appends to each job's events.jsonl. Exit codes: 0 every job left a
-complete artifact, 1 a job failed (its event says why), 75 left at a step boundary because SIGTERM asked for it.
+Reads RUN_FOLDER/run.json and each job's job.json, and takes more jobs from RUN_FOLDER/inbox; appends to each job's
+events.jsonl. Exit codes: 0 no job failed, 1 one did (its event says why), 75 left at a step boundary because SIGTERM
+asked for it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,22 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
 from orchestrator.events import EventWriter, NoEvents
-from orchestrator.jobspec import JobSpec, RunSpec
+from orchestrator.jobspec import JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
 from orchestrator.states import Reason
+from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
@@ -39,65 +43,81 @@ Events = EventWriter | NoEvents
 
 
 def main(arguments: Sequence[str]) -> int:
-    run = RunSpec.read(RunPaths(Path(arguments[0])).spec)
-    torch.set_num_threads(run.threads)
+    paths = RunPaths(Path(arguments[0]))
+    spec = RunSpec.read(paths.spec)
+    torch.set_num_threads(spec.threads)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    processes = join(device=run.device, processes=run.processes, zero=run.zero)
-    specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in run.jobs]
+    processes = join(device=spec.device, processes=spec.processes, zero=spec.zero)
     try:
-        return Run(processes, specs).train()
+        return Run(processes, paths, spec).train()
     finally:
         processes.close()
+
+
+@dataclass
+class Present:
+    """A job that is in the run and has not said how it ends."""
+
+    spec: JobSpec
+    events: Events
+    job: TrainedJob | None = None  #: once it is open
 
 
 class Run:
     """The jobs of one run, their event files, and how each ended."""
 
-    def __init__(self, processes: Processes, specs: Sequence[JobSpec]) -> None:
+    def __init__(self, processes: Processes, paths: RunPaths, spec: RunSpec) -> None:
         self.processes = processes
-        self.specs = specs
         self.stop = StopFlag(processes)
-        self.failed: set[int] = set()
-        self.succeeded: set[int] = set()
-        self._events: dict[int, Events] = {spec.job: self._open_events(spec) for spec in specs}
+        self.company = Company(paths, spec, processes, self.stop)
+        self.failed = False
+        self._present: dict[int, Present] = {}
+        self._specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in spec.jobs]
+        self._first = self._specs[0]  #: its base is the run's
+        for one in self._specs:
+            self._enter(one)
 
     def train(self) -> int:
         try:
             self._train()
         except StopRequested:
+            for number in list(self._present):
+                job = self._present[number].job
+                self._leave(number, "stopped", step=0 if job is None else job.step, why="asked")
             return STOPPED_EXIT_CODE
         except Exception as error:
             self._fail_all(error)
         finally:
-            for events in self._events.values():
+            for present in self._present.values():
                 with _even_on_a_full_disk():
-                    events.close()
+                    present.events.close()
         return 1 if self.failed else 0
 
     def _train(self) -> None:
         host = self._load_base()
         checksum = host.checksum()
-        jobs = [job for spec in self.specs if (job := self._open(spec, host)) is not None]
 
         def on_trained(job: TrainedJob) -> None:
             if any(self.processes.gather(host.checksum() != checksum)):
                 what = "a weight of the frozen base moved in training; the artifact was not written"
                 raise JobFailed(Reason.BASE_CHANGED, what)
-            finish(host, job, self.processes, self.stop)
-            self.succeeded.add(job.spec.job)
+            finish(host, job, self.processes, partial(self.company.within, job))
+            self._present.pop(job.spec.job).events.close()
 
-        try:
-            Loop(host, self.processes, self.stop, on_failed=self._on_failed, on_trained=on_trained).run(jobs)
-        except StopRequested:
-            for job in jobs:
-                if job.spec.job not in self.failed | self.succeeded:
-                    job.events.write("stopped", step=job.step, why="asked")
-            raise
+        Loop(
+            host,
+            self.processes,
+            self.company,
+            on_join=lambda ticket: self._join(ticket, host),
+            on_left=self._on_left,
+            on_failed=lambda job, error: self._report_failure(job.spec, error, alone=True),
+            on_trained=on_trained,
+        ).run([job for spec in self._specs if (job := self._open(spec, host, first=True)) is not None])
 
     def _load_base(self) -> BaseHost:
-        base = self.specs[0].base
-        recipe = JobRecipe.model_validate(self.specs[0].recipe)
+        base = self._first.base
+        recipe = JobRecipe.model_validate(self._first.recipe)
         found = self.processes.gather(fingerprint(Path(base.path)) if self.processes.first else base.fingerprint)[0]
         if found != base.fingerprint:
             raise JobFailed(
@@ -114,61 +134,80 @@ class Run:
         place(host, self.processes)
         return host
 
-    def _open(self, spec: JobSpec, host: BaseHost) -> TrainedJob | None:
-        events = self._events[spec.job]
+    def _join(self, ticket: Ticket, host: BaseHost) -> TrainedJob | None:
+        """A job that comes while others train; what is wrong with it is wrong for it alone."""
+        spec = JobSpec.read(JobPaths(Path(ticket.folder)).spec)
+        if spec.attempt != ticket.attempt:
+            return None  # taken back since
+        self._enter(spec)
+        return self._open(spec, host, first=False)
+
+    def _open(self, spec: JobSpec, host: BaseHost, *, first: bool) -> TrainedJob | None:
+        present = self._present[spec.job]
         try:
             self._check_base(spec)
-            job = TrainedJob.open(spec, host, events, device=self.processes.device)
+            job = TrainedJob.open(spec, host, present.events, device=self.processes.device)
             self.processes.same_everywhere(job.parameters)
-            events.write(
+            present.events.write(
                 "started",
                 processes=self.processes.world,
                 device=str(self.processes.device),
                 resumed_from=job.resumed_from,
                 steps=job.steps,
             )
-            events.flush()
+            present.events.flush()
         except Exception as error:
             # Several ranks go on only after what all of them meet: faults of recipe and data.
             if self.processes.world > 1 and not isinstance(error, PtqError):
                 raise
-            self._report_failure(spec, error)
+            self._report_failure(spec, error, alone=True)
             return None
+        present.job = job
+        self.company.admit(job, first=first)
         what = f"{job.recipe.method.type}, {job.method.length} virtual tokens"
         print(f"job {spec.job}: step {job.step} of {job.steps}, {what}", flush=True)
         return job
 
     def _check_base(self, spec: JobSpec) -> None:
         """The run's one base was loaded as the first job asks for it."""
-        first = self.specs[0]
+        first = self._first
         loaded = (first.base.fingerprint, first.base.kind, first.recipe["base"]["dtype"])
         wanted = (spec.base.fingerprint, spec.base.kind, spec.recipe["base"]["dtype"])
         if wanted != loaded:
             raise BadRecipe(f"this run has loaded another base ({loaded} instead of {wanted})", where="base")
 
-    def _on_failed(self, job: TrainedJob, error: Exception) -> None:
-        self._report_failure(job.spec, error)
+    def _on_left(self, job: TrainedJob, why: str) -> None:
+        if why == TIMEOUT:
+            self._report_failure(job.spec, JobFailed(Reason.TIMEOUT, "the time limit is over"), alone=True)
+            return
+        print(f"job {job.spec.job}: leaves at step {job.step} ({why})", flush=True)
+        self._leave(job.spec.job, "stopped", step=job.step, why=why)
 
     def _fail_all(self, error: Exception) -> None:
-        """An error that is no single job's: out of memory, a full disk, a fault of ours."""
-        for spec in self.specs:
-            if spec.job not in self.failed | self.succeeded:
-                self._report_failure(spec, error)
+        """An error that is no single job's: the base, a full disk, a fault of ours."""
+        for number in list(self._present):
+            self._report_failure(self._present[number].spec, error, alone=False)
 
-    def _report_failure(self, spec: JobSpec, error: Exception) -> None:
-        self.failed.add(spec.job)
+    def _report_failure(self, spec: JobSpec, error: Exception, *, alone: bool) -> None:
+        self.failed = True
         reason = reason_of(error)
         if reason is Reason.CRASHED:
             traceback.print_exception(error)
         message = str(error) or type(error).__name__
         print(f"job {spec.job} failed ({reason}): {message}", flush=True)
-        with _even_on_a_full_disk():
-            self._events[spec.job].write("failed", reason=str(reason), message=message)
-            self._events[spec.job].flush(sync=True)
+        self._leave(spec.job, "failed", reason=str(reason), message=message, alone=alone)
 
-    def _open_events(self, spec: JobSpec) -> Events:
+    def _enter(self, spec: JobSpec) -> None:
         path = JobPaths(Path(spec.folder)).events
-        return EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
+        events = EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
+        self._present[spec.job] = Present(spec, events)
+
+    def _leave(self, number: int, last_word: str, **fields: Any) -> None:
+        """The last event of this attempt; from here on nothing is written for the job."""
+        events = self._present.pop(number).events
+        with _even_on_a_full_disk():
+            events.write(last_word, **fields)
+            events.close()
 
 
 @contextmanager

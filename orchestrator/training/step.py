@@ -22,6 +22,20 @@ from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
 
 
+@dataclass
+class Pace:
+    """How many rows a forward of this rank takes: all of a pass, until memory runs out.
+
+    Then half as many, from that step on; fewer rows in a forward change no job's gradient.
+    """
+
+    rows: int | None = None
+
+    def halve(self, rows: int) -> None:
+        self.rows = -(-rows // 2)
+        print(f"out of memory with {rows} rows in a forward; from now on at most {self.rows}", flush=True)
+
+
 @dataclass(frozen=True)
 class Part:
     """What one pass of accumulation takes of a job's batch on this rank."""
@@ -29,6 +43,9 @@ class Part:
     examples: list[Example]
     positions: list[int]  #: of the examples in the job's whole batch
     weight: float  #: 0 where this rank has no row of its own left and only keeps the others company
+
+    def cut(self, start: int, stop: int) -> Part:
+        return Part(self.examples[start:stop], self.positions[start:stop], self.weight)
 
 
 @dataclass
@@ -41,18 +58,87 @@ class Work:
     units: int  #: of the whole batch, on all ranks
     tokens: int  #: real tokens of the whole batch
     loss: float = 0.0
+    unfit: bool = False  #: memory runs out with a single row of this job, here or on another rank
+
+    def restart(self) -> None:
+        self.loss, self.unfit = 0.0, False
+        for parameter in self.job.parameters:
+            parameter.grad = None
+
+
+Piece = tuple[Work, Part]
 
 
 def fused_step(
-    host: BaseHost, jobs: Sequence[TrainedJob], batches: Sequence[list[Example]], processes: Processes
+    host: BaseHost,
+    jobs: Sequence[TrainedJob],
+    batches: Sequence[list[Example]],
+    processes: Processes,
+    pace: Pace,
 ) -> list[Work]:
-    """Forward, backward and sum over ranks; each job's gradients are left in its parameters' `.grad`."""
+    """Forward, backward and sum over ranks; each job's gradients are left in its parameters' `.grad`.
+
+    When a rank runs out of memory, all ranks do the step again, that one with half the rows in a forward.
+    """
     work = [_work(job, batch, processes) for job, batch in zip(jobs, batches, strict=True)]
+    while True:
+        rows = _accumulate_all(host, work, processes, pace)
+        if not _sum_over_ranks(work, processes, out_of_memory=rows > 0):
+            return work
+        for w in work:
+            w.restart()
+        if processes.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if rows:
+            pace.halve(rows)
+
+
+def _accumulate_all(host: BaseHost, work: Sequence[Work], processes: Processes, pace: Pace) -> int:
+    """All forwards and backwards of this rank; the rows of the forward that ran out of memory, or 0."""
     for together in _groups(work):
         for part in range(max(len(w.parts) for w in together)):
-            _accumulate(host, [w for w in together if part < len(w.parts)], part, processes)
-    _sum_over_ranks(work, processes)
-    return work
+            pieces = [(w, w.parts[part]) for w in together if part < len(w.parts)]
+            for number, chunk in enumerate(_chunks(pieces, pace.rows)):
+                fit = [(w, piece) for w, piece in chunk if not w.unfit]
+                if not fit or _fits(host, fit, (part, number), processes):
+                    continue
+                rows = sum(len(piece.examples) for _, piece in fit)
+                if rows > 1:
+                    return rows
+                fit[0][0].unfit = True
+    return 0
+
+
+def _fits(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], processes: Processes) -> bool:
+    """One forward and backward; False when memory ran out (the error is let go of here: it holds what was taken)."""
+    try:
+        _accumulate(host, chunk, which, processes)
+    except torch.OutOfMemoryError:
+        # With ZeRO-3 the other ranks wait for this one in the middle of a forward: there is no agreeing with them.
+        if processes.zero == 3 and processes.world > 1:
+            raise
+        return False
+    return True
+
+
+def _chunks(pieces: Sequence[Piece], most: int | None) -> list[list[Piece]]:
+    """The rows of `pieces`, in their order, in as few and as equal lots as `most` rows in each allow."""
+    total = sum(len(part.examples) for _, part in pieces)
+    if most is None or total <= most:
+        return [list(pieces)]
+    size = -(-total // -(-total // most))
+    chunks: list[list[Piece]] = [[]]
+    room = size
+    for w, part in pieces:
+        start = 0
+        while start < len(part.examples):
+            if room == 0:
+                chunks.append([])
+                room = size
+            taken = part.cut(start, start + room)
+            chunks[-1].append((w, taken))
+            start, room = start + len(taken.examples), room - len(taken.examples)
+    return chunks
 
 
 def _work(job: TrainedJob, batch: list[Example], processes: Processes) -> Work:
@@ -81,60 +167,66 @@ def _groups(work: Sequence[Work]) -> list[list[Work]]:
     return [plain, *alone] if plain else alone
 
 
-def _accumulate(host: BaseHost, work: Sequence[Work], part: int, processes: Processes) -> None:
+def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], processes: Processes) -> None:
     device = processes.device
     prompts: list[Prompt] = []
     rows: list[Row] = []
     firsts: list[int] = []
-    for number, w in enumerate(work):
+    for number, (w, part) in enumerate(chunk):
         with w.job.randomness(FOR_PROMPT, device):
             prompts.append(w.job.method.prompt())
         firsts.append(len(rows))
-        rows += [replace(example.row, prompt=number) for example in w.parts[part].examples]
+        rows += [replace(example.row, prompt=number) for example in part.examples]
     batch = RowBatch.collate(rows, pad_id=host.pad_id).to(device)
-    with _base_mode(host, work[0].job, part, processes):
-        output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w in work))
+    with _base_mode(host, chunk[0][0].job, which, processes):
+        output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
     total = torch.zeros((), device=device)
-    for w, first in zip(work, firsts, strict=True):
-        mine = w.parts[part]
+    losses = []
+    for (w, part), first in zip(chunk, firsts, strict=True):
         with w.job.randomness(FOR_HEAD, device):
-            share = Share.of(output, first, mine.positions, w.batch)
-            loss = w.job.objective.loss_sum(share, mine.examples, w.job.head)
-        loss = loss * (mine.weight / w.units)
-        w.loss += loss.item()
+            share = Share.of(output, first, part.positions, w.batch)
+            loss = w.job.objective.loss_sum(share, part.examples, w.job.head)
+        loss = loss * (part.weight / w.units)
+        losses.append(loss.item())
         total = total + loss
     total.backward()
+    for (w, _), value in zip(chunk, losses, strict=True):
+        w.loss += value
 
 
 @contextmanager
-def _base_mode(host: BaseHost, job: TrainedJob, part: int, processes: Processes) -> Iterator[None]:
+def _base_mode(host: BaseHost, job: TrainedJob, which: tuple[int, int], processes: Processes) -> Iterator[None]:
     """The base's own dropout, off unless the job asks for it; every pass and rank draws for itself."""
     if not job.recipe.train.base_dropout:
         yield
         return
+    part, chunk = which
     host.set_dropout(True)
     try:
-        with job.randomness(FOR_BASE, processes.device, part, processes.rank):
+        with job.randomness(FOR_BASE, processes.device, part, processes.rank, *([chunk] if chunk else [])):
             yield
     finally:
         host.set_dropout(False)
 
 
-def _sum_over_ranks(work: Sequence[Work], processes: Processes) -> None:
-    """All jobs' gradients and losses in one flat buffer, one all-reduce."""
+def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, out_of_memory: bool) -> bool:
+    """All jobs' gradients and losses in one flat buffer, one all-reduce; whether a rank ran out of memory."""
     parameters = [p for w in work for p in w.job.parameters]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if processes.world == 1:
-        return
-    losses = torch.tensor([w.loss for w in work], device=processes.device, dtype=torch.float64)
-    flat = torch.cat([p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None] + [losses])
+        return out_of_memory
+    told = [float(out_of_memory), *(float(w.unfit) for w in work), *(w.loss for w in work)]
+    tail = torch.tensor(told, device=processes.device, dtype=torch.float64)
+    flat = torch.cat([p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None] + [tail])
     processes.sum_(flat)
     at = 0
     for parameter in parameters:
         assert parameter.grad is not None
         parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
         at += parameter.numel()
-    for w, loss in zip(work, flat[at:].tolist(), strict=True):
-        w.loss = loss
+    failures, *rest = flat[at:].tolist()
+    for number, w in enumerate(work):
+        w.unfit, w.loss = rest[number] > 0, rest[len(work) + number]
+    return bool(failures)

@@ -22,15 +22,17 @@ class StopFlag:
         self.asked = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
-    def check(self) -> None:
-        """Raise StopRequested on all ranks when any of them was asked. All ranks must call it equally often."""
-        if self._processes.world == 1:
-            asked = self.asked
-        else:
-            flag = torch.tensor([float(self.asked)], device=self._processes.device)
-            asked = float(self._processes.sum_(flag)) > 0
-        if asked:
+    def check(self, note: int = 0) -> int:
+        """Raise StopRequested on all ranks when any of them was asked; else the first rank's `note`, on all ranks.
+
+        All ranks must call it equally often. The note travels with the wish: one all-reduce of two numbers.
+        """
+        mine = [float(self.asked), float(note if self._processes.first else 0)]
+        if self._processes.world > 1:
+            mine = self._processes.sum_(torch.tensor(mine, device=self._processes.device)).tolist()
+        if mine[0] > 0:
             raise StopRequested
+        return int(mine[1])
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

@@ -260,7 +260,7 @@ def test_the_time_limit_then_retry_goes_on_from_the_checkpoint(box: Box) -> None
 
 
 def test_cancel_a_live_job_and_a_queued_one(box: Box) -> None:
-    live, queued = add_jobs(box.registry, 2)
+    live, queued = add_jobs(box.registry, 2, steps=1000, fuse="never")
     worker = box.worker(slots=1)
     job = box.until(live, step=3)
     worker.kill()  # cancelling works without a worker
@@ -329,7 +329,7 @@ def test_gangs_dependencies_and_what_can_never_run(box: Box) -> None:
 
 
 def test_one_worker_per_home_and_it_leaves_without_its_runs(box: Box) -> None:
-    [job_id] = add_jobs(box.registry, steps=120)
+    [job_id] = add_jobs(box.registry, steps=400)
     first = box.worker()
     job = box.until(job_id, step=3)
     second = box.worker()
@@ -341,7 +341,7 @@ def test_one_worker_per_home_and_it_leaves_without_its_runs(box: Box) -> None:
     assert first.returncode == 0
     assert processes.alive(box.supervisor(job)["pid"], box.supervisor(job)["started"])
     box.work_until_idle()
-    assert (box.job(job_id).result, box.job(job_id).step, box.job(job_id).attempt) == (JobResult.SUCCEEDED, 120, 1)
+    assert (box.job(job_id).result, box.job(job_id).step, box.job(job_id).attempt) == (JobResult.SUCCEEDED, 400, 1)
 
 
 def test_a_job_whose_folder_cannot_be_written_does_not_stop_the_queue(box: Box) -> None:

@@ -77,7 +77,7 @@ def test_text_of_rows_may_hold_anything(tmp_path: Path) -> None:
     texts = ["总体 🙂", "a\nb\r\u2028c\x85d", '"\\', "half \ud83d"]
     with EventWriter(path, 1) as events:
         for text in texts:
-            events.write("failed", reason="crashed", message=text)
+            events.write("failed", reason="crashed", message=text, alone=False)
     found = [event["message"] for event in read_events(path)[0]]
     assert found[:3] == texts[:3]
     assert found[3] == "half ?"

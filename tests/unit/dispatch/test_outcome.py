@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.dispatch.outcome import Report, Tries, judge, lost, report
+from orchestrator.dispatch.outcome import Report, Tries, after, in_company, judge, lost, report, verdict
 from orchestrator.states import JobResult, Reason
 
 LOG_OF_TORCHRUN = """
@@ -85,3 +85,46 @@ def test_only_this_attempts_words_count() -> None:
     assert report(events, 2) == Report(artifact="/jobs/1/artifact-2")
     assert report(events, 1).failed is not None
     assert report(events, 3) == Report()
+
+
+FAILED_ALONE = Report(failed={"reason": "crashed", "message": "", "alone": True})
+
+
+@pytest.mark.parametrize(
+    ("told", "faults", "cancelled", "expected"),
+    [
+        (WHOLE, (), True, (JobResult.SUCCEEDED, None)),
+        (WHOLE, ("x: missing",), False, (JobResult.FAILED, Reason.INCOMPLETE_ARTIFACT)),
+        (FAILED_ALONE, (), False, (JobResult.FAILED, Reason.CRASHED)),
+        (FAILED_ALONE, (), True, (JobResult.CANCELLED, Reason.CANCELLED_BY_USER)),
+        (Report(failed={"reason": "nan_loss", "alone": True}), (), False, (JobResult.FAILED, Reason.NAN_LOSS)),
+        (Report(stopped=True, why="cancel"), (), True, (JobResult.CANCELLED, Reason.CANCELLED_BY_USER)),
+        (Report(stopped=True, why="preempt"), (), False, (None, Reason.PREEMPTED)),
+        # What ended the whole program is said of every job; only its exit record tells what it was.
+        (Report(failed={"reason": "crashed", "alone": False}), (), False, None),
+        (Report(failed={"reason": "crashed"}), (), False, None),
+        (Report(stopped=True, why="asked"), (), False, None),
+        (Report(), (), True, None),
+    ],
+)
+def test_a_job_that_has_left_its_run_needs_no_exit_record(
+    told: Report, faults: tuple[str, ...], cancelled: bool, expected: tuple[JobResult | None, Reason | None] | None
+) -> None:
+    found = verdict(told, faults, cancelled=cancelled, tries=Tries(1, 3))
+    assert (None if found is None else (found.result, found.reason)) == expected
+
+
+@pytest.mark.parametrize("reason", [Reason.CRASHED, Reason.CUDA_OOM, Reason.PROCESS_KILLED])
+def test_a_crash_in_company_may_be_anybodys(reason: Reason) -> None:
+    crashed = after(reason, "x", Tries(1, 3))
+    assert in_company(crashed, [], Tries(1, 3)) == crashed
+    shared = in_company(crashed, [4, 5], Tries(1, 3))
+    assert (shared.result, shared.reason, shared.counted, shared.crashed_with) == (None, reason, True, (4, 5))
+    assert "jobs 4, 5" in (shared.message or "")
+    assert not in_company(crashed, [4], Tries(3, 3)).counted  # its last try is not spent on a neighbour's fault
+
+
+@pytest.mark.parametrize("reason", [Reason.NAN_LOSS, Reason.BASE_CHANGED, Reason.TIMEOUT])
+def test_what_is_no_crash_is_the_same_in_company(reason: Reason) -> None:
+    ending = after(reason, "x", Tries(1, 3))
+    assert in_company(ending, [4], Tries(1, 3)) == ending

@@ -8,18 +8,19 @@ import stat
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from queue_helpers import wait_until
 
-from orchestrator.dispatch import processes
+from orchestrator.dispatch import processes, supervisor
 from orchestrator.dispatch.reconcile import request_stop
 from orchestrator.dispatch.start import spawn_supervisor
 from orchestrator.dispatch.supervisor import give_up
-from orchestrator.jobspec import RunSpec
-from orchestrator.paths import RunPaths, read_json
+from orchestrator.jobspec import RunSpec, Ticket
+from orchestrator.paths import RunPaths, read_json, write_json
 
 
 class Case:
@@ -219,3 +220,28 @@ def test_a_zombie_is_dead() -> None:
     assert not processes.alive(pid, processes.start_time(pid))
     os.waitpid(pid, 0)
     assert processes.look(pid) is None
+
+
+def test_the_runs_time_is_that_of_its_longest_job_and_none_when_one_has_no_limit(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    spec = RunSpec(1, "t", [], 1, "cpu", [], None, grace_seconds=5, time_limit_seconds=10, fuse_key="k")
+    limit = supervisor.TimeLimit(case.paths, spec)
+    case.paths.joined.mkdir()
+
+    def joins(job: int, seconds: float | None) -> None:
+        write_json(case.paths.joined / f"{job}-1.json", asdict(Ticket(job, 1, "/jobs/1", seconds)))
+
+    def over_at(*times: float) -> list[bool]:
+        return [(now.__setitem__(0, at), limit.over())[1] for at in times]
+
+    assert over_at(114.9, 115.1) == [False, True]
+    now[0] = 110.0
+    joins(2, 20.0)
+    assert over_at(110.0, 134.9, 135.1) == [False, False, True]
+    joins(3, 1.0)  # shorter than what is left: nothing changes
+    assert over_at(110.0, 134.9, 141.2) == [False, False, True]
+    joins(4, None)
+    assert over_at(10_000.0) == [False]

@@ -1,0 +1,229 @@
+"""Which jobs may share a run, and what the scheduler makes of it."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from queue_helpers import BASE, recipe
+
+from orchestrator.dispatch.fusing import (
+    FROZEN_BASE_METHODS,
+    Limits,
+    default_limits,
+    fuse_key,
+    steps_left,
+    suspect,
+    tokens_a_step,
+)
+from orchestrator.dispatch.scheduler import Host, Slot, schedule
+from orchestrator.recipe.methods import Method
+from orchestrator.registry.jobs import Submitted, Waiting
+from orchestrator.states import JobResult
+
+LIMITS = Limits(jobs=4, tokens=1000, fill=300)
+
+
+def submitted(user: str = "ada", base: dict[str, Any] | None = None, **changes: Any) -> Submitted:
+    made = recipe()
+    for key, value in changes.items():
+        part, _, name = key.partition("__")
+        made[part] = {**made[part], name: value}
+    return Submitted(user, made, {**BASE, **(base or {})})
+
+
+def key(*args: Any, **changes: Any) -> str | None:
+    return fuse_key(submitted(*args, **changes), device="cpu")
+
+
+def test_what_is_a_jobs_own_does_not_matter() -> None:
+    own = {"method__type": "prefix-tuning", "method__length": 9, "train__lr": 1.0, "train__steps": 7}
+    own |= {"train__batch_size": 3, "train__accumulation": 4, "train__seeds": [8], "resources__priority": "high"}
+    own |= {"resources__time_limit": 9.0, "task__input": "{other}"}
+    assert key(**own) == key() == key("bob")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base": {"fingerprint": "sha256:" + "1" * 64}},
+        {"base": {"revision": "other"}},
+        {"base": {"path": "/elsewhere"}},  # another tokenizer may lie there
+        {"base__dtype": "bf16"},
+        {"base__trust_remote_code": True},
+        {"resources__zero": 3},
+        {"resources__gpus": 2},
+        {"resources__fuse": "user"},
+    ],
+)
+def test_what_a_run_fixes_for_all_its_jobs_does(change: dict[str, Any]) -> None:
+    assert key(**change) not in {None, key()}
+    assert fuse_key(submitted(), device="cuda") != key()
+
+
+def test_who_is_alone_and_who_shares_with_himself_only() -> None:
+    assert key(resources__fuse="never") is None
+    assert key(train__base_dropout=True) is None
+    assert key(method__type="fine-tuning") is None
+    assert (
+        key("ada", resources__fuse="user") == key("ada", resources__fuse="user") != key("bob", resources__fuse="user")
+    )
+
+
+def test_every_method_has_been_thought_about() -> None:
+    """A new method is alone until somebody has decided that it leaves the base as it is."""
+    classes = typing.get_args(typing.get_args(Method)[0])
+    names = {typing.get_args(one.model_fields["type"].annotation)[0] for one in classes}
+    assert names >= FROZEN_BASE_METHODS
+    assert {name for name in names if fuse_key(submitted(method__type=name), device="cpu") is None} == (
+        names - FROZEN_BASE_METHODS
+    )
+
+
+def test_estimates() -> None:
+    assert tokens_a_step(submitted(train__batch_size=8).recipe) == 8 * (2 + 256 + 64)
+    assert tokens_a_step(submitted(train__batch_size=8, train__accumulation=3).recipe) == 3 * (2 + 256 + 64)
+    assert tokens_a_step(submitted(train__batch_size=1, task__max_input_tokens=10).recipe) == 2 + 10 + 64
+    assert steps_left(submitted(train__steps=9).recipe, 4) == 5
+    assert steps_left(submitted(train__steps=None, train__epochs=2).recipe, 4) is None
+
+
+@pytest.mark.parametrize(
+    ("crashes", "counted", "most", "expected"),
+    [(0, 0, 1, False), (0, 2, 3, False), (1, 1, 3, False), (2, 2, 9, True), (1, 1, 2, True), (1, 0, 1, True)],
+)
+def test_a_job_that_two_runs_went_down_with_is_tried_alone_and_so_is_the_last_try_after_one(
+    crashes: int, counted: int, most: int, expected: bool
+) -> None:
+    job = Waiting(1, 1, 50, 1, counted_attempts=counted, max_attempts=most)
+    assert suspect(job, crashes) is expected
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Slot], dict[str, int | None], list[Host]]:
+    keys = st.sampled_from([None, "a", "b"])
+    waiting = [
+        Waiting(
+            number, 0, draw(st.sampled_from([0, 50])), draw(st.integers(1, 3)),
+            key=draw(keys), tokens=draw(st.sampled_from([50, 200, 600, 2000])),
+            steps=draw(st.none() | st.integers(1, 9)),
+        )
+        for number in range(draw(st.integers(0, 8)))
+    ]  # fmt: skip
+    hosts, slots, held = [], [], {}
+    for number in range(draw(st.integers(0, 3))):
+        count = draw(st.integers(0, 4))
+        live = tuple(range(100 * (number + 1), 100 * (number + 1) + count))
+        tokens = 200 * count
+        hosts.append(Host(number, (f"s{number}",), live, draw(keys), tokens, draw(st.integers(0, 9)), LIMITS))
+        slots.append(Slot(f"s{number}"))
+        held[f"s{number}"] = live[0] if live else None
+    slots += [Slot(f"free{number}") for number in range(draw(st.integers(0, 2)))]
+    return waiting, slots, dict(held), hosts
+
+
+@given(situations())
+def test_no_run_is_overfull_and_nobody_shares_with_a_stranger(situation: tuple) -> None:
+    waiting, slots, held, hosts = situation
+    plan = schedule(waiting, slots, held, {}, hosts, LIMITS)
+    seen = {job.id: job for job in waiting}
+    groups = [
+        (host.key, len(host.jobs), host.tokens, [seen[j] for j, r in plan.joins.items() if r == host.run])
+        for host in hosts
+    ]
+    groups += [
+        (seen[leader].key, 1, seen[leader].tokens, [seen[j] for j, other in plan.companions.items() if other == leader])
+        for leader in plan.placements
+    ]
+    for shared, count, tokens, joiners in groups:
+        assert {job.key for job in joiners} <= {shared} - {None}
+        if joiners and count + len(joiners) > 1:
+            assert count + len(joiners) <= LIMITS.jobs
+            assert tokens + sum(job.tokens for job in joiners) <= LIMITS.tokens
+
+
+@given(situations())
+def test_every_job_starts_one_way_or_is_told_why_not(situation: tuple) -> None:
+    waiting, slots, held, hosts = situation
+    plan = schedule(waiting, slots, held, {}, hosts, LIMITS)
+    ways = [set(plan.placements), set(plan.joins), set(plan.companions), set(plan.reasons)]
+    assert sum(map(len, ways)) == len(set().union(*ways)) == len(waiting)
+    given_away = [name for names in plan.placements.values() for name in names]
+    assert len(given_away) == len(set(given_away))
+    assert not set(given_away) & set(held)
+
+
+@given(situations())
+def test_sharing_never_makes_the_first_in_line_wait_longer_in_steps(situation: tuple) -> None:
+    waiting, slots, held, hosts = situation
+    plan = schedule(waiting, slots, held, {}, hosts, LIMITS)
+    line = sorted(waiting, key=lambda job: (-job.priority, job.id))
+    blocked = next((job for job in line if "free" in plan.reasons.get(job.id, "")), None)
+    if blocked is None:
+        return
+    assert not set(plan.placements) & {job.id for job in line[line.index(blocked) :]}
+    for host in hosts:
+        joiners = [job for job in line if plan.joins.get(job.id) == host.run]
+        ahead = [job for job in joiners if line.index(job) < line.index(blocked)]
+        longest = max([host.steps, *(job.steps or 0 for job in ahead)])
+        for job in set(joiners) - set(ahead):
+            assert job.steps is not None
+            assert job.steps <= longest
+
+
+def waiting(number: int, **more: Any) -> Waiting:
+    return Waiting(number, 0, 50, **{"slots": 1, "key": "k", "tokens": 100, "steps": 10, **more})
+
+
+FREE = [Slot("gpu:a"), Slot("gpu:b")]
+
+
+def test_waiting_jobs_of_one_base_start_together_until_it_pays_to_take_another_slot() -> None:
+    plan = schedule([waiting(n) for n in range(1, 7)], FREE, {}, {}, (), LIMITS)
+    assert plan.placements == {1: ("gpu:a",), 4: ("gpu:b",)}
+    assert plan.companions == {2: 1, 3: 1, 5: 4, 6: 4}
+
+
+def test_on_a_cpu_free_slots_come_first_and_then_all_share_alike() -> None:
+    plan = schedule([waiting(n) for n in range(1, 5)], FREE, {}, {}, (), default_limits("cpu"))
+    assert plan.placements == {1: ("gpu:a",), 2: ("gpu:b",)}
+    assert plan.companions == {3: 1, 4: 2}
+
+
+def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> None:
+    host = Host(7, ("gpu:a",), (3, 5), "k", 800, 0, LIMITS)
+    plan = schedule([waiting(8), waiting(9), waiting(10)], FREE[:1], {"gpu:a": 3}, {}, [host])
+    assert plan.joins == {8: 7, 9: 7}
+    assert plan.reasons[10] == "needs 1 slot, 0 free, jobs 3, 5 hold 1, run 7 on its base is full"
+
+
+def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> None:
+    warm = Host(7, ("gpu:a",), (), "k", 0, 0, LIMITS)
+    assert schedule([waiting(8)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
+    assert schedule([waiting(8, tokens=99_999)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
+    plan = schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [warm])
+    assert (plan.leave, plan.reasons[8]) == ([7], "needs 1 slot, 0 free, run 7 (ending) holds 1")
+    assert schedule([waiting(8, key="other")], FREE, {"gpu:a": 3}, {}, [warm]).leave == []
+    busy = replace(warm, jobs=(3,))
+    assert schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [busy]).leave == []
+
+
+def test_who_is_behind_joins_only_what_goes_on_anyway() -> None:
+    host = Host(7, ("gpu:a",), (3,), "k", 100, 50, LIMITS)
+    line = [waiting(1, slots=2, key=None), waiting(2, steps=50), waiting(4, steps=51), waiting(5, steps=None)]
+    plan = schedule(line, FREE, {"gpu:a": 3}, {}, [host])
+    assert plan.joins == {2: 7}
+    assert plan.reasons[4] == "waits behind job 1, which needs 2 slots"
+    assert plan.reasons[5] == "waits behind job 1, which needs 2 slots"
+
+
+def test_dependencies_come_first() -> None:
+    host = Host(7, ("gpu:a",), (3,), "k", 100, 50, LIMITS)
+    line = [waiting(8, after=(3,)), waiting(9, after=(4,))]
+    plan = schedule(line, FREE, {"gpu:a": 3}, {3: None, 4: JobResult.FAILED}, [host])
+    assert plan.joins == {}
+    assert plan.reasons == {8: "waits for job 3", 9: "job 4 did not succeed"}
