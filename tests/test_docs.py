@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer.main
 import yaml
@@ -30,7 +31,7 @@ README, TUTORIAL = REPOSITORY / "README.md", REPOSITORY / "docs" / "tutorial.md"
 #: They set up a machine; everything else in a console block is run.
 NOT_RUN = ("source ", "make ", "pip ")
 #: What makes minutes of training seconds.
-FEW_STEPS = " --set train.steps=4 --set train.eval_every=4 --set train.warmup=0"
+FEW_STEPS = " --set train.steps=4 --set train.batch_size=4 --set train.eval_every=4 --set train.warmup=0"
 
 
 def named(path: Path) -> str:
@@ -139,11 +140,17 @@ def run(command: str, folder: Path) -> tuple[int, str]:
         "OMP_NUM_THREADS": "1",
         "PTQ_USER": "ann",
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-c", command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=280,
+        stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    return done.returncode, done.stdout
+    try:
+        output, _ = process.communicate(timeout=600)
+    except BaseException:
+        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+            child.kill()
+        raise
+    return process.returncode, output
 
 
 def follow(command: str, shown: list[str], folder: Path) -> None:
