@@ -14,6 +14,7 @@ from tests.benchmarks.report import REPOSITORY, ptq, real_data, write_page
 from tests.benchmarks.results_of import train
 
 METHODS = ("prompt-tuning", "prefix-tuning", "p-tuning")
+MARGIN = 10.0  # BLEU above the untuned base
 FILES = {"train": "src1_train.lines00001-20000.txt", "validation": "src1_valid.txt", "test": "src1_test.txt"}
 
 
@@ -69,7 +70,7 @@ The first validation input, `{first["input"]}`:
 """
     columns = ["method", "n", "steps", "BLEU, untuned", "BLEU", "ROUGE-L, untuned", "ROUGE-L", "KiB", "seconds"]
     write_page("e2e", "E2E on a small decoder", "make proof-e2e", text, columns, rows)
-    return 0 if all(r["metrics"]["test"]["bleu"] > 2 * r["baseline"]["test"]["bleu"] for r in results) else 1
+    return 0 if all(r["metrics"]["test"]["bleu"] > r["baseline"]["test"]["bleu"] + MARGIN for r in results) else 1
 
 
 if __name__ == "__main__":
