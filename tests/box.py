@@ -112,11 +112,11 @@ class Box:
         """Those that run a module of ours themselves (not the launcher, which only names it)."""
         return [p for p in self.processes() if runs_module(p, module)]
 
-    def kill(self, module: str) -> None:
-        """kill -9."""
+    def kill(self, module: str, *, most: int | None = None) -> None:
+        """kill -9 of all who run the module, or of the first `most`."""
         found = self.processes_of(module)
         assert found, f"nobody runs {module}"
-        for process in found:
+        for process in found[:most]:
             os.kill(process.pid, signal.SIGKILL)
 
 

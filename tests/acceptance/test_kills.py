@@ -56,3 +56,31 @@ def test_every_kill_ends_in_the_same_artifact(box: Box) -> None:
         assert series(box.home, job) == expected, victim
         assert (box.artifact(job) / "prompt.safetensors").read_bytes() == prompt, victim
     assert not box.processes()
+
+
+def test_one_killed_rank_of_two_ends_in_the_same_artifact(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    box = Box.made(tmp_path / "home")
+    try:
+        resources = {"gpus": 2, "fuse": "never"}
+        recipe = box.recipe("ranks", task=TASK, train=TRAIN, method=METHOD, resources=resources)
+        killed, undisturbed = 1, 2
+        box.ok("submit", recipe)
+        worker = box.start("worker", "--cpu-slots", "2", "--until-idle")
+        box.until_step(killed, 250)
+        box.kill("orchestrator.training.run", most=1)
+        assert worker.wait(timeout=250) == 0
+        box.ok("submit", recipe)
+        box.work(slots=2)
+        assert [(box.job(job)["result"], box.job(job)["attempt"]) for job in (killed, undisturbed)] == [
+            ("succeeded", 2),
+            ("succeeded", 1),
+        ]
+        expected = series(box.home, undisturbed)
+        assert [step for step, _ in expected] == list(range(1, STEPS + 1))
+        assert series(box.home, killed) == expected
+        prompts = [(box.artifact(job) / "prompt.safetensors").read_bytes() for job in (killed, undisturbed)]
+        assert prompts[0] == prompts[1]
+        assert not box.processes()
+    finally:
+        box.close()
