@@ -48,7 +48,7 @@ def list_artifacts(json: Json = False) -> None:
         [
             [
                 artifact.ref,
-                artifact.job_id,
+                artifact.job_id or "",
                 artifact.job_name,
                 artifact.method,
                 _part(artifact, "base", "id"),
@@ -74,7 +74,9 @@ def show(ref: Ref, json: Json = False) -> None:
     summary = artifact.summary
     for key, value in {
         "artifact": artifact.ref,
-        "job": f"{artifact.job_id} ({artifact.job_name}), attempt {artifact.attempt}",
+        "name": artifact.job_name,
+        "job": f"{artifact.job_id}, attempt {artifact.attempt}" if artifact.job_id else "",
+        "imported": _imported(artifact),
         "method": artifact.method,
         "task": summary.get("task", ""),
         "length": summary.get("length", ""),
@@ -156,6 +158,11 @@ def _part(artifact: Artifact, *keys: str) -> str:
     for key in keys:
         value = value.get(key, "") if isinstance(value, dict) else ""
     return str(value)
+
+
+def _imported(artifact: Artifact) -> str:
+    origin = artifact.origin
+    return f"from {origin['source']} ({origin['format']}) by {origin['user']}" if origin else ""
 
 
 def _dataset(artifact: Artifact) -> str:

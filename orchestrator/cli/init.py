@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -27,14 +28,19 @@ def init(
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    before = engine.migrate(settings)[0] if migrate else None
+    migrated = engine.migrate(settings, now=time.time()) if migrate else None
+    before, backup = (migrated.before, migrated.backup) if migrated else (None, None)
     registry = engine.Registry.open(settings, create=True)
     made = registry.create()
     if json:
-        print_json({"home": str(settings.home), "registry": registry.where, "schema": HEAD, "made": made})
+        print_json(
+            {"home": str(settings.home), "registry": registry.where, "schema": HEAD, "made": made}
+            | {"backup": None if backup is None else str(backup)}
+        )
     elif made:
         say(f"{registry.where}: made")
     elif before in (None, HEAD):
         say(f"{registry.where}: was there already")
     else:
         say(f"{registry.where}: brought from schema {before} to {HEAD}")
+        say(f"  as it was before: {backup}")

@@ -22,6 +22,7 @@ from orchestrator.paths import read_json
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
+    from orchestrator.registry.artifacts import Artifact
     from orchestrator.registry.engine import Registry
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -63,7 +64,7 @@ def predict(
     if not rows:
         where = "standard input" if input == "-" else input
         raise BadData("there are no rows to predict", where=where, hint="one row a line")
-    spec = {"artifact": str(found.path), "base": _base_folder(registry, found.job_id)}
+    spec = {"artifact": str(found.path), "base": _base_folder(registry, found)}
     _refuse_unwritable(output)
     with ExitStack() as stack:
         target = stack.enter_context(NamedTemporaryFile("w+", encoding="utf-8")) if output else sys.stdout
@@ -171,11 +172,14 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines()) + "\n"
 
 
-def _base_folder(registry: Registry, job_id: int) -> str:
+def _base_folder(registry: Registry, artifact: Artifact) -> str:
+    from orchestrator.registry.bases import base_folder
     from orchestrator.registry.jobs import get_job
 
+    if artifact.job_id is None:
+        return str(base_folder(registry, artifact.summary["base"]))
     with registry.read() as connection:
-        folder = str(get_job(connection, job_id).base["path"])
+        folder = str(get_job(connection, artifact.job_id).base["path"])
     if not Path(folder).is_dir():
         raise BadInput(
             "the base that this artifact was trained on is not there any more",

@@ -26,8 +26,8 @@ _BULK = ("recipe", "samples")
 @dataclass(frozen=True)
 class Artifact:
     id: int
-    job_id: int
-    job_name: str
+    job_id: int | None  #: None: imported
+    job_name: str  #: or the name under which it was imported
     attempt: int
     digest: str
     method: str
@@ -35,6 +35,7 @@ class Artifact:
     bytes: int
     path: Path
     created_at: float
+    origin: dict[str, Any] | None = None  #: of an imported one: {format, source, user, …}
 
     @property
     def ref(self) -> str:
@@ -132,7 +133,7 @@ def verify(artifact: Artifact) -> list[str]:
     return faults
 
 
-_QUERY = sa.select(artifacts, jobs.c.name.label("job_name")).join(jobs)
+_QUERY = sa.select(artifacts, jobs.c.name.label("job_name")).outerjoin(jobs)
 
 
 def _condition(ref: str) -> sa.ColumnElement[bool]:
@@ -157,7 +158,7 @@ def _artifact(row: RowMapping, paths: HomePaths) -> Artifact:
     return Artifact(
         id=row["id"],
         job_id=row["job_id"],
-        job_name=row["job_name"],
+        job_name=row["job_name"] or str(row["summary"].get("name") or "imported"),
         attempt=row["attempt"],
         digest=row["digest"],
         method=row["method"],
@@ -165,4 +166,5 @@ def _artifact(row: RowMapping, paths: HomePaths) -> Artifact:
         bytes=row["bytes"],
         path=paths.artifact(row["digest"]),
         created_at=row["created_at"],
+        origin=row["origin"],
     )

@@ -5,6 +5,7 @@ A registered base stays where it is; the registry keeps its fingerprint, and not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,25 @@ def list_bases(registry: Registry) -> list[Base]:
     with registry.read() as connection:
         rows = connection.execute(sa.select(bases).order_by(bases.c.name)).mappings().all()
     return [_base(row) for row in rows]
+
+
+def base_folder(registry: Registry, spec: Mapping[str, Any]) -> Path:
+    """Where the weights lie that an artifact was made on: the base it names, else any with the same fingerprint.
+
+    `spec` is what its `artifact.json` says of its base. Raises NotFound.
+    """
+    known = list_bases(registry)
+    same = [base for base in known if base.fingerprint == spec["fingerprint"] and base.path.is_dir()]
+    named = [base for base in same if base.name == spec["id"]]
+    if same:
+        return (named or same)[0].path
+    where = Path(str(spec["id"])).expanduser()
+    if (where / "config.json").is_file():
+        return where
+    raise NotFound(
+        f"the base {spec['id']!r} that this artifact was made on is not registered here",
+        hint=f"register a folder with the same weights ({str(spec['fingerprint'])[:19]}…): `ptq base add NAME PATH`",
+    )
 
 
 def resolve_base(registry: Registry, model: str, revision: str | None = None, *, offline: bool) -> ResolvedBase:

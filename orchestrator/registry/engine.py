@@ -9,8 +9,11 @@ Above this folder nobody knows which database it is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, exc
@@ -100,6 +103,17 @@ class Registry:
             raise RegistryUnusable("the registry was made and is gone again", where=self.where)
         return made
 
+    def snapshot(self, target: Path) -> None:
+        """Copy the database into a new file while others go on reading and writing. Raises RegistryUnusable."""
+        if not sqlite.is_sqlite(self._engine.url):
+            raise RegistryUnusable(
+                "this database is not a file", where=self.where, hint="use its own backup, for example `pg_dump`"
+            )
+        if not self.exists():
+            raise NotFound("there is no registry here", where=self.where, hint=NO_REGISTRY)
+        with self._translated():
+            sqlite.copy_file(sqlite.file_of(self._engine.url), target)
+
     def close(self) -> None:
         """Give the connections back. The registry may be used again afterwards."""
         self._engine.dispose()
@@ -146,25 +160,44 @@ class Registry:
             raise _unusable(str(error.orig), self.where) from error
 
 
-def migrate(settings: Settings) -> tuple[str, str]:
-    """Bring an older registry up to date; returns (schema before, schema now). Raises NotFound and RegistryUnusable."""
+@dataclass(frozen=True)
+class Migrated:
+    before: str  #: schema
+    backup: Path | None  #: the registry as it was; None when nothing had to be changed, or it is no file
+
+
+def migrate(settings: Settings, *, now: float) -> Migrated:
+    """Bring an older registry up to date, after a copy of it was put beside it. Raises NotFound and RegistryUnusable.
+
+    Killed at any moment it leaves the old schema or the new one: the change is one transaction.
+    """
     engine = _engine(settings, BUSY_SECONDS)
     registry = Registry(settings, engine, create=False)
     if sqlite.is_sqlite(engine.url) and not sqlite.file_of(engine.url).exists():
         raise NotFound("there is no registry here", where=registry.where, hint=NO_REGISTRY)
     from orchestrator.registry.migrate import upgrade
 
+    backup = None
     try:
         with registry._translated(), engine.connect() as plain:
             connection = plain.execution_options(**{sqlite.WRITE_OPTION: True})
-            with connection.begin():
-                before = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-                if before in REVISIONS:
+            with connection.begin():  # holds the write lock: the copy is the very state that is migrated
+                before = str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
+                if before in REVISIONS and before != HEAD:
+                    backup = _copy_before(engine, before, now) if sqlite.is_sqlite(engine.url) else None
                     upgrade(connection)
         registry.exists()
     finally:
         engine.dispose()
-    return str(before), HEAD
+    return Migrated(before, backup)
+
+
+def _copy_before(engine: Engine, schema: str, now: float) -> Path:
+    file = sqlite.file_of(engine.url)
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+    copy = file.with_name(f"{file.stem}-schema-{schema}-{stamp}{file.suffix}")
+    sqlite.copy_file(file, copy)
+    return copy
 
 
 NO_REGISTRY = "make one here with `ptq init`, or set PTQ_HOME to the folder that holds one"

@@ -6,12 +6,13 @@ Splits are train, validation and test; `base:<split>` holds the frozen base's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select
 
-from orchestrator.registry.tables import metrics
+from orchestrator.registry.tables import latest_metrics, metrics
 
 BASE = "base:"
 _KEY = ("job_id", "split", "name", "step")
@@ -34,25 +35,15 @@ def put(conn: Connection, job_id: int, points: Iterable[Point]) -> None:
     ]
     if not rows:
         return
-    # In every database's own words an upsert is one statement; in the words that they share it is two.
-    key = (metrics.c[name] == bindparam(f"this_{name}") for name in _KEY)
-    conn.execute(delete(metrics).where(*key), [{f"this_{name}": row[name] for name in _KEY} for row in rows])
-    conn.execute(insert(metrics), rows)
+    _replace(conn, metrics, rows, _KEY)
+    _replace(conn, latest_metrics, _newest(conn, job_id, rows), _KEY[:3])
 
 
 def latest(conn: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, dict[str, float | None]]]:
     """job -> split -> name -> the value at its newest step."""
-    ids = list(job_ids)
-    newest = (
-        select(metrics.c.job_id, metrics.c.split, metrics.c.name, func.max(metrics.c.step).label("step"))
-        .where(metrics.c.job_id.in_(ids))
-        .group_by(metrics.c.job_id, metrics.c.split, metrics.c.name)
-        .subquery()
-    )
-    same = and_(*(metrics.c[name] == newest.c[name] for name in _KEY))
-    query = select(metrics).join(newest, same).order_by(metrics.c.job_id, metrics.c.split, metrics.c.name)
+    query = select(latest_metrics).where(latest_metrics.c.job_id.in_(list(job_ids)))
     found: dict[int, dict[str, dict[str, float | None]]] = {}
-    for row in conn.execute(query):
+    for row in conn.execute(query.order_by(*(latest_metrics.c[name] for name in _KEY[:3]))):
         found.setdefault(row.job_id, {}).setdefault(row.split, {})[row.name] = row.value
     return found
 
@@ -72,3 +63,26 @@ def names(conn: Connection, job_id: int) -> list[tuple[str, str]]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _newest(conn: Connection, job_id: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of the new points those that are now the newest of their series."""
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["step"]):
+        last[row["split"], row["name"]] = row
+    mine = latest_metrics.c.job_id == job_id
+    known = {
+        (row.split, row.name): row.step
+        for row in conn.execute(
+            select(latest_metrics.c.split, latest_metrics.c.name, latest_metrics.c.step).where(mine)
+        )
+    }
+    return [row for series, row in last.items() if row["step"] >= known.get(series, row["step"])]
+
+
+def _replace(conn: Connection, table: Table, rows: list[dict[str, Any]], key: Sequence[str]) -> None:
+    """In every database's own words an upsert is one statement; in the words that they share it is two."""
+    if rows:
+        same = (table.c[name] == bindparam(f"this_{name}") for name in key)
+        conn.execute(delete(table).where(*same), [{f"this_{name}": row[name] for name in key} for row in rows])
+        conn.execute(insert(table), rows)

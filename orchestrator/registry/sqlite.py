@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,36 @@ def create_file(path: Path) -> bool:
             hint="set PTQ_HOME to a folder on a local disk where you may write",
         ) from error
     return True
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """One consistent copy of a database that others may be writing to, whole or not at all (SQLite's online backup)."""
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with _plain(source) as old, _plain(temporary) as new:
+            old.backup(new)
+        fsync_file(temporary)
+        temporary.rename(target)
+        fsync_folder(target.parent)
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RegistryUnusable(
+            f"no copy of the registry could be made ({reason})",
+            where=str(target),
+            hint="make room (`df -h`), or name a file in a folder where you may write",
+        ) from error
+    finally:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _plain(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def refuse_network_filesystem(path: Path) -> None:

@@ -53,8 +53,21 @@ dataset_versions = Table(
     Column("source", JSON, nullable=False),  #: where it was read from, and with which options
     Column("created_at", Float, nullable=False),
     Column("created_by", String(100), nullable=False),
+    Column("statistics", JSON, nullable=True),  #: see data.statistics; None for versions of an older ptq
+    # What people say of it may change; the rows above never do.
+    Column("licence", String(100), nullable=True),
+    Column("origin", Text, nullable=True),  #: where the rows were published or who made them
+    Column("tags", JSON, nullable=True),  #: [word, …]
     UniqueConstraint("dataset_id", "version"),
     UniqueConstraint("dataset_id", "digest"),
+)
+
+derivations = Table(
+    "derivations",
+    metadata,
+    Column("child_id", ForeignKey("dataset_versions.id"), primary_key=True),
+    Column("parent_id", ForeignKey("dataset_versions.id"), primary_key=True),
+    Column("operation", JSON, nullable=False),  #: {do: filter | sample | split | map, …}; see data.derive
 )
 
 bases = Table(
@@ -70,6 +83,7 @@ bases = Table(
     Column("facts", JSON, nullable=False),  #: see recipe.bases.BaseFacts
     Column("created_at", Float, nullable=False),
     Column("created_by", String(100), nullable=False),
+    Column("licence", String(100), nullable=True),
 )
 
 groups = Table(
@@ -177,6 +191,19 @@ metrics = Table(
     Column("name", String(60), primary_key=True),
     Column("step", Integer, primary_key=True),
     Column("value", Float, nullable=True),
+    sqlite_with_rowid=False,  # the key is the table: half the bytes a point, and a job's points lie side by side
+)
+
+#: The newest point of each series: what lists, filters and sorting read, instead of searching millions of points.
+latest_metrics = Table(
+    "latest_metrics",
+    metadata,
+    Column("job_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("split", String(20), primary_key=True),
+    Column("name", String(60), primary_key=True),
+    Column("step", Integer, nullable=False),
+    Column("value", Float, nullable=True),
+    sqlite_with_rowid=False,
 )
 
 job_events = Table(
@@ -195,11 +222,33 @@ artifacts = Table(
     "artifacts",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("job_id", ForeignKey("jobs.id"), nullable=False, unique=True),  #: a job leaves one artifact
+    # A job leaves one artifact; one that was imported has no job here.
+    Column("job_id", ForeignKey("jobs.id"), nullable=True, unique=True),
     Column("attempt", Integer, nullable=False),
     Column("digest", String(80), nullable=False),  #: of its manifest; names its folder in the store
     Column("method", String(40), nullable=False),
     Column("summary", JSON, nullable=False),  #: artifact.json without its bulk
     Column("bytes", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("origin", JSON, nullable=True),  #: of an imported one: {format, source, user, …}; see registry.imports
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("name", String(120), primary_key=True),  #: e.g. sst2@best
+    Column("artifact_id", ForeignKey("artifacts.id"), nullable=False),
+)
+
+#: Who moved which alias when; never changed, never removed.
+alias_moves = Table(
+    "alias_moves",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(120), nullable=False, index=True),
+    Column("from_digest", String(80), nullable=True),  #: of the artifact that it named before
+    Column("to_digest", String(80), nullable=True),  #: None: the alias was removed
+    Column("at", Float, nullable=False),
+    Column("user", String(100), nullable=False),
+    Column("why", Text, nullable=False, default=""),
 )

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from orchestrator.errors import NotFound, RegistryUnusable
-from orchestrator.registry import migrations
-from orchestrator.registry.engine import Registry, migrate
+from orchestrator.registry import metrics, migrations
+from orchestrator.registry.engine import Migrated, Registry, migrate
 from orchestrator.registry.migrate import configuration, upgrade
 from orchestrator.registry.tables import dataset_versions, datasets, metadata
 from orchestrator.settings import Settings, load_settings
@@ -40,10 +41,15 @@ def schema(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
     """Each table and index with the parts of its definition, whatever their order."""
     rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").all()
     return {
-        name: sorted(part.strip(" )") for part in " ".join(sql.split()).replace("( ", ", ").split(", "))
+        name: sorted(part.strip(" )") for part in " ".join(_plain(sql).split()).replace("( ", ", ").split(", "))
         for name, sql in rows
         if name != "alembic_version"
     }
+
+
+def _plain(sql: str) -> str:
+    """A table that was renamed, and one that was copied, has its own name in quotes and other white space."""
+    return sql.replace('"', "").replace("\n", " ").replace("\t", " ")
 
 
 def write(registry: Registry, *statements: str) -> None:
@@ -238,9 +244,58 @@ def test_migrating_an_up_to_date_registry_changes_nothing(settings: Settings) ->
     registry = Registry.open(settings, create=True)
     with registry.write() as connection:
         add(connection, "a")
-    assert migrate(settings) == (migrations.HEAD, migrations.HEAD)
+    assert migrate(settings, now=0.0) == Migrated(migrations.HEAD, None)
     assert names(registry) == ["a"]
     registry.close()
+
+
+def old_registry(home: Path) -> Path:
+    """A registry of the first ptq with a job, its metrics and its artifact in it."""
+    path = home / "registry.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+    engine.dispose()
+    with sqlite3.connect(path) as raw:
+        raw.executescript(OLD_ROWS)
+    raw.close()
+    return path
+
+
+OLD_ROWS = """
+INSERT INTO datasets VALUES (1, 'd', 0);
+INSERT INTO dataset_versions (id, dataset_id, version, digest, fields, splits, bad_rows, source, created_at, created_by)
+VALUES (1, 1, 1, 'sha256:1', '["a"]', '{"train": 2}', 0, '{}', 0, 'ann');
+INSERT INTO jobs (id, name, user, state, result, attempt, counted_attempts, max_attempts, priority, slots, recipe,
+source, command, seed, method, base, dataset_version_id, step, events_offset, submitted_at)
+VALUES (1, 'j', 'ann', 'finished', 'succeeded', 1, 1, 1, 0, 1, '{}', '', '[]', 1, 'head', '{}', 1, 2, 0, 0);
+INSERT INTO metrics VALUES (1, 'train', 'loss', 1, 3.0), (1, 'train', 'loss', 2, 2.5), (1, 'test', 'bleu', 2, 61.5);
+INSERT INTO artifacts VALUES (1, 1, 1, 'sha256:2', 'head', '{"seed": 1}', 5, 0);
+"""
+
+
+def test_an_older_registry_is_migrated_on_request_with_a_copy_first(settings: Settings, home: Path) -> None:
+    path = old_registry(home)
+    before = path.read_bytes()
+    with pytest.raises(RegistryUnusable, match="ptq init --migrate"):
+        Registry.open(settings)
+    assert path.read_bytes() == before
+    done = migrate(settings, now=0.0)
+    assert done.before == "0001"
+    assert done.backup is not None
+    registry = Registry.open(settings)
+    with registry.read() as connection:
+        assert metrics.series(connection, 1, "train", "loss") == [(1, 3.0), (2, 2.5)]
+        assert metrics.latest(connection, [1]) == {1: {"test": {"bleu": 61.5}, "train": {"loss": 2.5}}}
+        assert connection.exec_driver_sql("SELECT job_id, summary, origin FROM artifacts").all() == [
+            (1, '{"seed": 1}', None)
+        ]
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    registry.close()
+    with sqlite3.connect(done.backup) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert raw.execute("SELECT count(*) FROM metrics").fetchall() == [(3,)]
+    raw.close()
 
 
 @pytest.mark.parametrize("name", ["what?", "100%", "a#b", "名前"])
