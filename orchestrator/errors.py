@@ -53,6 +53,10 @@ class StaleAttempt(PtqError):
     """Another attempt owns this job now; the write was dropped."""
 
 
+class NotAllowed(BadInput):
+    """This belongs to somebody else; nothing was changed."""
+
+
 class RegistryUnusable(PtqError):
     """The registry cannot be used."""
 

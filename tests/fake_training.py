@@ -3,7 +3,7 @@
 Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
 leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
 (end the whole program), poison (KILL it), deaf (ignore TERM and leave daemons behind), hang (never reach another step
-boundary), empty (leave without an artifact), no-manifest.
+boundary), empty (leave without an artifact), no-manifest, environment (print it).
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class FakeJob:
         job = cls(spec, paths, events, step, total, began + (limit or 1e9))
         events.write("started", processes=1, device="cpu", resumed_from=step, steps=job.steps)
         events.flush()
+        if job.behaviour == "environment":
+            subprocess.run(["env"], check=True)
         if job.behaviour == "deaf":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             subprocess.Popen(["setsid", "sleep", "1000"], start_new_session=True, env={"PATH": os.environ["PATH"]})

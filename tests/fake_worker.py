@@ -8,9 +8,11 @@ from orchestrator.dispatch.slots import CpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.registry.engine import Registry
 from orchestrator.settings import load_settings
+from orchestrator.sharing import keep_to_the_group
 
 
 def main(program: str, slots: str, *rest: str) -> None:
+    keep_to_the_group(load_settings().home)
     registry = Registry.open(load_settings(), create=True)
     worker = Worker(
         registry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,10 @@ def init(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="Bring the registry of an older ptq up to date; stop the worker first.")
     ] = False,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Share the home with this group of accounts; you are the one who works."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make the registry in PTQ_HOME (default: the current folder, or the parent folder that holds one)."""
@@ -32,6 +37,8 @@ def init(
     before, backup = (migrated.before, migrated.backup) if migrated else (None, None)
     registry = engine.Registry.open(settings, create=True)
     made = registry.create()
+    if group is not None:
+        _share(settings.home, group)
     if json:
         print_json(
             {"home": str(settings.home), "registry": registry.where, "schema": HEAD, "made": made}
@@ -44,3 +51,22 @@ def init(
     else:
         say(f"{registry.where}: brought from schema {before} to {HEAD}")
         say(f"  as it was before: {backup}")
+    if group is not None and not json:
+        say(f"{settings.home}: shared by the group {group}")
+
+
+def _share(home: Path, group: str) -> None:
+    import grp
+
+    from orchestrator import sharing
+    from orchestrator.errors import BadInput, NotAllowed
+
+    try:
+        sharing.share(home, grp.getgrnam(group).gr_gid)
+    except KeyError:
+        raise BadInput(f"there is no group {group!r}", where="--group", hint=f"`sudo groupadd {group}`") from None
+    except PermissionError as error:
+        raise NotAllowed(
+            f"you may not give {error.filename} to the group {group}",
+            hint=f"only its owner may, as a member of the group (see `id`; `sudo usermod -aG {group} $USER`), or root",
+        ) from None

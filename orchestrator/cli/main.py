@@ -5,11 +5,14 @@ Nothing heavy is imported here or at the top of a verb's file: `ptq status` must
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
 from orchestrator.errors import PtqError
+from orchestrator.settings import load_settings
+from orchestrator.sharing import account_name, keep_to_the_group
 
 INTERRUPTED = 130
 
@@ -63,6 +66,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
+        keep_to_the_group(load_settings().home)
         build_app()(arguments, prog_name="ptq", standalone_mode=True)
     except PtqError as error:
         if debug:
@@ -73,6 +77,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)
+    except PermissionError as error:
+        if debug:
+            raise
+        what = f"{error.filename}: you may not read or write this"
+        sys.stderr.write(f"ptq: {what}\n  `ls -ld` shows whose it is; you are {account_name(os.getuid())}\n")
+        sys.exit(PtqError.exit_code)
     except Exception as error:
         if debug:
             raise

@@ -30,12 +30,16 @@ def register(app: typer.Typer) -> None:
         from orchestrator.cli.show import print_result
         from orchestrator.cli.views import open_registry, worker_is_here
         from orchestrator.cli.waiting import all_succeeded, say_how_it_ended
+        from orchestrator.dispatch.access import check_may_work
         from orchestrator.dispatch.submit import enqueue
         from orchestrator.errors import BadInput
 
         registry = open_registry(create=True)
         planned = make_plan(registry, recipe, overrides or [], None)
-        slots = None if worker_is_here(registry) else make_slots(gpus, cpu_slots)
+        slots = None
+        if not worker_is_here(registry):
+            check_may_work(registry)
+            slots = make_slots(gpus, cpu_slots)
         needed = max(job.slots for job in planned.jobs)
         if slots is not None and needed > len(slots.names):
             raise BadInput(f"the recipe needs {needed} slots, here are {len(slots.names)}", hint="see --cpu-slots")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from orchestrator import failpoints
+from orchestrator.dispatch.access import check_may_change
 from orchestrator.dispatch.reconcile import request_leave, request_stop
 from orchestrator.errors import BadInput
 from orchestrator.registry import jobs
@@ -24,7 +27,9 @@ def cancel(registry: Registry, references: Sequence[str], *, user: str, now: flo
     before: dict[int, JobState] = {}
     to_leave: list[Job] = []
     with registry.write() as conn:
-        for job in jobs.list_jobs(conn, ids=jobs.resolve(conn, references)):
+        found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
+        check_may_change(registry, found, "cancel")
+        for job in found:
             before[job.id] = job.state
             if job.state is JobState.QUEUED:
                 jobs.move(
@@ -40,10 +45,12 @@ def cancel(registry: Registry, references: Sequence[str], *, user: str, now: flo
                 to_leave.append(job)
         touched = {job.run_id for job in to_leave if job.run_id is not None}
         ending = [run_id for run_id in touched if _all_cancelled(conn, run_id)]
-    for job in to_leave:
-        request_leave(registry.paths, job)
-    for run_id in ending:
-        request_stop(registry.paths.run(run_id))
+    failpoints.reach("cancel.written")
+    with suppress(PermissionError):  # a shared home: the worker, whose folders these are, says so at its next look
+        for job in to_leave:
+            request_leave(registry.paths, job)
+        for run_id in ending:
+            request_stop(registry.paths.run(run_id))
     return before
 
 
@@ -55,6 +62,7 @@ def retry(registry: Registry, references: Sequence[str], *, user: str, now: floa
     """Queue failed and cancelled jobs again, all of them or none; they go on from their newest checkpoint."""
     with registry.write() as conn:
         found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
+        check_may_change(registry, found, "retry")
         for job in found:
             if job.state is not JobState.FINISHED:
                 raise BadInput(f"job {job.id} is {job.state}; only a failed or cancelled job can be tried again")

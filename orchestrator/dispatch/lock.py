@@ -22,7 +22,7 @@ class WorkerPresent(PtqError):
 def worker_lock(path: Path) -> Iterator[None]:
     """Be the worker here; raises WorkerPresent when there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path)
     try:
         if not _take(descriptor):
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "?"
@@ -51,6 +51,17 @@ def holder(path: Path) -> int | None:
         return int(text) if text.isdigit() else 0
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    except PermissionError:
+        # Another account's, from when it worked here. It lies in a folder of ours, and nobody holds it: a new file.
+        if holder(path) is not None:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        path.unlink()
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
 
 
 def _take(descriptor: int) -> bool:

@@ -14,7 +14,7 @@ from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec, Ticket
 from orchestrator.paths import HomePaths, RunPaths, write_atomic, write_json
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Claim
-from orchestrator.settings import child_environment
+from orchestrator.settings import training_environment
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str]) -> in
     -P: no module is taken from the folder in which the worker happens to run.
     """
     arguments = [sys.executable, "-P", "-m", "orchestrator.dispatch.supervisor", str(run.root), *command]
-    environment = child_environment(**run_environment(spec), **{TOKEN: spec.token})
+    environment = training_environment(**run_environment(spec), **{TOKEN: spec.token})
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions: list[tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

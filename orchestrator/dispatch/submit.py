@@ -82,7 +82,10 @@ def enqueue(
         before = jobs.resolve(conn, after)
         for one in planned:
             group = jobs.add_group(conn, one.name, user=user, at=now) if len(one.jobs) > 1 else None
-            ids = jobs.add_jobs(conn, one.jobs, user=user, command=command, at=now, group_id=group, after=before)
+            ids = jobs.add_jobs(
+                conn, one.jobs, user=user, uid=registry.settings.uid, command=command, at=now,
+                group_id=group, after=before,
+            )  # fmt: skip
             done.append(Submitted(group, ids))
     return done
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from orchestrator.dispatch import processes
+from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.fusing import Facts, Limits, default_limits
 from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
@@ -84,6 +85,7 @@ class Worker:
 
         Raises WorkerPresent when this home has a worker on this box.
         """
+        check_may_work(self.registry)
         with worker_lock(self.registry.paths.worker_lock), self._signals():
             self._register()
             try:

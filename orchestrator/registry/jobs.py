@@ -66,6 +66,8 @@ class Job:
     submitted_at: float
     started_at: float | None
     finished_at: float | None
+    uid: int | None  #: the account that may change it
+    not_before: float | None  #: queued: not tried again before this moment
     artifact_id: int | None
     after: tuple[int, ...] = ()
 
@@ -91,6 +93,7 @@ def add_jobs(
     user: str,
     command: Sequence[str],
     at: float,
+    uid: int | None = None,
     group_id: int | None = None,
     after: Sequence[int] = (),
 ) -> list[int]:
@@ -98,7 +101,7 @@ def add_jobs(
     ids = []
     for job in new:
         row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
-        row |= {"group_id": group_id, "user": user, "command": list(command), "submitted_at": at}
+        row |= {"group_id": group_id, "user": user, "uid": uid, "command": list(command), "submitted_at": at}
         row |= {"state": JobState.QUEUED.value, "attempt": 0, "counted_attempts": 0, "step": 0, "events_offset": 0}
         job_id = _new_id(conn.execute(insert(jobs).values(row)).inserted_primary_key)
         for other in dict.fromkeys(after):
@@ -121,10 +124,11 @@ def move(
     message: str | None = None,
     detail: Mapping[str, Any] | None = None,
     counted: bool = True,
+    not_before: float | None = None,
 ) -> int:
     """Change a job's state: the only function that does. Returns the job's attempt, which a claim has raised.
 
-    `counted=False`: a job that is queued again has this try for free.
+    `counted=False`: a job that is queued again has this try for free. `not_before`: and is not tried sooner.
 
     Raises StaleAttempt when `attempt` does not own the job any more, ValueError for a move that `states.MOVES` lacks.
     """
@@ -136,6 +140,7 @@ def move(
     if (result is not None) != (new_state is JobState.FINISHED):
         raise ValueError(f"job {job_id}: a result belongs to a finished job, and only to it")
     values: dict[str, Any] = {"state": new_state.value, "result": result, "reason": reason, "message": message}
+    values["not_before"] = not_before
     free = not counted or reason in UNCOUNTED
     values |= _side_effects(JobState(old), new_state, at, free=free)
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old)
@@ -207,11 +212,12 @@ class Waiting:
     key: str | None = None  #: jobs with equal keys may share a run (see dispatch.fusing); None: only alone
     tokens: int = 0  #: estimated tokens that it adds to a fused step
     steps: int | None = None  #: still to do, where that is known
+    not_before: float | None = None  #: see `Job`
 
 
 def waiting_jobs(conn: Connection) -> list[Waiting]:
     """The queue, without the bulk of its jobs: a worker asks several times a second."""
-    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts")
+    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts", "not_before")
     columns = [jobs.c[name] for name in names]
     rows = conn.execute(select(*columns).where(jobs.c.state == JobState.QUEUED.value).order_by(jobs.c.id)).all()
     queued = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value)

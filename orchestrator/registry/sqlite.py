@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from orchestrator.errors import RegistryUnusable
 from orchestrator.paths import fsync_file, fsync_folder
 from orchestrator.registry.filesystem import network_filesystem
+from orchestrator.sharing import is_shared
 
 #: An execution option of a connection: its transaction takes the write lock at its start.
 WRITE_OPTION = "ptq_write"
@@ -122,6 +123,8 @@ def _build(path: Path) -> None:
             with connection.begin():
                 upgrade(connection)
         _turn_wal_on(temporary, made)
+        if is_shared(path.parent):
+            temporary.chmod(0o660)  # SQLite gives its side files the mode of the file, whatever the umask
         fsync_file(temporary)
         temporary.rename(path)
         fsync_folder(path.parent)

@@ -125,6 +125,8 @@ jobs = Table(
     Column("submitted_at", Float, nullable=False),
     Column("started_at", Float, nullable=True),
     Column("finished_at", Float, nullable=True),
+    Column("uid", Integer, nullable=True),  #: the account that submitted it; None: before accounts were kept
+    Column("not_before", Float, nullable=True),  #: a queued job that failed waits until then for its next try
     CheckConstraint("(state = 'finished') = (result IS NOT NULL)", name="result_when_finished"),
     Index(None, "state", "priority", "id"),
 )
