@@ -156,7 +156,8 @@ def _report(jobs: list[Job], advance: Advance) -> None:
 
 
 def _show(stage: Stage, jobs: list[Job]) -> None:
-    from orchestrator.cli.curves import curve_of, draw
+    from orchestrator.cli.curves import draw
+    from orchestrator.cli.series import curve_of
     from orchestrator.registry.artifacts import list_artifacts
 
     registry = stage.registry()

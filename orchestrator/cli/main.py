@@ -30,10 +30,12 @@ def build_app() -> typer.Typer:
         artifact,
         base,
         cancel,
+        compare,
         dataset,
         demo,
         events,
         init,
+        jobs,
         logs,
         plot,
         predict,
@@ -47,8 +49,8 @@ def build_app() -> typer.Typer:
     )
 
     verbs = (
-        init, demo, dataset, base, recipe, submit, run, worker, status, show, logs, events, plot, cancel, retry,
-        artifact, predict,
+        init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
+        cancel, retry, artifact, predict,
     )  # fmt: skip
     for verb in verbs:
         verb.register(app)

@@ -1,0 +1,84 @@
+"""Configurations, means over seeds and the paired test; scipy is the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from queue_helpers import add_jobs, get, open_registry
+from scipy import stats
+
+from orchestrator.errors import BadInput
+from orchestrator.registry.compare import compare, paired, sign_flip_p
+from orchestrator.registry.jobs import Job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    registry = open_registry(tmp_path_factory.mktemp("home"))
+    return get(registry, add_jobs(registry)[0])
+
+
+def made(job: Job, number: int, seed: int, **method: Any) -> Job:
+    recipe = {**job.recipe, "name": f"j{number}", "method": {**job.recipe["method"], **method}}
+    recipe["train"] = {**recipe["train"], "seeds": [seed]}
+    recipe["task"] = {**recipe["task"], "metrics": ["bleu"]}
+    return replace(job, id=number, seed=seed, recipe=recipe)
+
+
+def scores(**values: float) -> dict[str, dict[str, float | None]]:
+    return {"test": dict(values), "validation": {"bleu": -1.0}, "train": {"loss": 9.0}}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 9])
+def test_the_sign_flip_test_is_scipys(count: int) -> None:
+    generator = np.random.default_rng(count)
+    for shift in (0.0, 0.5, 5.0):
+        differences = generator.normal(shift, 1, count)
+        oracle = stats.permutation_test(
+            (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+        )
+        assert sign_flip_p(list(differences)) == pytest.approx(oracle.pvalue)
+    assert sign_flip_p([1.0] * count) == pytest.approx(2 / 2**count)
+    assert sign_flip_p([0.0] * count) == 1.0
+
+
+def test_jobs_that_differ_in_the_seed_alone_are_one_configuration(job: Job) -> None:
+    jobs = [made(job, 10 * length + seed, seed, length=length) for length in (1, 5) for seed in (1, 2, 3)]
+    values = {1: [60.0, 62.0, 61.0], 5: [64.0, 66.5, 65.0]}
+    numbers = {j.id: scores(bleu=values[j.id // 10][j.seed - 1], loss=1.0) for j in jobs}
+    found = compare(jobs, numbers)
+    assert (found.keys, found.metrics) == (["method.length"], ["bleu", "loss"])
+    best, other = found.configurations
+    assert (best.settings, list(best.jobs.values())) == ({"method.length": 5}, [51, 52, 53])
+    assert other.mean("bleu") == pytest.approx(np.mean(values[1]))
+    assert other.deviation("bleu") == pytest.approx(np.std(values[1], ddof=1))
+    pair = paired(other, best, "bleu")
+    assert pair is not None
+    assert (pair.seeds, pair.p) == (3, 0.25)
+    assert pair.difference == pytest.approx(np.mean(np.subtract(values[1], values[5])))
+
+
+def test_the_newer_of_two_runs_of_one_seed_counts_and_only_common_seeds_are_paired(job: Job) -> None:
+    jobs = [made(job, 1, 1), made(job, 2, 1), made(job, 3, 7, length=9), made(job, 4, 1, length=9)]
+    found = compare(jobs, {1: scores(bleu=1.0), 2: scores(bleu=2.0), 3: scores(bleu=50.0), 4: scores(bleu=3.0)})
+    best, other = found.configurations
+    assert (other.jobs, other.values["bleu"]) == ({1: 2}, {1: 2.0})
+    pair = paired(other, best, "bleu")
+    assert pair is not None
+    assert (pair.seeds, pair.difference, pair.p) == (1, -1.0, None)
+
+
+def test_a_loss_is_best_when_small(job: Job) -> None:
+    jobs = [made(job, 1, 1, length=1), made(job, 2, 1, length=2)]
+    found = compare(jobs, {1: scores(loss=2.0), 2: scores(loss=1.0)}, "loss")
+    assert [list(one.jobs.values()) for one in found.configurations] == [[2], [1]]
+
+
+def test_without_numbers_there_is_nothing_to_compare(job: Job) -> None:
+    with pytest.raises(BadInput, match="evaluated yet"):
+        compare([made(job, 1, 1)], {})
+    with pytest.raises(BadInput, match="has the metric 'x'"):
+        compare([made(job, 1, 1)], {1: scores(bleu=1.0)}, "x")
