@@ -1,31 +1,29 @@
-"""`ptq predict`: use an artifact on new rows."""
+"""`ptq predict`: use artifacts on new rows."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from orchestrator.cli import render
+from orchestrator.cli.predict_output import Unfinished, lines_of, refuse_unwritable, shape_of, write_out
+from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
-from orchestrator.errors import BadData, BadInput, NotFound
+from orchestrator.errors import BadData, BadInput
 from orchestrator.paths import read_json
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
+    from orchestrator.recipe.schema import JobRecipe
     from orchestrator.registry.artifacts import Artifact
     from orchestrator.registry.engine import Registry
-
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def register(app: typer.Typer) -> None:
@@ -33,9 +31,13 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    artifact: Annotated[
-        str,
-        typer.Argument(metavar="ARTIFACT", help="a12, a job id, or the start of a digest (see `ptq artifact list`)"),
+    artifacts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARTIFACT...",
+            help="a12, a job id, a group as g3 (what all its jobs left), or the start of a digest "
+            "(see `ptq artifact list`); several must be of one base and are used in one forward",
+        ),
     ],
     input: Annotated[
         str,
@@ -47,42 +49,128 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="write here instead of standard output")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="write here, as .jsonl, .csv, .tsv or plain lines; what was interrupted goes on where it stopped",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction`")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction` (of several: `predictions`)")
+    ] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV: the row's fields and the same as columns")] = False,
+    ensemble: Annotated[
+        Literal["vote", "mean"] | None,
+        typer.Option(
+            "--ensemble",
+            help="one prediction from several artifacts: what most say, or the label of the highest mean probability",
+        ),
+    ] = None,
 ) -> None:
-    """Predict with a trained prompt: one line for each input row, in the same order."""
-    from orchestrator.recipe.schema import JobRecipe
-    from orchestrator.registry.artifacts import get_artifact
+    """Predict with trained prompts: one line for each input row, in the same order."""
+    shape = shape_of(output, as_json=as_json, as_csv=as_csv)
     from orchestrator.registry.engine import Registry
-    from orchestrator.tasks.template import parse
 
     registry = Registry.open(load_settings())
-    found = get_artifact(registry, artifact)
-    fields = list(parse(JobRecipe.model_validate(read_json(found.path / "artifact.json")["recipe"]).task.input).fields)
-    rows = list(_stdin_rows(fields)) if input == "-" else list(_file_rows(Path(input), fields))
+    found = _find(registry, artifacts)
+    recipes = [_recipe(one) for one in found]
+    _refuse_ensemble(ensemble, recipes)
+    rows = _rows(input, _fields(recipes))
+    refuse_unwritable(output)
+    spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
+    names = [one.ref for one in found]
+    if output is None:
+        with program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            _feed(process, rows)
+            answers = (json.loads(line) for line in pipe_of(process.stdout))
+            for line in lines_of(rows, answers, names, shape, ensemble):
+                render.write(line)
+        if process.returncode:
+            raise typer.Exit(process.returncode)
+        return
+    with Unfinished.open(output, [one.digest for one in found], rows) as unfinished:
+        if len(unfinished.answers) < len(rows):
+            _go_on(spec, rows, unfinished)
+        write_out(output, lines_of(rows, unfinished.answers, names, shape, ensemble))
+        unfinished.done()
+
+
+def _go_on(spec: dict[str, Any], rows: Sequence[dict[str, str]], unfinished: Unfinished) -> None:
+    """Predict what is not yet there; every answer is kept as it comes."""
+    done = len(unfinished.answers)
+    if done:
+        render.note(f"{done} of {len(rows)} rows are in {unfinished.path} already")
+    try:
+        with (
+            render.progress("predicting") as advance,
+            program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        ):
+            _feed(process, rows[done:])
+            for line in pipe_of(process.stdout):
+                unfinished.keep(line)
+                advance(len(unfinished.answers), len(rows))
+        if process.returncode:
+            raise typer.Exit(process.returncode)
+    except BaseException:
+        if unfinished.answers:
+            kept = f"{len(unfinished.answers)} of {len(rows)} answers are kept in {unfinished.path}"
+            render.note(f"{kept}; the same command goes on from there")
+        raise
+
+
+def _find(registry: Registry, references: Sequence[str]) -> list[Artifact]:
+    """Each artifact once, in the order in which they are named."""
+    from orchestrator.registry import jobs
+    from orchestrator.registry.artifacts import get_artifact
+
+    found: dict[int, Artifact] = {}
+    for reference in references:
+        names = [reference]
+        if reference[:1] == "g" and reference[1:].isdecimal():
+            with registry.read() as conn:
+                names = [str(job) for job in jobs.resolve(conn, [reference])]
+        for name in names:
+            one = get_artifact(registry, name)
+            found.setdefault(one.id, one)
+    return list(found.values())
+
+
+def _recipe(artifact: Artifact) -> JobRecipe:
+    from orchestrator.recipe.schema import JobRecipe
+
+    return JobRecipe.model_validate(read_json(artifact.path / "artifact.json")["recipe"])
+
+
+def _fields(recipes: Sequence[JobRecipe]) -> list[str]:
+    """What the artifacts read of a row."""
+    from orchestrator.tasks.template import parse
+
+    return list(dict.fromkeys(name for recipe in recipes for name in parse(recipe.task.input).fields))
+
+
+def _refuse_ensemble(ensemble: str | None, recipes: Sequence[JobRecipe]) -> None:
+    if ensemble is None:
+        return
+    if len(recipes) == 1:
+        hint = "name several, or the group of their jobs (g3)"
+        raise BadInput("one artifact is no ensemble", where="--ensemble", hint=hint)
+    labels = [sorted(getattr(recipe.task, "labels", ())) for recipe in recipes]
+    if ensemble == "mean" and (not labels[0] or labels.count(labels[0]) < len(labels)):
+        what = "the artifacts do not all choose among the same labels, so they have no mean probabilities"
+        raise BadInput(what, where="--ensemble", hint="texts can be voted on: `--ensemble vote`")
+
+
+def _rows(input: str, fields: list[str]) -> list[dict[str, str]]:
+    rows = list(stdin_rows(fields) if input == "-" else file_rows(Path(input), fields))
     if not rows:
         where = "standard input" if input == "-" else input
         raise BadData("there are no rows to predict", where=where, hint="one row a line")
-    spec = {"artifact": str(found.path), "base": _base_folder(registry, found)}
-    _refuse_unwritable(output)
-    with ExitStack() as stack:
-        target = stack.enter_context(NamedTemporaryFile("w+", encoding="utf-8")) if output else sys.stdout
-        process = stack.enter_context(
-            program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        )
-        _feed(process, rows)
-        for line in pipe_of(process.stdout):
-            target.write(line if as_json else _one_line(json.loads(line)["prediction"]))
-        if process.wait():
-            raise typer.Exit(process.returncode)
-        if output:  # written at the end: a failure leaves what was there
-            target.seek(0)
-            with output.open("w", encoding="utf-8") as file:
-                shutil.copyfileobj(target, file)
+    return rows
 
 
-def _feed(process: subprocess.Popen[str], rows: list[dict[str, str]]) -> None:
+def _feed(process: subprocess.Popen[str], rows: Sequence[dict[str, str]]) -> None:
     """Write the rows from a thread of its own: the program answers batch by batch while it reads."""
 
     def write() -> None:
@@ -93,86 +181,17 @@ def _feed(process: subprocess.Popen[str], rows: list[dict[str, str]]) -> None:
     threading.Thread(target=write, daemon=True).start()
 
 
-def _refuse_unwritable(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.is_dir():
-        raise BadInput("is a folder", where=str(output), hint="name a file")
-    if not output.absolute().parent.is_dir():
-        raise NotFound("there is no such folder", where=str(output.parent), hint=f"make it: `mkdir -p {output.parent}`")
+def _base_folder(registry: Registry, found: Sequence[Artifact]) -> str:
+    """Where the one base of all these artifacts lies."""
+    bases = [one.summary["base"] for one in found]
+    for one, base in zip(found, bases, strict=True):
+        if base["fingerprint"] != bases[0]["fingerprint"]:
+            what = f"{found[0].ref} was trained on {bases[0]['id']}, {one.ref} on {base['id']}"
+            raise BadInput(what, hint="artifacts are used together on one base; give a command for each base")
+    return _folder_of(registry, found[0])
 
 
-def _file_rows(path: Path, fields: list[str]) -> Iterator[dict[str, str]]:
-    from orchestrator.data.readers import read_file
-    from orchestrator.data.rows import Fault, ReadOptions, text_of
-
-    if path.is_dir():
-        raise BadInput("is a folder", where=str(path), hint="name a file of rows, or - for standard input")
-    if not path.exists():
-        raise NotFound("there is no such file", where=str(path), hint="name a file of rows, or - for standard input")
-    if path.suffix.lower() not in _SUFFIXES:
-        hint = f"name it {', '.join(_SUFFIXES)}, or pipe JSON lines: --input -"
-        raise BadInput(f"the suffix {path.suffix!r} does not tell the format", where=str(path), hint=hint)
-    plain = path.suffix.lower() == ".txt" and len(fields) == 1
-    for record in read_file(path, ReadOptions(), lambda _: None):
-        if isinstance(record, Fault):
-            raise BadData(record.reason, where=f"{path}:{record.line}", hint="mend the row; nothing was predicted")
-        names = fields if plain else record.names
-        row = dict(zip(names, map(text_of, record.values), strict=False))
-        yield _checked(row, fields, f"{path}:{record.line}")
-
-
-def _stdin_rows(fields: list[str]) -> Iterator[dict[str, str]]:
-    """JSON objects, one a line; plain lines where the artifact reads a single field."""
-    for number, line in enumerate(_lines(sys.stdin), start=1):
-        where = f"standard input, line {number}"
-        row = _json_object(line)
-        if row is None and len(fields) != 1:
-            raise BadData(
-                "not a JSON object", where=where, hint=f"write one a line, with the fields {', '.join(fields)}"
-            )
-        yield _checked({fields[0]: line} if row is None else row, fields, where)
-
-
-def _lines(stream: IO[str]) -> Iterator[str]:
-    try:
-        for line in stream:
-            if text := line.rstrip("\r\n"):
-                yield text
-    except UnicodeDecodeError as error:
-        hint = "convert it: `iconv -f LATIN1 -t UTF-8`"
-        raise BadData(
-            f"not UTF-8 (byte 0x{error.object[error.start]:02x})", where="standard input", hint=hint
-        ) from error
-
-
-def _json_object(line: str) -> dict[str, str] | None:
-    try:
-        value: Any = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(value, dict):
-        return None
-    return {key: part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for key, part in value.items()}
-
-
-def _checked(row: dict[str, str], fields: list[str], where: str) -> dict[str, str]:
-    missing = [name for name in fields if name not in row]
-    if missing:
-        have = ", ".join(row) or "none"
-        raise BadData(
-            f"the row lacks {', '.join(missing)}",
-            where=where,
-            hint=f"the artifact reads {', '.join(fields)}; the row has {have}",
-        )
-    return row
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines()) + "\n"
-
-
-def _base_folder(registry: Registry, artifact: Artifact) -> str:
+def _folder_of(registry: Registry, artifact: Artifact) -> str:
     from orchestrator.registry.bases import base_folder
     from orchestrator.registry.jobs import get_job
 

@@ -42,6 +42,9 @@ def program(
             process.terminate()
             process.wait()
             raise
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def pipe_of(stream: IO[str] | None) -> IO[str]:

@@ -47,6 +47,12 @@ def say(text: str = "") -> None:
     sys.stdout.write(text + "\n")
 
 
+def write(text: str) -> None:
+    """A part of the result as it is, on stdout, at once: a pipe's reader may wait for it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def note(text: str) -> None:
     """A message beside the result, on stderr."""
     sys.stderr.write(text + "\n")

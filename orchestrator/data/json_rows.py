@@ -21,6 +21,14 @@ def holds_array(path: Path) -> bool:
     return start.startswith(b"[")
 
 
+def decode(text: str) -> Any:
+    """One value, as strictly as a dataset's: no key twice, no NaN. Raises ValueError."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_reason(error)) from error
+
+
 def read_json_lines(path: Path, advance: Advance) -> Iterator[Record | Fault]:
     """One object a line. Blank lines are no rows."""
     for line in numbered_lines(path, advance):

@@ -1,9 +1,10 @@
-"""Use an artifact: rows of fields in, texts out.
+"""Use artifacts: rows of fields in, answers out, all artifacts' in one forward.
 
-    python -m orchestrator.training.predict SPEC.json < rows.jsonl > predictions.jsonl
+    python -m orchestrator.training.predict SPEC.json < rows.jsonl > answers.jsonl
 
-SPEC.json: {"artifact": folder, "base": folder, "threads": n}. Standard input: one JSON object of fields a line.
-Standard output: the same objects in the same order with `prediction` added, written batch by batch.
+SPEC.json: {"artifacts": [folder, …], "base": folder, "threads": n}. Standard input: one JSON object of fields a line.
+Standard output, in the same order and batch by batch: a line for each row with a list that holds each artifact's
+answer, {"text": …, "probabilities": {label: p} or null}.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
-from itertools import islice
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, get_args
 
@@ -28,6 +29,8 @@ from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
 from orchestrator.training.objectives import Objective, build_objective
+from orchestrator.training.objectives.asking import Answer, Asked, answer
+from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
@@ -37,42 +40,69 @@ from orchestrator.weights import fingerprint
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A loaded artifact on its base."""
+class Loaded:
+    """An artifact on its base, ready to answer."""
 
-    host: BaseHost
     objective: Objective
     prompt: Prompt
     head: nn.Module | None
     batch_size: int
 
     @classmethod
-    def load(cls, artifact: Path, base: Path) -> Predictor:
-        """Raises BadInput when the artifact is damaged or the base's weights are not those it was trained on."""
-        faults = manifest_faults(artifact)
-        if faults:
-            raise BadInput(f"the artifact is damaged: {'; '.join(faults)}", where=str(artifact))
-        facts, recipe = _read_facts(artifact)
-        if fingerprint(base) != facts["base"]["fingerprint"]:
-            raise BadInput("these are not the weights that the artifact was trained on", where=str(base))
-        remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
-        host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
+    def load(cls, artifact: Path, recipe: JobRecipe, slots: Slots, host: BaseHost, context: int | None) -> Loaded:
         prompt, tensors = load_prompt(artifact)
-        context = read_base_facts(base).max_positions
-        encoder = TextEncoder(host, slots=facts["slots"], length=prompt.length, context=context)
-        objective = build_objective(recipe, encoder)
+        objective = build_objective(recipe, TextEncoder(host, slots=slots, length=prompt.length, context=context))
         head = objective.head(host)
         if head is not None:
             _fill(head, tensors, artifact)
-        return cls(host, objective, prompt, head, recipe.train.eval_batch_size)
+        return cls(objective, prompt, head, recipe.train.eval_batch_size)
 
-    @torch.no_grad()
-    def predict(self, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+
+@dataclass(frozen=True)
+class Predictor:
+    """Loaded artifacts on the one base that they were trained on."""
+
+    host: BaseHost
+    loaded: Sequence[Loaded]
+
+    @classmethod
+    def load(cls, artifact: Path, base: Path, *others: Path) -> Predictor:
+        """Raises BadInput when an artifact is damaged or the base's weights are not those it was trained on."""
+        found = fingerprint(base)
+        read = [(folder, *_checked(folder, base, found)) for folder in (artifact, *others)]
+        _, facts, recipe = read[0]
+        for folder, theirs, its in read:
+            if (theirs["base"]["kind"], its.base.dtype) != (facts["base"]["kind"], recipe.base.dtype):
+                what = f"it was trained on the base as {its.base.dtype}, the first artifact as {recipe.base.dtype}"
+                raise BadInput(what, where=str(folder), hint="predict with it in a command of its own")
+        remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
+        host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
+        context = read_base_facts(base).max_positions
+        return cls(host, [Loaded.load(folder, its, theirs["slots"], host, context) for folder, theirs, its in read])
+
+    def answers(self, rows: Iterable[Fields]) -> Iterator[list[Answer]]:
+        """For each row the artifacts' answers; a forward holds as many rows as one artifact alone would take."""
+        most = min(one.batch_size for one in self.loaded)
         rows = iter(rows)
-        while batch := list(islice(rows, self.batch_size)):
-            texts = self.objective.predict(self.host, self.prompt, self.head, batch, tuned=True)
-            for row, text in zip(batch, texts, strict=True):
-                yield {**row, "prediction": text}
+        while batch := list(islice(rows, max(1, most // len(self.loaded)))):
+            asked = [Asked(one.objective, one.prompt, one.head, batch) for one in self.loaded]
+            yield from map(list, zip(*answer(self.host, asked, most=most), strict=True))
+
+    def predict(self, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
+        """The rows with the first artifact's `prediction`."""
+        first, second = tee(rows)
+        for row, found in zip(first, self.answers(second), strict=True):
+            yield {**row, "prediction": found[0].text}
+
+
+def _checked(artifact: Path, base: Path, found: str) -> tuple[dict[str, Any], JobRecipe]:
+    faults = manifest_faults(artifact)
+    if faults:
+        raise BadInput(f"the artifact is damaged: {'; '.join(faults)}", where=str(artifact))
+    facts, recipe = _read_facts(artifact)
+    if facts["base"]["fingerprint"] != found:
+        raise BadInput("these are not the weights that the artifact was trained on", where=str(base))
+    return facts, recipe
 
 
 def _read_facts(artifact: Path) -> tuple[dict[str, Any], JobRecipe]:
@@ -104,9 +134,9 @@ def main(arguments: Sequence[str]) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
     try:
-        predictor = Predictor.load(Path(spec["artifact"]), Path(spec["base"]))
-        for result in predictor.predict(_rows(sys.stdin)):
-            sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        first, *others = map(Path, spec["artifacts"])
+        for found in Predictor.load(first, Path(spec["base"]), *others).answers(_rows(sys.stdin)):
+            sys.stdout.write(json.dumps([vars(one) for one in found], ensure_ascii=False) + "\n")
             sys.stdout.flush()
     except PtqError as error:
         sys.stderr.write(f"ptq: {error}\n")

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Generate
-from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.asking import Writing, answer_alone
+from orchestrator.training.objectives.objective import Example, Fields, Share, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import end_ids, generate
+from orchestrator.tuning.forward import end_ids
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch, Side
+from orchestrator.tuning.rows import Row
 
 IGNORED = -100
 
@@ -48,25 +49,24 @@ class Generation:
         return Example(Row(ids=ids + target, labels=labels, prompt=0, infix_at=infix_at), units=len(target))
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(share.logits.float(), share.labels, reduction="sum")
+        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
-        side: Side = "left" if host.kind == "causal" else "right"
+        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
+
+    def beginnings(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         inputs = [self._input(fields, tuned=tuned) for fields in rows]
-        made = [Row(ids=ids, labels=None, prompt=0, infix_at=self._infix_at(ids)) for ids in inputs]
-        batch = RowBatch.collate(made, pad_id=host.pad_id, side=side).to(host.device)
-        written = generate(
-            host,
-            batch,
-            [prompt if tuned else Prompt.empty()],
-            max_new_tokens=self._task.max_new_tokens,
-            beams=self._task.beams,
-            # A base's generation settings may name other end marks than the one that targets are trained with.
-            eos_token_ids=sorted({*end_ids(host), self._end}),
-        )
-        return [self._encoder.text(ids).strip() for ids in written]
+        return [Row(ids=ids, labels=None, prompt=0, infix_at=self._infix_at(ids)) for ids in inputs]
+
+    def writing(self, host: BaseHost) -> Writing:
+        # A base's generation settings may name other end marks than the one that targets are trained with.
+        ends = tuple(sorted({*end_ids(host), self._end}))
+        return Writing(self._task.max_new_tokens, self._task.beams, ends)
+
+    def text(self, ids: list[int]) -> str:
+        return self._encoder.text(ids).strip()
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations."""

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
+from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes
-from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.objective import Example, Fields, Share, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row
 
 
 class HeadClassification:
@@ -45,19 +45,23 @@ class HeadClassification:
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
         targets = torch.tensor([example.target for example in examples], device=share.hidden.device)
-        pooled = self._dropped(pool(share.hidden.float(), share.text_mask, self._pooling), share)
+        pooled = self._dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share)
         return cross_entropy(_scores(pooled, head), targets, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
-        batch = RowBatch.collate(
-            [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows], pad_id=host.pad_id
-        ).to(host.device)
-        output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
-        assert output.hidden is not None
-        scores = _scores(pool(output.hidden.float(), output.text_mask, self._pooling), head)
-        return [self._classes.names[number] for number in scores.argmax(-1).tolist()]
+        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
+
+    def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
+        return [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows]
+
+    def measured(self, share: Share, head: nn.Module | None) -> Tensor:
+        assert share.hidden is not None
+        return _scores(pool(widened(share.hidden), share.text_mask, self._pooling), head)
+
+    def chosen(self, measured: Tensor) -> list[Answer]:
+        return softmax(self._classes.names, measured)
 
     def _dropped(self, pooled: Tensor, share: Share) -> Tensor:
         """Dropout drawn for the whole batch, so that a row's does not depend on which rank or pass it falls to."""

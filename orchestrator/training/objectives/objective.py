@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from orchestrator.tuning.forward import Output
@@ -76,3 +77,8 @@ class Objective(Protocol):
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         """Rows to predict (numbers) and the references of each: rows with equal inputs count once."""
+
+
+def widened(values: Tensor) -> Tensor:
+    """In fp32 at least: losses and scores of a narrow base."""
+    return values if values.dtype == torch.float64 else values.float()

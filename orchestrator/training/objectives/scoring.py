@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
+from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.objective import Example, Fields, Share, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row
 
 IGNORED = -100
 
@@ -48,26 +48,28 @@ class LabelScoring:
         return Example(self._row(self._input(fields, tuned=True), word), units=len(word))
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(share.logits.float(), share.labels, reduction="sum")
+        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
-        candidates = [(number, word) for number, words in enumerate(self._words) for word in words]
-        inputs = [self._input(fields, tuned=tuned) for fields in rows]
-        scored = [self._row(ids, word) for ids in inputs for _, word in candidates]
-        prompts = [prompt if tuned else Prompt.empty()]
-        # As many at a time as there are rows: the recipe's eval_batch_size is about memory.
-        parts = [self._losses(host, scored[i : i + len(rows)], prompts) for i in range(0, len(scored), len(rows))]
-        best = torch.cat(parts).view(len(rows), len(candidates)).argmin(1).tolist()
-        return [self._classes.names[candidates[number][0]] for number in best]
+        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
-    def _losses(self, host: BaseHost, rows: Sequence[Row], prompts: Sequence[Prompt]) -> Tensor:
-        """[rows]: mean loss a token of the rows' words."""
-        output = forward(host, RowBatch.collate(rows, pad_id=host.pad_id).to(host.device), prompts)
-        losses = cross_entropy(output.logits.float(), output.labels, reduction="none")
-        count = torch.bincount(output.row_of, minlength=len(rows))
-        return torch.zeros(len(rows), device=losses.device).index_add(0, output.row_of, losses) / count
+    def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
+        words = [word for words in self._words for word in words]
+        return [self._row(ids, word) for ids in (self._input(row, tuned=tuned) for row in rows) for word in words]
+
+    def measured(self, share: Share, head: nn.Module | None) -> Tensor:
+        """[questions]: mean loss a token of the questions' words."""
+        losses = cross_entropy(widened(share.logits), share.labels, reduction="none")
+        count = torch.bincount(share.row_of, minlength=len(share.positions))
+        return losses.new_zeros(len(share.positions)).index_add(0, share.row_of, losses) / count
+
+    def chosen(self, measured: Tensor) -> list[Answer]:
+        """A label's score is the mean log-probability a token of its best word."""
+        sizes = [len(words) for words in self._words]
+        words = measured.view(-1, sum(sizes)).split(sizes, dim=1)
+        return softmax(self._classes.names, torch.stack([-theirs.amin(1) for theirs in words], dim=1))
 
     def _row(self, ids: list[int], word: list[int]) -> Row:
         if self._encoder.kind == "seq2seq":

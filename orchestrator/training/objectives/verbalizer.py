@@ -10,13 +10,13 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
+from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.objective import Example, Fields, Share, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row
 
 IGNORED = -100
 
@@ -46,14 +46,21 @@ class VerbalizerClassification:
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
+        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
+
+    def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         # Label 0 only marks the mask as the position to read.
-        batch = RowBatch.collate([self._row(fields, 0, tuned=tuned) for fields in rows], pad_id=host.pad_id)
-        output = forward(host, batch.to(host.device), [prompt if tuned else Prompt.empty()])
-        return [self._classes.names[number] for number in self._scores(output.logits).argmax(-1).tolist()]
+        return [self._row(fields, 0, tuned=tuned) for fields in rows]
+
+    def measured(self, share: Share, head: nn.Module | None) -> Tensor:
+        return self._scores(share.logits)
+
+    def chosen(self, measured: Tensor) -> list[Answer]:
+        return softmax(self._classes.names, measured)
 
     def _scores(self, logits: Tensor) -> Tensor:
         """[rows, V] -> [rows, labels]."""
-        return torch.stack([logits[:, words].float().mean(-1) for words in self._words], dim=-1)
+        return torch.stack([widened(logits[:, words]).mean(-1) for words in self._words], dim=-1)
 
     def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
         ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)

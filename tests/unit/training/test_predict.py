@@ -15,6 +15,7 @@ from training_fixtures import MadeRun, make_run, recipe
 from orchestrator.errors import BadInput
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import read_json, write_json
+from orchestrator.training import predict
 from orchestrator.training.predict import Predictor, main
 from orchestrator.training.rows import Rows
 
@@ -56,7 +57,7 @@ def test_predictions_are_those_of_the_evaluation(
 
 def run_main(
     spec: dict[str, Any], lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, list[list[dict[str, Any]]]]:
     write_json(tmp_path / "spec.json", spec)
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), encoding="latin-1"))
@@ -69,14 +70,20 @@ def run_main(
 def test_the_program_reads_and_writes_utf8_whatever_the_locale(
     artifact: Path, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = {"artifact": str(artifact), "base": str(bases["bert"]), "threads": 1}
+    spec = {"artifacts": [str(artifact)], "base": str(bases["bert"]), "threads": 1}
     lines = '{"text": "总体评价 🙂", "n": 1.5, "deep": {"b": [1, 2], "a": null}}\n{"text": ""}\n'
     code, found = run_main(spec, lines, tmp_path, monkeypatch)
     assert code == 0
-    assert found[0]["text"] == "总体评价 🙂"
-    assert found[0]["n"] == "1.5"
-    assert found[0]["deep"] == '{"a":null,"b":[1,2]}'  # as datasets hold it
-    assert {one["prediction"] for one in found} <= {"warm", "cold"}
+    assert len(found) == 2
+    for [answer] in found:
+        assert answer["text"] in {"warm", "cold"}
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+
+
+def test_rows_are_texts_as_datasets_hold_them() -> None:
+    lines = ['{"text": "总体评价 🙂", "n": 1.5, "deep": {"b": [1, 2], "a": null}}']
+    [row] = predict._rows(lines)
+    assert row == {"text": "总体评价 🙂", "n": "1.5", "deep": '{"a":null,"b":[1,2]}'}
 
 
 @pytest.mark.parametrize("line", ["[1]", "nonsense", '{"text": "\\ud83d"}', '{"text": NaN}', '{"other": "x"}'])
@@ -88,7 +95,7 @@ def test_a_bad_row_is_told_by_its_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    spec = {"artifact": str(artifact), "base": str(bases["bert"]), "threads": 1}
+    spec = {"artifacts": [str(artifact)], "base": str(bases["bert"]), "threads": 1}
     code, _ = run_main(spec, '{"text": "cat"}\n' + line + "\n", tmp_path, monkeypatch)
     assert code == 2
     error = capsys.readouterr().err
@@ -134,3 +141,44 @@ def test_a_pickle_in_place_of_safetensors_is_never_loaded(
     with pytest.raises(BadInput, match="safetensors"):
         Predictor.load(folder, bases["bert"])
     assert not (tmp_path / "ran").exists()
+
+
+SCORED = {"type": "classify", "labels": {"warm": ["warm", "red"], "cold": ["cold"]}, "input": "the {text} is "}
+MASKED = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}, "input": "the {text} is [MASK]"}
+HEADED = {"type": "classify", "labels": ["warm", "cold"], "head": {"pooling": "mean"}, "input": "the {text}"}
+PROMPT, PREFIX = METHODS["prompt"], {"type": "prefix-tuning", "length": 4}
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "parts"),
+    [
+        ("gpt2", "causal", [(PROMPT, {}), (PREFIX, {}), (PREFIX, {"task": SCORED}), (PROMPT, {"task": SCORED})]),
+        ("bert", "masked", [(PROMPT, {"task": MASKED}), (PREFIX, {"task": HEADED}), (PREFIX, {"task": MASKED})]),
+    ],
+)
+def test_several_artifacts_in_one_forward_answer_as_one_by_one(
+    base: str, kind: str, parts: list[Any], bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    recipes = [{**recipe(method, train__seeds=[n]), **more} for n, (method, more) in enumerate(parts)]
+    if kind == "causal":  # cannot be written together with the others
+        recipes[0]["task"] = {**recipes[0]["task"], "max_new_tokens": 3}
+    run = make_run(tmp_path, recipes, base=bases[base], dataset=dataset, kind=kind)
+    assert run.train() == 0
+    folders = [job.artifact(1) for job in run.jobs]
+    rows = list(Rows.open(dataset, "validation"))
+    together = list(Predictor.load(folders[0], bases[base], *folders[1:]).answers(rows))
+    assert [len(found) for found in together] == [len(parts)] * len(rows)
+    for number, folder in enumerate(folders):
+        for found, [alone] in zip(together, Predictor.load(folder, bases[base]).answers(rows), strict=True):
+            assert found[number].text == alone.text
+            assert (found[number].probabilities or {}) == pytest.approx(alone.probabilities or {}, rel=1e-5)
+
+
+def test_artifacts_of_different_precision_are_not_mixed(artifact: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(artifact, tmp_path / "other")
+    facts = read_json(folder / "artifact.json")
+    facts["recipe"]["base"]["dtype"] = "bf16"
+    write_json(folder / "artifact.json", facts)
+    write_manifest(folder)
+    with pytest.raises(BadInput, match="bf16, the first artifact as fp32"):
+        Predictor.load(artifact, bases["bert"], folder)

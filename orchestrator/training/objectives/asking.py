@@ -1,0 +1,147 @@
+"""Predicting rows of several jobs together: what each asks of the base, one forward for all, and what each makes of it.
+
+A row's answer does not depend on who else is asked, as in training: rows share no position and no prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.training.objectives.objective import Fields, Objective, Share
+from orchestrator.tuning.forward import forward, generate
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch, Side
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    probabilities: dict[str, float] | None = None  #: label -> probability, where the answer is one of given labels
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """An objective that answers with a label, from one forward."""
+
+    reads_hidden: bool
+
+    def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
+        """What the base is asked about each row in turn, equally often for every row."""
+
+    def measured(self, share: Share, head: nn.Module | None) -> Tensor:
+        """One line for each question of the share."""
+
+    def chosen(self, measured: Tensor) -> list[Answer]:
+        """The answer for each row, from the lines of all questions."""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a text is written; only what is written alike can be written together."""
+
+    max_new_tokens: int
+    beams: int
+    ends: tuple[int, ...]
+
+
+@runtime_checkable
+class Writes(Protocol):
+    """An objective that answers with a text of the base's own."""
+
+    def beginnings(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]: ...
+
+    def writing(self, host: BaseHost) -> Writing: ...
+
+    def text(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows for one job, and the job as it answers them."""
+
+    objective: Objective
+    prompt: Prompt
+    head: nn.Module | None
+    rows: Sequence[Fields]
+    tuned: bool = True
+
+    @property
+    def prompt_in_use(self) -> Prompt:
+        return self.prompt if self.tuned else Prompt.empty()
+
+
+@torch.no_grad()
+def answer(host: BaseHost, asked: Sequence[Asked], *, most: int) -> list[list[Answer]]:
+    """The answers to each of `asked`, in its order; at most `most` rows in a forward."""
+    found: list[list[Answer]] = [[] for _ in asked]
+    choosing = [number for number, one in enumerate(asked) if isinstance(one.objective, Chooses)]
+    for number, answers in zip(choosing, _choose(host, [asked[n] for n in choosing], most), strict=True):
+        found[number] = answers
+    alike: dict[Writing, list[int]] = {}
+    for number, one in enumerate(asked):
+        if isinstance(one.objective, Writes):
+            alike.setdefault(one.objective.writing(host), []).append(number)
+        elif number not in choosing:  # an objective with a way of its own
+            texts = one.objective.predict(host, one.prompt, one.head, one.rows, tuned=one.tuned)
+            found[number] = [Answer(text) for text in texts]
+    for writing, numbers in alike.items():
+        for number, answers in zip(numbers, _write(host, [asked[n] for n in numbers], writing, most), strict=True):
+            found[number] = answers
+    return found
+
+
+def answer_alone(
+    host: BaseHost, objective: Objective, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+) -> list[str]:
+    """The texts for one job's rows, as many in a forward as there are rows."""
+    one = Asked(objective, prompt, head, rows, tuned)
+    return [found.text for found in answer(host, [one], most=max(1, len(rows)))[0]]
+
+
+def softmax(names: Sequence[str], scores: Tensor) -> list[Answer]:
+    """The label with the highest of its scores [rows, labels], the first where several are, for each row."""
+    best, shares = scores.argmax(-1).tolist(), scores.softmax(-1).tolist()
+    return [Answer(names[b], dict(zip(names, row, strict=True))) for b, row in zip(best, shares, strict=True)]
+
+
+def _choose(host: BaseHost, asked: Sequence[Asked], most: int) -> list[list[Answer]]:
+    makers = [one.objective for one in asked if isinstance(one.objective, Chooses)]
+    questions = [maker.questions(one.rows, tuned=one.tuned) for maker, one in zip(makers, asked, strict=True)]
+    lines: list[list[Tensor]] = [[] for _ in asked]
+    for lot in _lots(questions, most):
+        owners = [number for number, _ in lot]
+        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id).to(host.device)
+        hidden = any(makers[number].reads_hidden for number in owners)
+        output = forward(host, batch, [one.prompt_in_use for one in asked], hidden=hidden)
+        for number in dict.fromkeys(owners):
+            count = owners.count(number)
+            share = Share.of(output, owners.index(number), range(count), count)
+            lines[number].append(makers[number].measured(share, asked[number].head))
+    return [maker.chosen(torch.cat(found)) if found else [] for maker, found in zip(makers, lines, strict=True)]
+
+
+def _write(host: BaseHost, asked: Sequence[Asked], how: Writing, most: int) -> list[list[Answer]]:
+    makers = [one.objective for one in asked if isinstance(one.objective, Writes)]
+    beginnings = [maker.beginnings(one.rows, tuned=one.tuned) for maker, one in zip(makers, asked, strict=True)]
+    found: list[list[Answer]] = [[] for _ in asked]
+    for lot in _lots(beginnings, most):
+        side: Side = "left" if host.kind == "causal" else "right"
+        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id, side=side).to(host.device)
+        prompts = [one.prompt_in_use for one in asked]
+        ids = generate(host, batch, prompts, max_new_tokens=how.max_new_tokens, beams=how.beams, eos_token_ids=how.ends)
+        for (number, _), written in zip(lot, ids, strict=True):
+            found[number].append(Answer(makers[number].text(written)))
+    return found
+
+
+def _lots(rows: Sequence[Sequence[Row]], most: int) -> Iterator[list[tuple[int, Row]]]:
+    """(owner, row), at most `most` at a time, the rows of an owner side by side; each row with its owner's prompt."""
+    owned = [(number, replace(row, prompt=number)) for number, theirs in enumerate(rows) for row in theirs]
+    for start in range(0, len(owned), most):
+        yield owned[start : start + most]

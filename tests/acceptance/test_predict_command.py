@@ -1,0 +1,98 @@
+"""`ptq predict` with several artifacts: their ensemble, and a prediction that goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from queue_helpers import add_jobs, open_registry
+from training_fixtures import make_base, make_dataset, make_run, recipe
+
+from orchestrator.cli import main
+from orchestrator.cli.predict_output import Unfinished
+from orchestrator.paths import read_json
+from orchestrator.registry import tables
+from orchestrator.registry.artifacts import get_artifact, keep_artifact, stage_artifact
+from orchestrator.training.predict import Predictor
+from orchestrator.weights import fingerprint
+
+TEXTS = ["red cat", "green house and blue river", "black stone", "white bird", "red tree and red cat", "house"]
+
+
+@pytest.fixture
+def artifacts(home: Path, tmp_path: Path) -> list[Path]:
+    """Two jobs' artifacts that choose among labels, and one that writes."""
+    base, dataset = make_base(tmp_path / "base", "gpt2"), make_dataset(tmp_path / "data")
+    task = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}, "input": "the {text} is "}
+    method = {"type": "prompt-tuning", "length": 3}
+    labels = [{**recipe(method, train__seeds=[seed], train__steps=2), "task": task} for seed in (1, 2)]
+    run = make_run(tmp_path / "run", [*labels, recipe(method, train__steps=1)], base=base, dataset=dataset)
+    assert run.train() == 0
+    registry = open_registry(home)
+    ids = add_jobs(registry, 3)
+    facts = {"id": "tiny", "path": str(base), "revision": "r", "fingerprint": fingerprint(base), "kind": "causal"}
+    folders = [job.artifact(1) for job in run.jobs]
+    for job, folder in zip(ids, folders, strict=True):
+        staged = stage_artifact(registry.paths, folder)
+        with registry.write() as conn:
+            conn.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job).values(base=facts, attempt=1))
+            keep_artifact(conn, staged, job_id=job, attempt=1, now=0.0)
+    registry.close()
+    return folders
+
+
+def ptq(monkeypatch: pytest.MonkeyPatch, *arguments: str, stdin: str = "") -> int:
+    monkeypatch.setattr("sys.argv", ["ptq", *arguments])
+    monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+    with pytest.raises(SystemExit) as left:
+        main.main()
+    return int(left.value.code or 0)
+
+
+def test_an_ensemble_goes_on_where_it_was_interrupted(
+    artifacts: list[Path],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output, rows = tmp_path / "out.jsonl", [{"text": text} for text in TEXTS]
+    registry = open_registry(home)
+    digests = [get_artifact(registry, name).digest for name in ("1", "a2")]
+    registry.close()
+    answers = list(Predictor.load(artifacts[0], tmp_path / "base", artifacts[1]).answers(rows))
+    with Unfinished.open(output, digests, rows) as unfinished:  # as an earlier command left it
+        for found in answers[:2]:
+            unfinished.keep(json.dumps([vars(one) for one in found]) + "\n")
+        unfinished.keep(json.dumps([]))  # torn: without the end of its line
+    asked = ["predict", "1", "a2", "--input", "-", "-o", str(output), "--ensemble", "mean"]
+    assert ptq(monkeypatch, *asked, stdin="".join(json.dumps(row) + "\n" for row in rows)) == 0
+    assert "2 of 6 rows are in" in capsys.readouterr().err
+    assert not unfinished.path.exists()
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["text"] for row in found] == TEXTS
+    for row, (one, two) in zip(found, answers, strict=True):
+        assert list(row) == ["text", "prediction", "probabilities", "predictions"]
+        assert row["predictions"] == {"a1": one.text, "a2": two.text}
+        assert one.probabilities is not None
+        assert two.probabilities is not None
+        expected = {label: (one.probabilities[label] + two.probabilities[label]) / 2 for label in ("warm", "cold")}
+        assert row["probabilities"] == pytest.approx(expected, rel=1e-5)
+        assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
+
+
+def test_what_cannot_be_is_said_before_anything_starts(
+    artifacts: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_json(artifacts[2] / "artifact.json")["task"] == "generate"
+    refused = {
+        ("1", "--ensemble", "vote"): "one artifact is no ensemble",
+        ("1", "3", "--ensemble", "mean"): "do not all choose among the same labels",
+        ("1", "--json", "--csv"): "do not go together",
+    }
+    for arguments, said in refused.items():
+        assert ptq(monkeypatch, "predict", *arguments, "--input", "-", stdin='{"text": "cat"}\n') == 2
+        assert said in capsys.readouterr().err
