@@ -66,6 +66,7 @@ class RunSpec:
     threads: int = 1  #: CPU threads for each process
     port: int = 0  #: for the processes' rendezvous
     grace_seconds: float = 30.0  #: between TERM (checkpoint and leave) and KILL
+    memory_bytes: int | None = None  #: of host memory, all processes together; None: no limit
     time_limit_seconds: float | None = None  #: the largest of its first jobs'; None: one of them has none
     fuse_key: str | None = None  #: jobs with this key may join (see dispatch.fusing); None: nobody may
     fuse_jobs: int = 1  #: how many jobs it hosts at once

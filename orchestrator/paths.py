@@ -110,6 +110,11 @@ class RunPaths:
         return self.root / "run.log"
 
     @property
+    def old_log(self) -> Path:
+        """What run.log held before it grew too long (see `dispatch.runlog`)."""
+        return self.root / "run.log.old"
+
+    @property
     def supervisor(self) -> Path:
         """Who supervises: pid, start time, boot id, session."""
         return self.root / "supervisor.json"

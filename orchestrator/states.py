@@ -43,6 +43,7 @@ class Reason(StrEnum):
     NAN_LOSS = "nan_loss"
     BASE_CHANGED = "base_changed"  #: the weights differ from the fingerprint, or moved in training
     DISK_FULL = "disk_full"
+    FOLDER_LOST = "folder_lost"  #: somebody has removed the job's folder; it starts anew
     USER_ERROR = "user_error"
     CRASHED = "crashed"  #: the training program raised an error; run.log holds the traceback
 
@@ -50,6 +51,7 @@ class Reason(StrEnum):
 #: The attempt ended for a reason outside the job: it is queued again while attempts are left.
 RETRIED: frozenset[Reason] = frozenset(
     {Reason.WORKER_LOST, Reason.PROCESS_KILLED, Reason.NODE_REBOOTED, Reason.LAUNCH_FAILED, Reason.HOST_OOM}
+    | {Reason.DISK_FULL, Reason.FOLDER_LOST}
 )
 
 #: Requeued without counting against the attempts' limit.

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator import failpoints
 from orchestrator.events import EventWriter
 from orchestrator.jobspec import JobSpec, RunSpec, close_inbox, take_tickets
 from orchestrator.manifest import write_manifest
@@ -71,6 +72,7 @@ class FakeJob:
             self.events.write("metric", step=self.step, split="train", values={"loss": self.total})
             self.events.write("progress", step=self.step, steps=self.steps, tokens_per_second=1.0)
             self.events.flush()
+        failpoints.reach("training.stepped")
         if self.behaviour == "poison" and self.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.behaviour == "crash":
@@ -91,6 +93,7 @@ class FakeJob:
         self.events.flush(sync=True)
         with folder_written_atomically(self.paths.checkpoint(self.step)) as folder:
             write_json(folder / "state.json", {"step": self.step, "total": self.total})
+        failpoints.reach("training.checkpointed")
 
     def asked_to_leave(self) -> bool:
         if time.monotonic() > self.until:
@@ -120,6 +123,7 @@ class FakeJob:
     def leave(self, last_word: str, **fields: object) -> bool:
         self.events.write(last_word, **fields)
         self.events.close()
+        failpoints.reach("training.left")
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 from orchestrator.cli import render
 
 if TYPE_CHECKING:
+    from orchestrator.paths import RunPaths
     from orchestrator.registry.engine import Registry
     from orchestrator.registry.jobs import Job
 
@@ -37,7 +39,10 @@ def register(app: typer.Typer) -> None:
         elif found.run_id is None:
             render.note(f"job {found.id} has not started yet")
         else:
-            _copy(registry.paths.run(found.run_id).log, 0, lines)
+            run = registry.paths.run(found.run_id)
+            if run.old_log.exists():
+                render.note(f"earlier lines of this long log: {run.old_log}")
+            _copy(run, 0, lines)
 
 
 def _say_whose_log(registry: Registry, job: Job) -> None:
@@ -62,20 +67,28 @@ def _follow(registry: Registry, job_id: int, lines: int | None) -> None:
             job = jobs.get_job(conn, job_id)
         if job.run_id is not None:
             if run_id not in {None, job.run_id}:  # the rest of the last try, before the next one
-                _copy(registry.paths.run(run_id).log, offset, None)
+                _copy(registry.paths.run(run_id), offset, None)
                 render.note(f"job {job_id}: attempt {job.attempt}")
                 offset, lines = 0, None
             elif run_id == job.run_id:
                 lines = None
             run_id = job.run_id
-            offset = _copy(registry.paths.run(run_id).log, offset, lines)
+            offset = _copy(registry.paths.run(run_id), offset, lines)
         if job.result is not None:
             return
         time.sleep(POLL)
 
 
-def _copy(path: Path, offset: int, lines: int | None) -> int:
-    """Write the file from `offset` on (its last lines only) to stdout; where it ended."""
+def _copy(run: RunPaths, offset: int, lines: int | None) -> int:
+    """Write the log from `offset` on (its last lines only) to stdout; where it ended."""
+    with suppress(FileNotFoundError):
+        if run.log.stat().st_size < offset:  # moved away, for it had grown too long
+            _write(run.old_log, offset, None)
+            offset = 0
+    return _write(run.log, offset, lines)
+
+
+def _write(path: Path, offset: int, lines: int | None) -> int:
     try:
         with path.open("rb") as file:
             file.seek(offset if lines is None else _last_lines(path, lines))

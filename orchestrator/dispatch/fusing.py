@@ -57,6 +57,7 @@ def fuse_key(job: Submitted, *, device: str) -> str | None:
         "processes": resources.get("gpus", 1),
         "zero": resources.get("zero"),
         "device": device,
+        "memory": resources.get("memory"),
         "user": job.user if fuse == "user" else None,
     }
     return json.dumps(facts, sort_keys=True)

@@ -38,11 +38,11 @@ def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> News | No
     """
     path = registry.paths.job(job.id).events
     try:
-        if path.stat().st_size <= job.events_offset:
-            return None
+        size = path.stat().st_size
     except FileNotFoundError:
         return None
-    events, offset = read_events(path, job.events_offset)
+    start = job.events_offset if size >= job.events_offset else 0  # shorter: the folder was removed and made anew
+    events, offset = read_events(path, start)
     if offset == job.events_offset:
         return None
     found = digest(events, job)

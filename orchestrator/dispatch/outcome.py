@@ -17,6 +17,9 @@ _TOLD_BY_LOG = {
     "CUDA out of memory": Reason.CUDA_OOM,
     "torch.OutOfMemoryError": Reason.CUDA_OOM,
     "No space left on device": Reason.DISK_FULL,
+    "DefaultCPUAllocator: can't allocate memory": Reason.HOST_OOM,
+    "DefaultCPUAllocator: not enough memory": Reason.HOST_OOM,
+    "\nMemoryError": Reason.HOST_OOM,
 }
 _TAIL_LINES = 20
 _SIGKILL = 9
@@ -43,6 +46,7 @@ class Ending:
     message: str | None
     counted: bool = True  #: False: this try was for free
     crashed_with: tuple[int, ...] = ()  #: the jobs that were in the run when it went down
+    delay: float = 0.0  #: seconds before the next try
 
     @property
     def state(self) -> JobState:
@@ -56,6 +60,15 @@ class Tries:
 
 
 _CANCELLED = Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+
+#: After the first try, the second, … and every later one.
+BACKOFF: dict[Reason, tuple[float, ...]] = {
+    Reason.LAUNCH_FAILED: (1.0, 10.0, 60.0, 300.0),
+    Reason.HOST_OOM: (10.0, 60.0, 300.0),
+    Reason.DISK_FULL: (30.0, 120.0, 600.0),
+}
+BACKOFF_OTHERS = (0.0, 5.0, 30.0, 120.0)
+LONGEST_DELAY = 600.0
 
 #: A run that ended so may have been ended by any of its jobs.
 CRASHES = frozenset(
@@ -121,7 +134,19 @@ def after(reason: Reason, message: str, tries: Tries) -> Ending:
         return Ending(JobResult.FAILED, reason, message)
     again = tries.counted < tries.most
     note = f"try {tries.counted} of {tries.most}: {message}"
-    return Ending(None if again else JobResult.FAILED, reason, note)
+    return Ending(None if again else JobResult.FAILED, reason, note, delay=delay(reason, tries) if again else 0.0)
+
+
+def delay(reason: Reason, tries: Tries) -> float:
+    """Seconds before the next try: what broke a run is often still there a moment later, a dead process is not."""
+    table = BACKOFF.get(reason, BACKOFF_OTHERS)
+    return table[min(max(tries.counted, 1), len(table)) - 1]
+
+
+def seconds_to_wait(not_before: float | None, now: float) -> float:
+    """How long a job that was tried in vain still waits. No longer than any delay lasts: a clock may be set back."""
+    left = 0.0 if not_before is None else not_before - now
+    return left if 0 < left <= LONGEST_DELAY else 0.0
 
 
 def in_company(ending: Ending, others: Sequence[int], tries: Tries) -> Ending:
@@ -146,6 +171,8 @@ def _reason(record: Mapping[str, Any], told: Report, faults: Sequence[str], log:
     asked |= dict.fromkeys(("preempt", "idle"), (Reason.PREEMPTED, "asked to make room"))
     if record.get("why") in asked:
         return asked[record["why"]]
+    if record.get("why") == "memory":
+        return Reason.HOST_OOM, str(record.get("message"))
     own = None if told.failed is None else _own_words(told.failed)
     if own is not None and own[0] not in _WEAK:
         return own

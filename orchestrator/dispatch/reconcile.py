@@ -5,17 +5,22 @@ All that is known about a run lies in its folder, so it does not matter which wo
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Mapping
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.dispatch import processes
+from orchestrator import failpoints
+from orchestrator.dispatch import processes, runlog
 from orchestrator.dispatch.ingest import News, take_in
 from orchestrator.dispatch.outcome import Ending, Report, Tries, in_company, judge, lost, not_joined, report, verdict
 from orchestrator.dispatch.start import ticket, time_limit, write_job
+from orchestrator.dispatch.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.supervisor import give_up
 from orchestrator.errors import PtqError, StaleAttempt
 from orchestrator.events import read_events
@@ -30,8 +35,10 @@ from orchestrator.states import JobResult, JobState, Reason
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-LOG_BYTES = 65536  #: of the end of run.log that a verdict may rest on
 KILL_SECONDS = 2.0  #: for the leftovers of a dead supervisor, in one look; the next look goes on
+GPU_SECONDS = 10.0  #: for the driver to give back what a dead process had on a card
+
+Log = Callable[[str], None]
 
 
 @dataclass
@@ -43,7 +50,12 @@ class Runs:
     actor: str
     children: set[int] = field(default_factory=set)  #: pids of supervisors that this process has started
     started_here: dict[int, int] = field(default_factory=dict)  #: run -> that pid
+    users_of: Callable[[Sequence[str]], str] = lambda _slots: ""  #: who is on these slots; empty: nobody
+    log: Log = lambda _text: None
     _followed: set[tuple[int, int]] = field(default_factory=set)  #: (job, attempt) whose earlier events have been seen
+    _strikes: Strikes = field(default_factory=Strikes)  #: of (job, attempt)
+    _over_since: dict[int, float] = field(default_factory=dict)  #: run -> when its last process was seen to be gone
+    _said: set[str] = field(default_factory=set)
 
     def open(self) -> list[Run]:
         with self.registry.read() as conn:
@@ -70,6 +82,8 @@ class Runs:
             self._end(run, paths, at=at)
         elif run.boot_id != processes.boot_id():
             self._lose(run, paths, Reason.NODE_REBOOTED, "the machine was restarted", at=at)
+        elif (other := _others(paths)) is not None:
+            self.say(f"run {run.id} was started by the account with number {other}, and only that or root can end it")
         elif _supervised(paths):
             self._follow(run, paths, at=at)
         elif paths.supervisor.exists():
@@ -82,15 +96,42 @@ class Runs:
     def _follow(self, run: Run, paths: RunPaths, *, at: float) -> None:
         live = self._live_jobs(run)
         for job in live:
-            news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
-            if self._has_left(run, job, news, at=at):
-                continue
-            if job.state is JobState.STOPPING:
-                request_leave(self.registry.paths, job)  # whoever cancelled it may have been killed before saying so
-            if not self._arrived(paths, job):
-                self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
+            self._alone(run, job, lambda job=job: self._follow_one(run, paths, job, at=at), at=at)  # type: ignore[misc]
+        if any(self._folder_is_lost(paths, job) for job in live) and not paths.stop_request.exists():
+            request_stop(paths, "folder")  # its program writes to files that have no name any more
         if live and all(job.state is JobState.STOPPING for job in live) and not paths.stop_request.exists():
             request_stop(paths)
+
+    def _follow_one(self, run: Run, paths: RunPaths, job: Job, *, at: float) -> None:
+        news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
+        if self._has_left(run, job, news, at=at):
+            return
+        if job.state is JobState.STOPPING:
+            request_leave(self.registry.paths, job)  # whoever cancelled it may have been killed before saying so
+        if not self._arrived(paths, job):
+            self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
+
+    def _alone(self, run: Run, job: Job, action: Callable[[], None], *, at: float) -> bool:
+        """Do something about one of a run's jobs; what goes wrong concerns that job alone. Whether it is done."""
+        what = (job.id, job.attempt)
+        try:
+            action()
+        except Exception as error:
+            if is_the_machines(error):
+                raise
+            self.log(f"worker: job {job.id}: {traceback.format_exc()}")
+            if not self._strikes.out(what):
+                return False
+            message = f"ptq failed to look after this job ({type(error).__name__}: {error}); the worker's log says more"
+            with suppress(OSError):
+                request_leave(self.registry.paths, job)
+            self._settle(run, job, Ending(JobResult.FAILED, Reason.CRASHED, message), Report(), at=at)
+        self._strikes.forgive(what)
+        return True
+
+    def _folder_is_lost(self, paths: RunPaths, job: Job) -> bool:
+        """Whether somebody has removed it. The worker has written the specification before the run was told."""
+        return self._reached(paths, job) and not self.registry.paths.job(job.id).spec.exists()
 
     def _has_left(self, run: Run, job: Job, news: News | None, *, at: float) -> bool:
         """Finish or requeue a job that says how it ended, while its run goes on."""
@@ -123,31 +164,78 @@ class Runs:
         return not paths.joined.exists() or ticket(self.registry.paths, job).was_taken(paths)
 
     def _end(self, run: Run, paths: RunPaths, *, at: float) -> None:
+        """Only when nobody of the run lives: first the proof, then the jobs' states, then the slots."""
+        if not self._nobody_lives(run, paths):
+            return
         record = read_json(paths.exit_record)
-        log = read_tail(paths.log)
-        left = []
-        for job in self._live_jobs(run):
-            news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
-            self._followed.discard((job.id, job.attempt))
-            if not self._has_left(run, job, news, at=at):
-                left.append(job)
-        reached = [job for job in left if self._reached(paths, job)]
-        for job in left:
-            if job not in reached:
-                self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
-                continue
-            told, faults = self._told(job)
-            why = self._why(record, job)
-            ending = judge({**record, "why": why}, told, faults, log, cancelled=_cancelled(job), tries=_tries(job))
-            others = [other.id for other in reached if other is not job]
-            self._settle(run, job, in_company(ending, others, _tries(job)), told, at=at)
-        if not processes.members(run.token):  # who survives KILL keeps the slots: they are not free
+        live = self._live_jobs(run)
+        reached = [job.id for job in live if self._reached(paths, job)]
+        log = runlog.tail(paths)
+        done = [
+            self._alone(run, job, lambda job=job: self._end_one(run, paths, job, record, reached, log, at=at), at=at)  # type: ignore[misc]
+            for job in live
+        ]
+        failpoints.reach("worker.ending")
+        if all(done):
             with self.registry.write() as conn:
                 runs.end_run(conn, run.id, exit_record=record, at=at)
+            self._over_since.pop(run.id, None)
+
+    def _end_one(
+        self, run: Run, paths: RunPaths, job: Job, record: Mapping[str, Any], reached: Sequence[int], log: str, *,
+        at: float,
+    ) -> None:  # fmt: skip
+        lost_folder = self._folder_is_lost(paths, job)
+        news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
+        self._followed.discard((job.id, job.attempt))
+        if not lost_folder and self._has_left(run, job, news, at=at):
+            return
+        if job.id not in reached:
+            self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
+        elif lost_folder:
+            message = "somebody has removed the job's folder; it starts anew"
+            self._settle(run, job, lost(Reason.FOLDER_LOST, message, cancelled=_cancelled(job), tries=_tries(job)),
+                         Report(), at=at)  # fmt: skip
+        else:
+            told, faults = self._told(job)
+            asked = {**record, "why": self._why(record, job)}
+            ending = judge(asked, told, faults, log, cancelled=_cancelled(job), tries=_tries(job))
+            others = [other for other in reached if other != job.id]
+            self._settle(run, job, in_company(ending, others, _tries(job)), told, at=at)
+
+    def _nobody_lives(self, run: Run, paths: RunPaths) -> bool:
+        """The proof that a run is over: no process of it lives, and none is left on its slots.
+
+        The supervisor itself, which has written its last word, holds nothing. Who survives KILL keeps the slots.
+        """
+        own = read_json(paths.supervisor)["pid"] if paths.supervisor.exists() else 0
+        left = processes.members(run.token) - {own}
+        if left:
+            processes.send(left, signal.SIGKILL)
+            stuck = ", ".join(map(str, sorted(left)))
+            self.say(f"run {run.id} is over, but its processes {stuck} survive KILL; its slots are not free")
+            return False
+        with self.registry.read() as conn:
+            slots = [lease.slot for lease in runs.live_leases(conn, self.host) if lease.run_id == run.id]
+        since = self._over_since.setdefault(run.id, time.monotonic())
+        users = self.users_of(slots)
+        if users and time.monotonic() - since < GPU_SECONDS:
+            return False
+        if users:  # not one of the run's processes; the slot is given to nobody while it is used
+            self.say(f"run {run.id} is over; its slots are used by {users}")
+        return True
+
+    def say(self, text: str) -> None:
+        """Once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.log(f"worker: {text}")
 
     def _why(self, record: Mapping[str, Any], job: Job) -> str:
         """What the run was asked, as it concerns this job: another's cancel or time limit only makes room."""
         why = str(record.get("why"))
+        if why == "folder":
+            return "preempt"
         if why == "cancel" and not _cancelled(job):
             return "preempt"
         if why == "timeout" and not self._out_of_time(record, job):
@@ -155,6 +243,8 @@ class Runs:
         return why
 
     def _out_of_time(self, record: Mapping[str, Any], job: Job) -> bool:
+        if "expired" in record:
+            return job.id in record["expired"]
         limit = time_limit(job)
         with self.registry.read() as conn:
             began = jobs.claimed_at(conn, job.id, job.attempt)
@@ -162,18 +252,32 @@ class Runs:
 
     def _lose(self, run: Run, paths: RunPaths, reason: Reason, message: str, *, at: float) -> None:
         """A run without a supervisor: end what it left, then let its jobs be tried again."""
-        if processes.kill_until_gone(lambda: processes.members(run.token), timeout=KILL_SECONDS):
+        left = processes.kill_until_gone(lambda: processes.members(run.token), timeout=KILL_SECONDS)
+        if left or not self._nobody_lives(run, paths):
             return
         if paths.exit_record.exists():  # its last act, while we looked
             self._end(run, paths, at=at)
             return
-        for job in self._live_jobs(run):
-            take_in(self.registry, job, actor=f"run:{run.id}", at=at)
-            self._followed.discard((job.id, job.attempt))
-            ending = lost(reason, message, cancelled=_cancelled(job), tries=_tries(job))
-            self._settle(run, job, ending, Report(), at=at)
-        with self.registry.write() as conn:
-            runs.end_run(conn, run.id, exit_record=None, at=at)
+        done = [
+            self._alone(run, job, lambda job=job: self._lose_one(run, job, reason, message, at=at), at=at)  # type: ignore[misc]
+            for job in self._live_jobs(run)
+        ]
+        if all(done):
+            with self.registry.write() as conn:
+                runs.end_run(conn, run.id, exit_record=None, at=at)
+
+    def _lose_one(self, run: Run, job: Job, reason: Reason, message: str, *, at: float) -> None:
+        news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
+        self._followed.discard((job.id, job.attempt))
+        if self._has_left(run, job, news, at=at):  # it had ended before its run was lost
+            return
+        ending = lost(reason, message, cancelled=_cancelled(job), tries=_tries(job))
+        self._settle(run, job, ending, Report(), at=at)
+
+    def give_up(self, run: Run, error: Exception, *, at: float) -> None:
+        """This code fails on a run again and again: it ends, and its jobs are tried again as often as they may be."""
+        self.log(f"worker: run {run.id} is given up: {error}")
+        self._lose(run, self.registry.paths.run(run.id), Reason.WORKER_LOST, f"ptq failed on its run: {error}", at=at)
 
     def _settle(self, run: Run, job: Job, ending: Ending, told: Report, *, at: float) -> None:
         if ending.result is not JobResult.SUCCEEDED:
@@ -185,8 +289,9 @@ class Runs:
         except StaleAttempt:
             return
         except (OSError, PtqError) as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            reason = Reason.DISK_FULL if full else Reason.INCOMPLETE_ARTIFACT
+            if is_the_machines(error):
+                raise  # what was trained is not lost for want of room: it is kept at a later look
+            reason = Reason.INCOMPLETE_ARTIFACT
             failed = Ending(JobResult.FAILED, reason, f"the artifact could not be kept: {error}")
             with self.registry.write() as conn:
                 _move(conn, job, failed, actor=self.actor, at=at, run=run)
@@ -194,14 +299,21 @@ class Runs:
     def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
         """Artifact and success are one transaction; the files are copied before it."""
         staged = artifacts.stage_artifact(self.registry.paths, folder)
+        failpoints.reach("worker.staged")
         with self.registry.write() as conn:
             artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
             _move(conn, job, ending, actor=self.actor, at=at, run=run)
+        failpoints.reach("worker.settled")
 
     def _told(self, job: Job) -> tuple[Report, list[str]]:
-        events, _ = read_events(self.registry.paths.job(job.id).events)
+        folder = self.registry.paths.job(job.id)
+        events, _ = read_events(folder.events)
         told = report(events, job.attempt)
-        return told, [] if told.artifact is None else manifest_faults(Path(told.artifact))
+        if told.artifact is None:
+            return told, []
+        if Path(told.artifact) != folder.artifact(job.attempt):  # nothing else is taken for what the job has left
+            return told, [f"{told.artifact} is not this attempt's folder"]
+        return told, manifest_faults(Path(told.artifact))
 
     def _live_jobs(self, run: Run) -> list[Job]:
         with self.registry.read() as conn:
@@ -224,18 +336,13 @@ def request_stop(paths: RunPaths, why: str = "cancel") -> None:
     write_json(paths.stop_request, {"why": why})
 
 
-def read_tail(path: Path, size: int = LOG_BYTES) -> str:
-    """The end of a log, in whole lines."""
+def _others(paths: RunPaths) -> int | None:
+    """The account whose run it is, where that is another and its processes cannot be seen from here."""
     try:
-        with path.open("rb") as file:
-            length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - size))
-            data = file.read()
-    except FileNotFoundError:
-        return ""
-    if length > size:
-        data = data.partition(b"\n")[2]
-    return data.decode(errors="replace")
+        uid = int(read_json(paths.supervisor).get("uid", os.getuid()))
+    except (OSError, ValueError):
+        return None
+    return None if os.getuid() in {0, uid} or _supervised(paths) else uid
 
 
 def _supervised(paths: RunPaths) -> bool:
@@ -259,4 +366,5 @@ def _move(conn: Connection, job: Job, ending: Ending, *, actor: str, at: float, 
         conn, job.id, job.attempt, ending.state,
         actor=actor, at=at, result=ending.result, reason=ending.reason, message=ending.message,
         detail={"run": run.id, "crashed_with": list(ending.crashed_with) or None}, counted=ending.counted,
+        not_before=at + ending.delay if ending.delay else None,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec, Ticket
 from orchestrator.paths import HomePaths, RunPaths, write_atomic, write_json
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Claim
-from orchestrator.settings import training_environment
+from orchestrator.settings import GRACE_SECONDS, training_environment
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Manner:
     command: LaunchCommand
     limits: Limits = field(default_factory=Limits)
     keep_warm: float = 0.0  #: seconds
+    grace: float = GRACE_SECONDS
+    memory: int | None = None  #: bytes for a run whose jobs name no limit
 
 
 def start_run(
@@ -83,6 +85,8 @@ def run_spec(
         threads=how.threads,
         port=free_port(),
         time_limit_seconds=None if None in given else max(limit for limit in given if limit is not None),
+        grace_seconds=how.grace,
+        memory_bytes=found[0].recipe["resources"].get("memory") or how.memory,
         fuse_key=key,
         fuse_jobs=how.limits.jobs,
         fuse_tokens=how.limits.tokens,

@@ -8,8 +8,8 @@ Standard library only, so that nothing can go wrong in an import.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import select
 import signal
@@ -17,9 +17,12 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from orchestrator.dispatch import processes
+from orchestrator import failpoints
+from orchestrator.dispatch import processes, runlog
 from orchestrator.dispatch.launcher import TRAINING
+from orchestrator.dispatch.limits import Memory, TimeLimit
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import RunPaths, fsync_folder, write_json
 from orchestrator.settings import child_environment
@@ -32,8 +35,8 @@ KILL_WAIT = 60.0  #: for KILLed processes to be gone; who outlives that is stuck
 
 @dataclass
 class Exit:
-    """The exit record. `why` is what we were asked: none | cancel | timeout | preempt | idle (an empty run makes room);
-    `launch`: it never started."""
+    """The exit record. `why` is what we were asked: none | cancel | timeout | preempt | idle (an empty run makes room)
+    | folder (a job's was removed); or `memory`: it held more than it may; `launch`: it never started."""
 
     exit_code: int | None = None
     signal: int | None = None
@@ -43,15 +46,19 @@ class Exit:
     ended_at: float = 0.0
     oom_kill: bool | None = None
     survivors: list[int] = field(default_factory=list)
+    expired: list[int] = field(default_factory=list)  #: the jobs whose time limit was over, by a clock that nobody sets
+    peak_memory: int = 0  #: bytes that its processes held for themselves, as seen every few seconds
 
 
 def main(arguments: list[str]) -> int:
     paths = RunPaths(Path(arguments[0]).absolute())
     os.chdir(paths.root)  # ours alone: no file of a user's folder is taken for a module
     supervisor = Supervisor(paths, RunSpec.read(paths.spec))
+    failpoints.reach("supervisor.born")
     if not introduce(paths):
         sys.stderr.write("supervisor: this run has been given up; nothing was started\n")
         return 1
+    failpoints.reach("supervisor.introduced")
     record = supervisor.record
     try:
         supervisor.run(arguments[1:])
@@ -59,8 +66,11 @@ def main(arguments: list[str]) -> int:
         record.message = f"{type(error).__name__}: {error}"
         record.why = record.why if supervisor.launched else "launch"
     supervisor.kill()
+    supervisor.close()
+    failpoints.reach("supervisor.over")
     record.ended_at = time.time()
     _write_record(paths, record)
+    failpoints.reach("supervisor.recorded")
     return 0
 
 
@@ -68,13 +78,13 @@ def introduce(paths: RunPaths) -> bool:
     """Publish supervisor.json, exclusively: False when somebody has already taken that name (see `give_up`)."""
     return _create(paths, {
         "pid": os.getpid(), "started": processes.start_time(os.getpid()),
-        "boot_id": processes.boot_id(), "session": os.getsid(0),
+        "boot_id": processes.boot_id(), "session": os.getsid(0), "uid": os.getuid(),
     })  # fmt: skip
 
 
 def give_up(paths: RunPaths) -> bool:
     """Take supervisor.json's place, so that a supervisor that has yet to introduce itself starts nothing."""
-    return _create(paths, {"pid": 0, "started": 0, "boot_id": processes.boot_id(), "session": 0})
+    return _create(paths, {"pid": 0, "started": 0, "boot_id": processes.boot_id(), "session": 0, "uid": os.getuid()})
 
 
 def _create(paths: RunPaths, content: dict[str, object]) -> bool:
@@ -101,6 +111,8 @@ class Supervisor:
         self.kill_at: float | None = None
         self.told_to_stop = False
         self.heartbeat_at = 0.0
+        self.limit = TimeLimit(paths, spec)
+        self.memory = Memory(spec)
         self.wake = self._listen()
 
     def run(self, command: list[str]) -> None:
@@ -108,19 +120,35 @@ class Supervisor:
         before = processes.oom_kills()
         self.child = self._start(command)
         self.launched = True
-        limit = TimeLimit(self.paths, self.spec)
+        failpoints.reach("supervisor.launched")
         while not self._over():
             self._beat()
+            if (held := self.memory.over()) and self.record.why != "memory":
+                self._end_for_memory(held)
             if self.kill_at is None:
-                self._look_for_a_request(limit.over())
+                self._look_for_a_request(self.limit.over())
             else:
                 self._ask()
+                failpoints.reach("supervisor.asked")
                 if time.monotonic() > self.kill_at and self.kill():
                     break
             if select.select([self.wake], [], [], POLL)[0]:
                 os.read(self.wake, 4096)
         after = processes.oom_kills()
         self.record.oom_kill = None if before is None or after is None else after > before
+        if self.memory.killed():
+            self.record.why, self.record.message = "memory", self.memory.words()
+
+    def close(self) -> None:
+        """The last facts for the record, when nobody lives any more."""
+        self.record.expired = self.limit.expired()
+        self.record.peak_memory = self.memory.peak
+        self.memory.close()
+
+    def _end_for_memory(self, held: int) -> None:
+        """At once: there is no time for a checkpoint when the machine's memory runs out."""
+        self.record.why, self.record.message = "memory", self.memory.words(held)
+        self.kill_at = time.monotonic()
 
     def kill(self) -> list[int]:
         """KILL everything of the run until nothing lives; who survived KILL_WAIT seconds of that."""
@@ -146,9 +174,14 @@ class Supervisor:
         log = os.open(self.paths.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         quiet = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         environment = child_environment(**{processes.TOKEN: self.spec.token})
-        actions = [(os.POSIX_SPAWN_DUP2, quiet, 0), (os.POSIX_SPAWN_DUP2, log, 1), (os.POSIX_SPAWN_DUP2, log, 2)]
+        actions: list[Any] = [
+            (os.POSIX_SPAWN_DUP2, quiet, 0),
+            (os.POSIX_SPAWN_DUP2, log, 1),
+            (os.POSIX_SPAWN_DUP2, log, 2),
+        ]
         try:
-            return os.posix_spawnp(command[0], command, environment, file_actions=actions, setpgroup=0)
+            with self.memory.inside():
+                return os.posix_spawnp(command[0], command, environment, file_actions=actions, setpgroup=0)
         finally:
             os.close(log)
             os.close(quiet)
@@ -213,52 +246,9 @@ class Supervisor:
     def _beat(self) -> None:
         if time.monotonic() - self.heartbeat_at >= HEARTBEAT:
             self.heartbeat_at = time.monotonic()
-            try:
+            with contextlib.suppress(OSError):  # a full disk must not end a run
                 self.paths.heartbeat.touch()
-            except OSError:
-                return  # a full disk must not end a run
-
-
-class TimeLimit:
-    """When a run must have ended, whatever its program does: the latest moment at which one of its jobs must.
-
-    Each job's own limit is kept by the program itself, at a step boundary and for that job alone. This is for a program
-    that hangs; so where jobs may join, it waits `grace_seconds` longer. A job without a limit makes the run one
-    without. Jobs that joined are known by the tickets that the program has taken.
-    """
-
-    def __init__(self, paths: RunPaths, spec: RunSpec) -> None:
-        self._joined = paths.joined
-        self._patience = 0.0 if spec.fuse_key is None else spec.grace_seconds
-        self._seen: set[str] = set()
-        self._looked = -1
-        self._at: float | None = math.inf  # None: never
-        self._extend(spec.time_limit_seconds)
-
-    def over(self) -> bool:
-        self._look()
-        return self._at is not None and time.monotonic() > self._at
-
-    def _extend(self, seconds: float | None) -> None:
-        """For a job that starts now."""
-        if seconds is None or self._at is None:
-            self._at = None
-            return
-        end = time.monotonic() + seconds + self._patience
-        self._at = end if self._at == math.inf else max(self._at, end)
-
-    def _look(self) -> None:
-        try:
-            changed = self._joined.stat().st_mtime_ns
-            if changed == self._looked:
-                return
-            for path in set(self._joined.iterdir()):
-                if path.name not in self._seen:
-                    self._seen.add(path.name)
-                    self._extend(json.loads(path.read_bytes())["time_limit_seconds"])
-            self._looked = changed
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # none may join, or it is looked at again
+        runlog.bound(self.paths)
 
 
 def _requested(paths: RunPaths) -> str | None:
@@ -268,7 +258,7 @@ def _requested(paths: RunPaths) -> str | None:
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return "cancel"  # the file is there; what else could it want?
-    return why if why in {"cancel", "timeout", "preempt", "idle"} else "cancel"
+    return why if why in {"cancel", "timeout", "preempt", "idle", "folder"} else "cancel"
 
 
 def _write_record(paths: RunPaths, record: Exit) -> None:

@@ -5,6 +5,7 @@ It may be killed at any moment: runs go on under their supervisors, and the next
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -16,18 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from orchestrator import failpoints
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.fusing import Facts, Limits, default_limits
 from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
-from orchestrator.dispatch.outcome import Tries, after
+from orchestrator.dispatch.outcome import Tries, after, seconds_to_wait
 from orchestrator.dispatch.reconcile import Runs, request_stop
 from orchestrator.dispatch.scheduler import Plan, Slot, schedule
 from orchestrator.dispatch.slots import Slots
 from orchestrator.dispatch.start import Manner, start_run, ticket, write_job
-from orchestrator.errors import PtqError
+from orchestrator.dispatch.strikes import Strikes, is_the_machines
+from orchestrator.errors import PtqError, RegistryUnusable
 from orchestrator.registry import jobs, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, Waiting
@@ -36,8 +39,6 @@ from orchestrator.states import JobResult, JobState, Reason
 
 POLL = 0.25  #: seconds between looks
 BEAT = 5.0  #: seconds between heartbeats
-STRIKES = 5  #: looks at a run that may go wrong before its job is given up
-
 FAULT_PAUSE = 1.0
 
 Log = Callable[[str], None]
@@ -75,10 +76,13 @@ class Worker:
             command,
             limits or default_limits(slots.device),
             keep_warm,
+            registry.settings.grace_seconds,
+            registry.settings.run_memory,
         )
         self._facts = Facts()
+        self._resting = False  #: whether a job waits for its next try
         self._signal: int | None = None
-        self._strikes: dict[int, int] = {}
+        self._strikes = Strikes()
 
     def work(self, *, until_idle: bool = False, until: Callable[[], bool] = lambda: False) -> Ended:
         """Work until a signal, until `until` says so, or with `until_idle` until nothing is left to do here.
@@ -137,24 +141,16 @@ class Worker:
     def _look_after(self, run: Run) -> None:
         try:
             self.runs.look_after(run, at=self.clock())
-            self._strikes.pop(run.id, None)
-        except Exception:
-            self._strikes[run.id] = self._strikes.get(run.id, 0) + 1
+            self._strikes.forgive(run.id)
+        except Exception as error:
+            if isinstance(error, RegistryUnusable):
+                raise  # nothing can be written for any run now; they go on by themselves
+            if is_the_machines(error):
+                self.runs.say(f"run {run.id} waits for the machine: {error}")
+                return
             self.log(f"worker: run {run.id}: {traceback.format_exc()}")
-            if self._strikes[run.id] >= STRIKES:
-                self._give_up(run)
-
-    def _give_up(self, run: Run) -> None:
-        """This code fails on a run again and again: one job may fail for it, the queue must not stop."""
-        processes.kill_until_gone(lambda: processes.members(run.token), timeout=10.0)
-        message = f"ptq failed to look after run {run.id}; the worker's log says more"
-        with self.registry.write() as conn:
-            for job in jobs.live_jobs_of(conn, run.id):
-                jobs.move(
-                    conn, job.id, job.attempt, JobState.FINISHED, actor=self.actor, at=self.clock(),
-                    result=JobResult.FAILED, reason=Reason.CRASHED, message=message,
-                )  # fmt: skip
-            runs.end_run(conn, run.id, exit_record=None, at=self.clock())
+            if self._strikes.out(run.id):
+                self.runs.give_up(run, error, at=self.clock())
 
     def _place(self) -> Plan:
         with self.registry.read() as conn:
@@ -163,11 +159,15 @@ class Worker:
             endings = jobs.endings(conn, {other for job in waiting for other in job.after})
             if self.only is not None:
                 waiting = [job for job in waiting if job.id in self.only]
+            resting = {job.id: seconds_to_wait(job.not_before, self.clock()) for job in waiting}
+            waiting = [job for job in waiting if not resting[job.id]]
             waiting = self._facts.complete(conn, waiting, device=self.how.device)
             hosts = find_hosts(conn, self.registry.paths, leases) if waiting else []
         held = {lease.slot: lease.job_id for lease in leases}
         slots = self.slots.look(held) if waiting else [Slot(name) for name in self.slots.names]
         plan = schedule(waiting, slots, held, endings, hosts, self.how.limits)
+        self._resting = any(resting.values())
+        plan.reasons |= {job: f"is tried again in {left:.0f} s" for job, left in resting.items() if left}
         seen = {job.id: job for job in waiting}
         for job_id, broken in plan.broken.items():
             self._finish_dependent(seen[job_id], broken)
@@ -192,6 +192,7 @@ class Worker:
             ]  # fmt: skip
             found = jobs.list_jobs(conn, ids=[one.id for one in (job, *joined)])
         found.sort(key=lambda one: one.id != job.id)
+        failpoints.reach("worker.claimed")
         for one in found:
             self.log(f"job {one.id} ({one.name}): starts on {', '.join(names)} as run {claim.run_id}")
         ready = [one for one in found if self._folder_is_written(one)]
@@ -203,6 +204,7 @@ class Worker:
             pid = None
         if pid is not None:
             self.runs.started(claim.run_id, pid)
+            failpoints.reach("worker.started")
             return
         with self.registry.write() as conn:
             runs.end_run(conn, claim.run_id, exit_record=None, at=self.clock())
@@ -213,6 +215,7 @@ class Worker:
             if runs.join(conn, job.id, job.attempt, run_id, self.me, at=self.clock()) is None:
                 return
             found = jobs.get_job(conn, job.id)
+        failpoints.reach("worker.joined")
         self.log(f"job {job.id} ({found.name}): joins run {run_id}")
         if self._folder_is_written(found):
             ticket(self.registry.paths, found).deliver(self.registry.paths.run(run_id))
@@ -228,11 +231,14 @@ class Worker:
     def _not_started(self, job: Job, error: Exception) -> None:
         self.log(f"job {job.id}: {''.join(traceback.format_exception(error))}")
         tries = Tries(job.counted_attempts, job.max_attempts)
-        ending = after(Reason.LAUNCH_FAILED, f"the run could not be started: {error}", tries)
+        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+        reason = Reason.DISK_FULL if full else Reason.LAUNCH_FAILED
+        ending = after(reason, f"the run could not be started: {error}", tries)
         with self.registry.write() as conn:
             jobs.move(
                 conn, job.id, job.attempt, ending.state, actor=self.actor, at=self.clock(),
                 result=ending.result, reason=ending.reason, message=ending.message,
+                not_before=self.clock() + ending.delay if ending.delay else None,
             )  # fmt: skip
 
     def _finish_dependent(self, job: Waiting, broken: int) -> None:
@@ -246,7 +252,7 @@ class Worker:
 
     def _idle(self, plan: Plan) -> bool:
         """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""
-        if plan.placements or plan.joins or plan.broken:
+        if plan.placements or plan.joins or plan.broken or self._resting:
             return False
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
 
@@ -260,7 +266,11 @@ class Worker:
             runs.renew(conn, host, at=self.clock())
         self.me = Claimant(number, host, boot)
         self.actor = f"worker:{number}"
-        self.runs = Runs(self.registry, host, self.actor)
+        self.runs = Runs(self.registry, host, self.actor, users_of=self._users_of, log=self.log)
+
+    def _users_of(self, names: Sequence[str]) -> str:
+        """Who is on these slots, seen from outside the queue."""
+        return "; ".join(slot.taken_by for slot in self.slots.look(()) if slot.name in names and slot.taken_by)
 
     def _beat(self) -> None:
         with self.registry.write() as conn:

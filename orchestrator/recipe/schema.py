@@ -26,6 +26,20 @@ def duration(value: object) -> object:
     return value
 
 
+_SIZES = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def size(value: object) -> object:
+    """`48GiB` (powers of 1024), `48GB` (of 1000) or a number of bytes -> bytes."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", value)
+        if match is None:
+            raise ValueError("not a size; write for example 512MiB or 48GiB")
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** _SIZES[match[2]])
+    return value
+
+
+Bytes = Annotated[int, Field(ge=1 << 20), BeforeValidator(size, json_schema_input_type=int | str)]
 Seconds = Annotated[float, Field(gt=0), BeforeValidator(duration, json_schema_input_type=float | str)]
 
 
@@ -122,6 +136,11 @@ class Resources(Strict):
     )
     time_limit: Seconds | None = Field(
         None, description="for example 30m, 4h, 1d; the job checkpoints and ends as `timeout`"
+    )
+    memory: Bytes | None = Field(
+        None,
+        description="host memory of the run, all its processes together, for example 48GiB; beyond it the run ends as "
+        "`host_oom`; jobs share a run only where this is equal",
     )
     priority: Literal["low", "normal", "high"] = Field("normal", description="jobs of a higher priority start first")
     max_attempts: int = Field(3, ge=1, le=100, description="tries when a job is lost for reasons outside itself")

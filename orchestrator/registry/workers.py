@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select, update
 from orchestrator.registry.tables import workers
 
 #: A worker beats every 5 s; after this long without a beat nobody counts on it.
-SILENT_SECONDS = 20.0
+SILENT_SECONDS = 12.0
 
 
 @dataclass(frozen=True)
@@ -46,5 +46,6 @@ def leave(conn: Connection, worker_id: int, *, at: float) -> None:
 
 def present(conn: Connection, *, now: float) -> list[Worker]:
     """Workers that have not left and have been heard of lately."""
-    query = select(workers).where(workers.c.ended_at.is_(None), workers.c.heartbeat_at > now - SILENT_SECONDS)
+    lately = workers.c.heartbeat_at.between(now - SILENT_SECONDS, now + SILENT_SECONDS)  # a clock may be set back
+    query = select(workers).where(workers.c.ended_at.is_(None), lately)
     return [Worker(**row._mapping) for row in conn.execute(query.order_by(workers.c.id))]

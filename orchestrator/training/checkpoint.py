@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, optim
 
+from orchestrator import failpoints
 from orchestrator.manifest import manifest_faults, write_manifest
 from orchestrator.paths import JobPaths, folder_written_atomically, read_json, write_json
 
@@ -38,6 +39,7 @@ def save_checkpoint(paths: JobPaths, state: Checkpoint) -> None:
         facts = {"format": 1, "step": state.step, "evaluated": state.evaluated, "identity": state.identity}
         write_json(folder / _STATE, facts)
         write_manifest(folder)
+    failpoints.reach("training.checkpointed")
     for old in _folders(paths)[_KEPT:] + _left_behind(paths):
         shutil.rmtree(old, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn, optim
 
+from orchestrator import failpoints
 from orchestrator.errors import BadData
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec
@@ -142,6 +143,7 @@ class TrainedJob:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        failpoints.reach("training.stepped")
         return float(norm)
 
     def checkpoint(self) -> None:

@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from transformers.utils import logging as transformers_logging
 
+from orchestrator import failpoints
 from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec, Ticket
@@ -208,6 +209,7 @@ class Run:
         with _even_on_a_full_disk():
             events.write(last_word, **fields)
             events.close()
+        failpoints.reach("training.left")
 
 
 @contextmanager
@@ -231,6 +233,8 @@ def reason_of(error: Exception) -> Reason:
         return Reason.CUDA_OOM
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Reason.DISK_FULL
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's words for no memory left
+        return Reason.HOST_OOM
     return Reason.CRASHED
 
 

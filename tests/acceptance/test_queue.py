@@ -350,7 +350,7 @@ def test_one_worker_per_home_and_it_leaves_without_its_runs(box: Box) -> None:
 
 
 def test_a_job_whose_folder_cannot_be_written_does_not_stop_the_queue(box: Box) -> None:
-    bad, good = add_jobs(box.registry, 2)
+    [bad], [good] = add_jobs(box.registry, max_attempts=2), add_jobs(box.registry)
     box.registry.paths.jobs.mkdir()
     (box.registry.paths.jobs / str(bad)).write_text("a file where a folder should be")
     box.work_until_idle()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from queue_helpers import wait_until
 
-from orchestrator.dispatch import processes, supervisor
+from orchestrator.dispatch import limits, processes
 from orchestrator.dispatch.reconcile import request_stop
 from orchestrator.dispatch.start import spawn_supervisor
 from orchestrator.dispatch.supervisor import give_up
@@ -226,9 +226,9 @@ def test_the_runs_time_is_that_of_its_longest_job_and_none_when_one_has_no_limit
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
     spec = RunSpec(1, "t", [], 1, "cpu", [], None, grace_seconds=5, time_limit_seconds=10, fuse_key="k")
-    limit = supervisor.TimeLimit(case.paths, spec)
+    limit = limits.TimeLimit(case.paths, spec)
     case.paths.joined.mkdir()
 
     def joins(job: int, seconds: float | None) -> None:
