@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: Methods that train tensors of the job's own and leave the base as it is. A method that is not named here is alone.
-FROZEN_BASE_METHODS = frozenset({"prompt-tuning", "prefix-tuning", "p-tuning", "head"})
+FROZEN_BASE_METHODS = frozenset(
+    {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "warp", "head", "prompt-design"}
+)
 #: A job that was in this many runs that went down while it shared them runs alone from then on.
 CRASHES_IN_COMPANY = 2
 #: `max_input_tokens` is a bound that most rows are far from; beyond this many it says nothing about a usual row.
@@ -65,7 +67,9 @@ def fuse_key(job: Submitted, *, device: str) -> str | None:
 
 def must_be_alone(recipe: Mapping[str, Any]) -> bool:
     """What shares no forward: the base's own dropout is one switch for all rows, and a method may train the base."""
-    return bool(recipe["train"].get("base_dropout", False)) or recipe["method"]["type"] not in FROZEN_BASE_METHODS
+    train = recipe["train"]
+    own_base = bool(train.get("base_dropout", False)) or train.get("base_lr") is not None
+    return own_base or recipe["method"]["type"] not in FROZEN_BASE_METHODS
 
 
 def tokens_a_step(recipe: Mapping[str, Any]) -> int:

@@ -24,6 +24,9 @@ _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
 #: How the files of every tokenizer of transformers begin.
 _TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "source.spm", "tekken")
 
+#: In the folder of a base that a job has made of another: its parent, steps and job (training.finish).
+ORIGIN = "origin.json"
+
 Kind = Literal["causal", "seq2seq", "masked"]
 
 _NARROWER = ("embedding_size", "word_embed_proj_dim")  # ALBERT, ELECTRA, MobileBERT; OPT
@@ -43,6 +46,7 @@ class BaseFacts:
     parameters: int  #: numbers in the weight files
     remote_code: bool  #: config.json names Python code of its own (auto_map)
     embedding_width: int | None = None  #: of an input embedding, narrower than H in some; None: not known
+    origin: dict[str, Any] | None = None  #: of a base that a job has made: parent, fingerprint, method, steps, job
 
 
 def read_base_facts(folder: Path) -> BaseFacts:
@@ -64,6 +68,7 @@ def read_base_facts(folder: Path) -> BaseFacts:
         parameters=parameter_count(folder),
         remote_code=bool(config.get("auto_map")),
         embedding_width=next((config[name] for name in _NARROWER if isinstance(config.get(name), int)), hidden),
+        origin=_json(folder / ORIGIN) or None,
     )
 
 

@@ -8,10 +8,21 @@ from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
-from orchestrator.recipe.methods import Head, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from orchestrator.recipe.fit_trained import base_training_findings, training_findings
+from orchestrator.recipe.methods import (
+    FineTuning,
+    Head,
+    LmAdapt,
+    PrefixTuning,
+    PromptDesign,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+)
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import LabelsInit, VocabInit
-from orchestrator.recipe.tasks import Classify, Generate
+from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag, reads_states, task_templates
+from orchestrator.tasks import captions
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
 
@@ -43,22 +54,35 @@ def recipe_findings(recipe: Recipe) -> list[Finding]:
     template = parse(recipe.task.input)
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
+    found += [*training_findings(recipe), *base_training_findings(recipe)]
     if isinstance(recipe.task, Classify):
         return found + _classify_findings(recipe, recipe.task)
-    if template.masks:
-        found.append(
-            Finding(INPUT, "[MASK] belongs to `type: classify`; a generate task writes its target after the input")
-        )
-    if isinstance(recipe.method, Head):
+    return found + _other_task_findings(recipe)
+
+
+def _other_task_findings(recipe: Recipe) -> list[Finding]:
+    found, template, task = [], parse(recipe.task.input), recipe.task
+    if template.masks and not isinstance(task, Cloze):
+        what = f"[MASK] belongs to `type: classify` and `type: cloze`; {_WITHOUT_MASK[task.type]}"
+        found.append(Finding(INPUT, what))
+    if template.masks > 1:
+        found.append(Finding(INPUT, f"{template.masks} times [MASK]; one word is missing"))
+    if isinstance(task, Tag) and template.fields.count(task.words) != 1:
+        found.append(Finding(INPUT, f"must hold the words: {{{task.words}}}"))
+    if isinstance(task, Tag) and len(set(task.labels)) != len(task.labels):
+        found.append(Finding(("task", "labels"), "a label stands twice"))
+    if isinstance(recipe.method, Head) and not reads_states(task):
         found.append(
             Finding(("method", "type"), "`head` trains a classifier; it needs `type: classify` with `head: {}`")
         )
+    if isinstance(recipe.method, PromptDesign) and (reads_states(task) or isinstance(task, PlainText)):
+        found.append(Finding(("method", "type"), f"prompt-design trains no head, which `type: {task.type}` needs"))
     return found
 
 
 def virtual_tokens(recipe: Recipe) -> int:
     """n: how many positions the method adds to every row."""
-    if isinstance(recipe.method, Head):
+    if isinstance(recipe.method, Head | PromptDesign | FineTuning | LmAdapt):
         return 0
     return recipe.method.length or parse(recipe.task.input).virtual_tokens
 
@@ -83,7 +107,7 @@ def _placement(recipe: Recipe) -> list[Finding]:
 def _infix_placement(recipe: Recipe) -> list[Finding]:
     """An infix needs a token between itself and the first one that is predicted."""
     method, task = recipe.method, recipe.task
-    if not isinstance(method, PrefixTuning) or method.placement != "infix":
+    if not isinstance(method, PrefixTuning) or method.placement != "infix" or not isinstance(task, Generate | Classify):
         return []
     if method.embedding_only:
         return [Finding(("method", "embedding_only"), "stands in front of the text only; use `placement: prefix`")]
@@ -106,14 +130,17 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
         found.append(Finding(INPUT, f"{masks} times [MASK]; label words are scored at one"))
     if isinstance(recipe.method, Head) and task.head is None:
         found.append(Finding(("task", "head"), "is missing; the method `head` trains it: write head: {}"))
+    if isinstance(recipe.method, PromptDesign) and task.head is not None:
+        what = "prompt-design trains no head; take task.head out, and let the base score the label words"
+        found.append(Finding(("task", "head"), what))
+    if "group_exact_match" in task.metrics and task.group is None:
+        found.append(Finding(("task", "group"), "is missing; group_exact_match counts groups of rows"))
     return found
 
 
 def _field_findings(recipe: Recipe, fields: Sequence[str]) -> list[Finding]:
-    task = recipe.task
-    other = ("label", task.label) if isinstance(task, Classify) else ("target", task.target)
     found = []
-    for key, text in (("input", task.input), other):
+    for key, text in task_templates(recipe.task):
         for name in parse(text).fields:
             if name not in fields:
                 meant = did_you_mean(name, fields)
@@ -140,12 +167,19 @@ def _split_findings(recipe: Recipe, splits: Mapping[str, int]) -> list[Finding]:
 def _task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     task, name = recipe.task, f"{recipe.base.model} ({facts.architecture}, {_KINDS[facts.kind]})"
     if isinstance(task, Generate):
-        return _writing_findings(name, facts)
-    if task.head is not None:
+        return [*_writing_findings(name, facts), *_java_findings(task)]
+    if isinstance(task, PlainText):
+        return _word_findings(name, facts)
+    if isinstance(task, Tag | Span):
+        what = f"`type: {task.type}` needs an encoder such as BERT; {name} is not one"
+        return [] if facts.kind == "masked" else [Finding(("task", "type"), what)]
+    if isinstance(task, Classify) and task.head is not None:
         if facts.kind == "masked":
             return []
         advice = "take task.head out: the base then scores the label words, or use an encoder such as BERT"
         return [Finding(("task", "head"), f"a head needs an encoder; {name} is not one; {advice}")]
+    if isinstance(task, Cloze) and facts.kind == "seq2seq":
+        return [Finding(("task", "type"), f"`type: cloze` needs a masked or causal base; {name} is neither")]
     if parse(task.input).masks:
         return _mask_findings(name, facts)
     if facts.kind == "masked":
@@ -159,6 +193,14 @@ def _writing_findings(name: str, facts: BaseFacts) -> list[Finding]:
         advice = "use a causal or encoder-decoder base, or `type: classify`"
         return [Finding(("task", "type"), f"{name} cannot write text; {advice}")]
     return _word_findings(name, facts)
+
+
+def _java_findings(task: Generate) -> list[Finding]:
+    needing = sorted(captions.NEED_JAVA & set(task.metrics))
+    missing = captions.why_not() if needing else None
+    if missing is None:
+        return []
+    return [Finding(("task", "metrics"), f"{' and '.join(needing)}: {missing} is missing; add it, or take them out")]
 
 
 def _mask_findings(name: str, facts: BaseFacts) -> list[Finding]:
@@ -232,4 +274,10 @@ def _code_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     return [Finding(("base", "trust_remote_code"), f"{recipe.base.model} brings its own Python code; {advice}")]
 
 
+_WITHOUT_MASK = {
+    "generate": "a generate task writes its target after the input",
+    "tag": "a tagger reads the whole text",
+    "span": "a span is found in the context",
+    "text": "text is hidden at random",
+}
 _KINDS = {"causal": "causal", "seq2seq": "encoder-decoder", "masked": "masked encoder"}

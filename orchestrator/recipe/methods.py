@@ -150,4 +150,43 @@ class Head(Strict):
     type: Literal["head"]
 
 
-Method = Annotated[PromptTuning | PrefixTuning | PTuning | PTuningV2 | Head, Field(discriminator="type")]
+class PromptDesign(Strict):
+    """Nothing is trained: the frozen base reads the input as it is written, behind worked examples (Brown et al. 2020).
+
+    The row that every tuned prompt is compared with: the same task, the same base, the same scores.
+    """
+
+    type: Literal["prompt-design"]
+    shots: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="training rows that stand with their answers before every input; the seed draws them, of each "
+        "label equally many",
+    )
+    separator: str = Field("\n\n", description="text behind each of them")
+
+
+class FineTuning(Strict):
+    """No virtual tokens: the base's own weights are trained, by a job that has the base for itself."""
+
+    type: Literal["fine-tuning"]
+    weights: Literal["all", "biases"] = Field(
+        "all", description="all of the base's weights, or its biases alone (BitFit, Ben Zaken et al. 2022)"
+    )
+
+
+class LmAdapt(Strict):
+    """The base itself goes on with language modelling on plain text, and becomes another base (Lester et al. 2021).
+
+    Needs `type: text`. The artifact holds a whole base: `ptq base add NAME ARTIFACT/base` registers it with its parent
+    and its steps.
+    """
+
+    type: Literal["lm-adapt"]
+
+
+Method = Annotated[
+    PromptTuning | PrefixTuning | PTuning | PTuningV2 | Head | PromptDesign | FineTuning | LmAdapt,
+    Field(discriminator="type"),
+]

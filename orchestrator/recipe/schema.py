@@ -69,8 +69,14 @@ class Train(Strict):
     steps: int | None = Field(None, ge=1, le=10**9, description="optimizer steps; or give epochs")
     epochs: float | None = Field(None, gt=0, le=10**6, description="passes over the training rows; or give steps")
     batch_size: int = Field(16, ge=1, le=10**6, description="rows a step, over all processes together")
-    lr: float = Field(gt=0, description="learning rate of the prompt")
+    lr: float | None = Field(None, gt=0, description="learning rate of the prompt; only prompt-design has none")
     head_lr: float | None = Field(None, gt=0, description="learning rate of a classification head; default: lr")
+    base_lr: float | None = Field(
+        None,
+        gt=0,
+        description="train the base's own weights too, at this rate; default: the base is frozen, and fine-tuning "
+        "trains it at lr",
+    )
     optimizer: Optimizer = Field(AdamW(type="adamw"), description="a name, or a mapping with its settings")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "linear", description="of the learning rate, after the warm-up"
@@ -90,6 +96,14 @@ class Train(Strict):
     )
     eval_rows: int | None = Field(
         None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="`best`: what is kept is the prompt of the evaluation with the best score (the first of "
+        "task.metrics, on the validation rows); needs eval_every",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="with `keep: best`: stop after this many evaluations in a row that were not better"
     )
     eval_batch_size: int = Field(32, ge=1, description="rows of an evaluation at a time, in each process")
     baseline: bool = Field(True, description="at the end, score the untuned frozen base on the same rows too")
@@ -115,8 +129,16 @@ class Train(Strict):
         return value
 
     @model_validator(mode="after")
+    def _best_of_several(self) -> Train:
+        if self.keep == "best" and self.eval_every is None:
+            raise ValueError("`keep: best` needs eval_every")
+        if self.patience is not None and self.keep != "best":
+            raise ValueError("patience needs `keep: best`")
+        return self
+
+    @model_validator(mode="after")
     def _one_length(self) -> Train:
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is not None and self.epochs is not None:
             raise ValueError("give either steps or epochs")
         return self
 
@@ -159,7 +181,7 @@ class Recipe(Strict):
     )
     task: Task = Field(description="what goes in, what should come out, how it is scored")
     method: Method = Field(description="what is trained")
-    train: Train = Field(description="how it is trained")
+    train: Train = Field(Train(), description="how it is trained; prompt-design needs none of it")
     resources: Resources = Field(Resources(), description="what it runs on")
     sweep: dict[str, list[Any]] = Field({}, description="dotted key -> values; every combination becomes a job")
 

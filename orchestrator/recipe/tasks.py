@@ -6,10 +6,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from orchestrator.recipe.starts import LocalPath
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.text import InputTemplate, TextTemplate, Word, as_text, as_words, is_word
 
 INPUT_HELP = "template: {field} of a row, [P:3] virtual tokens, [MASK]; plain text stays as it is"
+
+
+Writing = Literal[
+    "bleu",
+    "nist",
+    "meteor",
+    "cider",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "exact_match",
+    "squad_em",
+    "squad_f1",
+    "wsc",
+]
 
 
 class Generate(Strict):
@@ -23,7 +39,7 @@ class Generate(Strict):
         description="text between input and target on a causal base; default: its beginning-of-sequence token "
         "(Li & Liang 2021), else its end-of-sequence token",
     )
-    metrics: list[Literal["bleu", "rouge_1", "rouge_2", "rouge_l", "exact_match"]] = Field(
+    metrics: list[Writing] = Field(
         ["exact_match"],
         min_length=1,
         description="scores of the written texts; rows with equal inputs share references",
@@ -63,7 +79,17 @@ class Classify(Strict):
     separator: str | None = Field(
         None, description="text between input and label words on a causal base; default: none"
     )
-    metrics: list[Literal["accuracy", "macro_f1"]] = Field(["accuracy"], min_length=1)
+    group: TextTemplate | None = Field(
+        None,
+        description="template of what rows belong together, for the scores that need it: MultiRC's question, so that "
+        "`group_exact_match` counts questions all of whose answers are right",
+    )
+    metrics: list[Literal["accuracy", "macro_f1", "positive_f1", "cb", "group_exact_match"]] = Field(
+        ["accuracy"],
+        min_length=1,
+        description="positive_f1: of the label that is last in the alphabet (`1`, `true`, `yes`), MultiRC's F1a; cb: "
+        "the mean of accuracy and macro_f1",
+    )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
 
     @field_validator("labels", mode="before", json_schema_input_type=dict[str, list[Word] | Word] | list[Word])
@@ -78,4 +104,87 @@ class Classify(Strict):
         return value
 
 
-Task = Annotated[Generate | Classify, Field(discriminator="type")]
+class Cloze(Strict):
+    """One missing word: at [MASK] of a masked base, or right behind the input of a causal one (LAMA)."""
+
+    type: Literal["cloze"]
+    input: InputTemplate = Field(description=INPUT_HELP)
+    target: TextTemplate = Field("{obj_label}", description="template of the missing word")
+    vocabulary: LocalPath | None = Field(
+        None,
+        description="file with a word a line: the only answers there are (LAMA's common vocabulary); default: every "
+        "token of the base",
+    )
+    metrics: list[Literal["p_at_1"]] = Field(
+        ["p_at_1"], min_length=1, description="rows whose word is not one token, or not in the vocabulary, are left out"
+    )
+    max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
+
+
+class TagHead(Strict):
+    """A linear classifier on each word's first token."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class Tag(Strict):
+    """A tag for every word, by a linear classifier on an encoder (named entities, IOB2)."""
+
+    type: Literal["tag"]
+    input: InputTemplate = Field("{tokens}", description="template; the field named by `words` once, as it stands")
+    words: str = Field("tokens", min_length=1, description="the field with a row's words: a JSON list, or with spaces")
+    tags: TextTemplate = Field("{tags}", description="template of the row's tags: a JSON list, or with spaces")
+    labels: list[Annotated[str, Field(min_length=1)]] = Field(min_length=2, description="all tags: O, B-PER, I-PER …")
+    head: TagHead = TagHead()
+    metrics: list[Literal["entity_f1", "tag_accuracy"]] = Field(
+        ["entity_f1"], min_length=1, description="entity_f1: seqeval's, over whole entities"
+    )
+    max_input_tokens: int = Field(
+        512, ge=1, description="words beyond it are left out of training, and count as `O` in scores"
+    )
+
+
+class Span(Strict):
+    """The stretch of a context that answers, by two linear scores on an encoder (SQuAD)."""
+
+    type: Literal["span"]
+    input: InputTemplate = Field("{question}", description="template of what stands before the context")
+    context: TextTemplate = Field("{context}", description="template of the text that holds the answer")
+    answers: TextTemplate = Field(
+        "{answers}",
+        description="template of the answers: SQuAD's JSON (`text` and `answer_start`), a JSON list of texts, or one "
+        "text; training takes the first",
+    )
+    head: TagHead = TagHead()
+    metrics: list[Literal["squad_em", "squad_f1"]] = Field(["squad_em", "squad_f1"], min_length=1)
+    max_input_tokens: int = Field(384, ge=16, description="of question and context; longer contexts become windows")
+    stride: int = Field(128, ge=1, description="tokens that neighbouring windows share")
+    max_answer_tokens: int = Field(30, ge=1)
+    unanswerable: bool = Field(False, description="rows may have no answer (SQuAD 2)")
+
+
+class PlainText(Strict):
+    """Running text, learned word by word: the rest of it after a random point (encoder-decoder bases), every next token
+    (causal), or 15 % hidden ones (masked)."""
+
+    type: Literal["text"]
+    input: InputTemplate = Field("{text}", description="template of the text")
+    metrics: list[Literal["perplexity"]] = Field(["perplexity"], min_length=1, description="smaller is better")
+    max_input_tokens: int = Field(512, ge=2, description="longer texts lose their end")
+
+
+Task = Annotated[Generate | Classify | Cloze | Tag | Span | PlainText, Field(discriminator="type")]
+
+#: Keys of a task that hold templates of fields, besides `input`.
+_TEMPLATES = ("label", "target", "tags", "context", "answers", "group")
+
+
+def task_templates(task: Task) -> list[tuple[str, str]]:
+    """(key, template) of everything that names fields of a row, `input` first."""
+    found = [(key, getattr(task, key, None)) for key in ("input", *_TEMPLATES)]
+    return [(key, text) for key, text in found if isinstance(text, str)]
+
+
+def reads_states(task: Task) -> bool:
+    """Whether a trained head reads the base's last hidden states, so that no language-model head is needed."""
+    return isinstance(task, Tag | Span) or (isinstance(task, Classify) and task.head is not None)

@@ -1,11 +1,16 @@
-"""Scores of predictions, by the libraries that papers use. Higher is better for all of them.
+"""Scores of predictions, by the libraries that papers use. Higher is better for all but `SMALLER_IS_BETTER`.
 
 sacrebleu, rouge-score and scikit-learn load when a score needs them: scikit-learn alone takes about a second.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+
+from orchestrator.tasks import answers, captions
+from orchestrator.tasks.lists import listed
+from orchestrator.tasks.nist import nist as nist_of_words
 
 Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -14,7 +19,7 @@ References = Sequence[Sequence[str]]
 def score(names: Sequence[str], predictions: Predictions, references: References) -> dict[str, float]:
     """The named scores of `predictions` [B] against one or more references for each [B, R_i].
 
-    bleu: corpus BLEU 0-100. rouge_1, rouge_2, rouge_l: 0-100. exact_match, accuracy, macro_f1: 0-1.
+    bleu, rouge_1, rouge_2, rouge_l, squad_em, squad_f1: 0-100. nist, cider: from 0. perplexity: from 1. Others: 0-1.
     ValueError for an unknown name, no predictions, or a prediction without a reference.
     """
     unknown = [name for name in names if name not in METRICS]
@@ -75,15 +80,105 @@ def macro_f1(predictions: Predictions, references: References) -> float:
     return float(f1_score([row[0] for row in references], list(predictions), average="macro", zero_division=0))
 
 
+def nist(predictions: Predictions, references: References) -> float:
+    """Corpus NIST with several references, on the same tokens as `bleu`."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenizer = Tokenizer13a()
+
+    def words(text: str) -> list[str]:
+        return str(tokenizer(text)).lower().split()
+
+    return nist_of_words([words(p) for p in predictions], [[words(r) for r in row] for row in references])
+
+
+def squad_em(predictions: Predictions, references: References) -> float:
+    """Answers that equal one of their references, articles and punctuation aside. 0-100, as SQuAD prints it."""
+    best = [max(answers.exact(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
+    return 100 * sum(best) / len(best)
+
+
+def squad_f1(predictions: Predictions, references: References) -> float:
+    """F1 of the words, the best over a row's references, the mean over rows. 0-100, as SQuAD prints it."""
+    best = [max(answers.token_f1(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
+    return 100 * sum(best) / len(best)
+
+
+def wsc(predictions: Predictions, references: References) -> float:
+    """Part of the written referents that are the right ones, by T5's rule. 0-1."""
+    hits = [answers.same_referent(p, row[0]) for p, row in zip(predictions, references, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def cb(predictions: Predictions, references: References) -> float:
+    """CommitmentBank's score (SuperGLUE): the mean of accuracy and macro-averaged F1. 0-1."""
+    return (accuracy(predictions, references) + macro_f1(predictions, references)) / 2
+
+
+def group_exact_match(predictions: Predictions, references: References) -> float:
+    """Part of the groups (a row's second reference names its group) whose rows are all right: MultiRC's EM. 0-1."""
+    right: dict[str, bool] = {}
+    for prediction, row in zip(predictions, references, strict=True):
+        right[row[1]] = right.get(row[1], True) and prediction == row[0]
+    return sum(right.values()) / len(right)
+
+
+def positive_f1(predictions: Predictions, references: References) -> float:
+    """F1 of the label that is last in the alphabet (`1` of 0 and 1, `true` of false and true): MultiRC's F1a. 0-1."""
+    from sklearn.metrics import f1_score
+
+    wanted = [row[0] for row in references]
+    positive = max({*wanted, *predictions})
+    return float(f1_score([w == positive for w in wanted], [p == positive for p in predictions], zero_division=0))
+
+
+def entity_f1(predictions: Predictions, references: References) -> float:
+    """F1 over whole entities (seqeval, the official conlleval's). A row is its tags with spaces between. 0-1."""
+    from seqeval.metrics import f1_score
+
+    return float(f1_score([listed(row[0]) for row in references], [p.split() for p in predictions], zero_division=0))
+
+
+def tag_accuracy(predictions: Predictions, references: References) -> float:
+    """Part of the tags that are right. 0-1."""
+    pairs = [
+        pair
+        for prediction, row in zip(predictions, references, strict=True)
+        for pair in zip(prediction.split(), listed(row[0]), strict=True)
+    ]
+    return sum(said == wanted for said, wanted in pairs) / len(pairs)
+
+
+def perplexity(predictions: Predictions, references: References) -> float:
+    """exp of the mean loss a token; a prediction is `<sum of losses> <tokens>`. From 1, smaller is better."""
+    rows = [prediction.split() for prediction in predictions]
+    return math.exp(min(700.0, sum(float(loss) for loss, _ in rows) / max(1, sum(int(count) for _, count in rows))))
+
+
 METRICS: dict[str, Callable[[Predictions, References], float]] = {
     "bleu": bleu,
+    "nist": nist,
+    "meteor": captions.meteor,
+    "cider": captions.cider,
     "rouge_1": rouge_1,
     "rouge_2": rouge_2,
     "rouge_l": rouge_l,
     "exact_match": exact_match,
     "accuracy": accuracy,
     "macro_f1": macro_f1,
+    "positive_f1": positive_f1,
+    "cb": cb,
+    "group_exact_match": group_exact_match,
+    "squad_em": squad_em,
+    "squad_f1": squad_f1,
+    "wsc": wsc,
+    "p_at_1": accuracy,
+    "entity_f1": entity_f1,
+    "tag_accuracy": tag_accuracy,
+    "perplexity": perplexity,
 }
+
+SMALLER_IS_BETTER = frozenset({"perplexity"})
 
 
 def _rouge(kind: str, predictions: Predictions, references: References) -> float:

@@ -6,11 +6,13 @@ import platform
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
+from orchestrator.recipe.bases import ORIGIN
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation
 from orchestrator.training.job import TrainedJob, label_words
@@ -19,9 +21,11 @@ from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.own_weights import OwnWeights, save_weights
 
 _SPLITS = ("validation", "test")
 _SAMPLES = 5
+ADAPTED = "base"  #: folder in an artifact with the base that LM adaptation has made
 _PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "tokenizers")
 
 
@@ -30,6 +34,7 @@ def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Calla
 
     `between` is called between the batches of the evaluations, on all ranks equally often.
     """
+    job.take_best()
     metrics: dict[str, dict[str, float]] = {}
     baseline: dict[str, dict[str, float]] = {}
     samples: list[dict[str, str]] = []
@@ -51,7 +56,7 @@ def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Calla
         job.events.flush()
     near = _neighbours(host, job)
     if processes.first:
-        _write_artifact(job, metrics, baseline, samples, near)
+        _write_artifact(host, job, metrics, baseline, samples, near)
 
 
 def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evaluation) -> list[dict[str, str]]:
@@ -74,6 +79,7 @@ def _neighbours(host: BaseHost, job: TrainedJob) -> dict[str, Any] | None:
 
 
 def _write_artifact(
+    host: BaseHost,
     job: TrainedJob,
     metrics: dict[str, dict[str, float]],
     baseline: dict[str, dict[str, float]],
@@ -85,11 +91,27 @@ def _write_artifact(
     with folder_written_atomically(final) as folder:
         save_prompt(folder, job.folded(), head)
         write_json(folder / "artifact.json", _facts(job, metrics, baseline, samples))
+        if job.weights is not None:
+            _save_base(folder, host, job, job.weights)
         if near is not None:
             write_json(folder / neighbours.FILE, near)
         write_manifest(folder)
     job.events.write("artifact", folder=str(final))
     job.events.flush(sync=True)
+
+
+def _save_base(folder: Path, host: BaseHost, job: TrainedJob, weights: OwnWeights) -> None:
+    """The weights that were trained; of LM adaptation a whole base, which says where it comes from."""
+    if job.recipe.method.type != "lm-adapt":
+        save_weights(folder, weights)
+        return
+    host.model.save_pretrained(folder / ADAPTED)
+    host.tokenizer.save_pretrained(folder / ADAPTED)
+    spec = job.spec
+    origin = {"parent": spec.base.id, "fingerprint": spec.base.fingerprint, "method": "lm-adapt", "steps": job.step}
+    write_json(
+        folder / ADAPTED / ORIGIN, origin | {"job": spec.job, "dataset": f"{spec.dataset.name}@{spec.dataset.version}"}
+    )
 
 
 def _facts(
@@ -117,6 +139,9 @@ def _facts(
         "seed": spec.seed,
         "job": spec.job,
         "steps": job.step,
+        "best": None if job.best.step < 0 else {"step": job.best.step, "value": job.best.value},
+        "trained_parameters": sum(p.numel() for p in job.parameters),
+        "demonstrations": list(job.demonstrations),
         "metrics": metrics,
         "baseline": baseline,
         "samples": samples,

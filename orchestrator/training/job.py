@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -22,7 +23,10 @@ from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.starts import LabelsInit
 from orchestrator.recipe.tasks import Classify, Task
+from orchestrator.recipe.trained import trained_weights, trains_nothing
+from orchestrator.tasks.metrics import SMALLER_IS_BETTER
 from orchestrator.tasks.template import parse
+from orchestrator.training.best import Best
 from orchestrator.training.checkpoint import (
     Checkpoint,
     newest_checkpoint,
@@ -30,7 +34,9 @@ from orchestrator.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from orchestrator.training.demonstrations import demonstrations, show
 from orchestrator.training.objectives import Example, Objective, build_objective
+from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
@@ -38,6 +44,7 @@ from orchestrator.training.schedule import multiplier
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
+from orchestrator.tuning.own_weights import OwnWeights
 from orchestrator.tuning.prompt import Prompt
 
 #: What a step needs random numbers for.
@@ -52,17 +59,20 @@ class TrainedJob:
     recipe: JobRecipe
     paths: JobPaths
     events: EventWriter | NoEvents
-    rows: Rows
+    rows: Sequence[Fields]
     objective: Objective
     encoder: TextEncoder
     method: TunedMethod
     head: nn.Module | None
-    optimizer: optim.Optimizer
+    weights: OwnWeights | None  #: of the base, where the job trains them
+    optimizer: optim.Optimizer | None  #: None: nothing is trained
     steps: int
+    demonstrations: list[Fields] = field(default_factory=list)  #: rows that stand before every input
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
     evaluated: int = 0  #: the last step at which the validation rows were scored
     saved: int = -1  #: step of the newest checkpoint
+    best: Best = field(default_factory=Best)
     _examples: dict[int, Example] = field(default_factory=dict)
 
     @classmethod
@@ -72,7 +82,9 @@ class TrainedJob:
         encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
         objective = build_objective(recipe, encoder)
         head = _new_head(objective, recipe.seed, host, device)
-        rows = Rows.open(Path(spec.dataset.path), "train")
+        rows = objective.usable(Rows.open(Path(spec.dataset.path), "train"))
+        which = trained_weights(recipe)
+        weights = None if which == "none" else OwnWeights(host, which)
         job = cls(
             spec=spec,
             recipe=recipe,
@@ -83,9 +95,12 @@ class TrainedJob:
             encoder=encoder,
             method=method,
             head=head,
-            optimizer=_optimizer(recipe, method, head),
-            steps=total_steps(recipe.train, len(rows)),
+            weights=weights,
+            optimizer=_optimizer(recipe, method, head, weights),
+            steps=0 if trains_nothing(recipe) else total_steps(recipe.train, len(rows)),
+            demonstrations=demonstrations(recipe, rows),
         )
+        show(encoder, recipe, objective, job.demonstrations)
         job._resume(newest_checkpoint(job.paths, job.identity))
         return job
 
@@ -114,12 +129,31 @@ class TrainedJob:
 
     @property
     def finished(self) -> bool:
-        return self.step >= self.steps
+        return self.step >= self.steps or self.best.waited_enough(self.recipe.train.patience)
+
+    def scored(self, values: Mapping[str, float]) -> None:
+        """An evaluation on the validation rows: remember what is trained where it is the best so far."""
+        self.evaluated = self.step
+        if self.recipe.train.keep == "best":
+            name = self.recipe.task.metrics[0]
+            self.best.note(self.step, values[name], self._trained(), smaller=name in SMALLER_IS_BETTER)
+
+    def take_best(self) -> None:
+        """Go back to the best evaluation's tensors, where the recipe keeps them."""
+        if self.best.tensors:
+            self._restore(self.best.tensors)
+
+    @contextmanager
+    def untuned_base(self) -> Iterator[None]:
+        """The base as it was before this job, inside."""
+        with nullcontext() if self.weights is None else self.weights.untrained():
+            yield
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Everything that is trained."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        return [p for group in groups for p in group["params"]]
 
     def batch(self) -> list[Example]:
         """The examples of the step to come, over all ranks together."""
@@ -135,6 +169,7 @@ class TrainedJob:
 
     def apply(self) -> float:
         """One optimizer step with the gradients at hand; returns their norm before clipping."""
+        assert self.optimizer is not None
         clip = self.recipe.train.clip
         norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
         factor = multiplier(self.step, self.recipe.train, self.steps)
@@ -159,22 +194,32 @@ class TrainedJob:
         self.events.flush()
 
     def _tensors(self) -> dict[str, Tensor]:
-        parts = {"method": self.method.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
+        """All that a checkpoint holds."""
+        optimizer = {} if self.optimizer is None else optimizer_tensors(self.optimizer)
+        return self._trained() | _under("optimizer", optimizer) | _under("best", self.best.state())
+
+    def _trained(self) -> dict[str, Tensor]:
+        """All that is trained, as it stands."""
+        found = _under("method", self.method.state_dict())
         if self.head is not None:
-            parts["head"] = self.head.state_dict()
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+            found |= _under("head", self.head.state_dict())
+        return found if self.weights is None else found | _under("base", self.weights.state_dict())
+
+    def _restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `_trained`."""
+        self.method.load_state_dict(_inside("method", tensors))
+        if self.head is not None:
+            self.head.load_state_dict(_inside("head", tensors))
+        if self.weights is not None:
+            self.weights.load_state_dict(_inside("base", tensors))
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
-        parts: dict[str, dict[str, Tensor]] = {"method": {}, "optimizer": {}, "head": {}}
-        for key, tensor in checkpoint.tensors.items():
-            part, _, name = key.partition(".")
-            parts[part][name] = tensor
-        self.method.load_state_dict(parts["method"])
-        if self.head is not None:
-            self.head.load_state_dict(parts["head"])
-        restore_optimizer(self.optimizer, parts["optimizer"])
+        self._restore(checkpoint.tensors)
+        if self.optimizer is not None:
+            restore_optimizer(self.optimizer, _inside("optimizer", checkpoint.tensors))
+        self.best = Best.of(_inside("best", checkpoint.tensors))
         self.step = self.resumed_from = self.saved = checkpoint.step
         self.evaluated = checkpoint.evaluated
 
@@ -202,6 +247,15 @@ def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> t
     method = build_method(_with_labels(recipe), host, length=placed or None, generator=generator)
     encoder = TextEncoder(host, slots=method.slots, length=method.length, context=context)
     return encoder, method
+
+
+def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _inside(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_under`, among other parts."""
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _with_labels(recipe: JobRecipe) -> Method:
@@ -244,10 +298,14 @@ def _new_head(objective: Objective, seed: int, host: BaseHost, device: torch.dev
     return None if head is None else head.to(device)
 
 
-def _optimizer(recipe: JobRecipe, method: TunedMethod, head: nn.Module | None) -> optim.Optimizer:
+def _optimizer(
+    recipe: JobRecipe, method: TunedMethod, head: nn.Module | None, weights: OwnWeights | None
+) -> optim.Optimizer | None:
     train = recipe.train
-    groups = [{"params": [p for p in method.parameters() if p.requires_grad], "lr": train.lr}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in method.parameters() if p.requires_grad], "lr": train.lr}]
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
+    if weights is not None:
+        groups.append({"params": weights.parameters, "lr": train.base_lr or train.lr})
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
-    return build_optimizer(train.optimizer, groups, train.weight_decay)
+    return build_optimizer(train.optimizer, groups, train.weight_decay) if groups else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -150,13 +150,15 @@ class Loop:
 
     def _evaluate_when_due(self, job: TrainedJob) -> None:
         every = job.recipe.train.eval_every
-        if not every or job.step % every or job.finished or job.evaluated == job.step:
+        keeps_best = job.recipe.train.keep == "best"  # then the last step is scored like the others
+        if not every or job.step % every or (job.finished and not keeps_best) or job.evaluated == job.step:
             return
         rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
             result = evaluate_job(self.host, job, rows, self.processes, between=partial(self.company.within, job))
             job.events.write("metric", step=job.step, split="validation", values=result.values)
             job.events.flush()
+            job.scored(result.values)
         job.evaluated = job.step
 
     def _done(self, job: TrainedJob, active: list[TrainedJob]) -> None:
@@ -182,14 +184,15 @@ def evaluate_job(
     between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Score the job as it stands, or (`tuned=False`) its base without virtual tokens and with the head as it starts."""
-    return evaluate(
-        host,
-        job.objective,
-        job.folded(),
-        job.head if tuned else job.new_head(host, processes.device),
-        rows,
-        batch_size=job.recipe.train.eval_batch_size,
-        processes=processes,
-        tuned=tuned,
-        between=between,
-    )
+    with nullcontext() if tuned else job.untuned_base():
+        return evaluate(
+            host,
+            job.objective,
+            job.folded(),
+            job.head if tuned else job.new_head(host, processes.device),
+            rows,
+            batch_size=job.recipe.train.eval_batch_size,
+            processes=processes,
+            tuned=tuned,
+            between=between,
+        )

@@ -29,7 +29,7 @@ def batch_rows(step: int, *, seed: int, rows: int, batch_size: int) -> list[int]
     while at < end:
         epoch, first = divmod(at, rows)
         taken = min(rows - first, end - at)
-        numbers += _permutation(seed, epoch, rows)[first : first + taken].tolist()
+        numbers += permutation(seed, epoch, rows)[first : first + taken].tolist()
         at += taken
     return numbers
 
@@ -49,6 +49,7 @@ def mixed_seed(seed: int, *numbers: int) -> int:
 
 
 @lru_cache(maxsize=16)  # 8 bytes a row each: this epoch's and the last one's of eight jobs
-def _permutation(seed: int, epoch: int, rows: int) -> torch.Tensor:
+def permutation(seed: int, epoch: int, rows: int) -> torch.Tensor:
+    """[rows]: the order of an epoch."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, 1, epoch))
     return torch.randperm(rows, generator=generator)

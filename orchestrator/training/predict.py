@@ -28,6 +28,7 @@ from orchestrator.paths import read_json
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
+from orchestrator.training.demonstrations import show
 from orchestrator.training.objectives import Objective, build_objective
 from orchestrator.training.objectives.asking import Answer, Asked, answer
 from orchestrator.training.objectives.objective import Fields
@@ -35,6 +36,8 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.methods.method import Slots
+from orchestrator.tuning.own_weights import FILE as WEIGHTS
+from orchestrator.tuning.own_weights import load_weights
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import fingerprint
 
@@ -49,9 +52,13 @@ class Loaded:
     batch_size: int
 
     @classmethod
-    def load(cls, artifact: Path, recipe: JobRecipe, slots: Slots, host: BaseHost, context: int | None) -> Loaded:
+    def load(
+        cls, artifact: Path, recipe: JobRecipe, facts: dict[str, Any], host: BaseHost, context: int | None
+    ) -> Loaded:
         prompt, tensors = load_prompt(artifact)
-        objective = build_objective(recipe, TextEncoder(host, slots=slots, length=prompt.length, context=context))
+        encoder = TextEncoder(host, slots=facts["slots"], length=prompt.length, context=context)
+        objective = build_objective(recipe, encoder)
+        show(encoder, recipe, objective, facts.get("demonstrations") or [])
         head = objective.head(host)
         if head is not None:
             _fill(head, tensors, artifact)
@@ -78,7 +85,8 @@ class Predictor:
         remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
         host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
         context = read_base_facts(base).max_positions
-        return cls(host, [Loaded.load(folder, its, theirs["slots"], host, context) for folder, theirs, its in read])
+        _take_weights(host, [folder for folder, _, _ in read])
+        return cls(host, [Loaded.load(folder, its, theirs, host, context) for folder, theirs, its in read])
 
     def answers(self, rows: Iterable[Fields]) -> Iterator[list[Answer]]:
         """For each row the artifacts' answers; a forward holds as many rows as one artifact alone would take."""
@@ -93,6 +101,15 @@ class Predictor:
         first, second = tee(rows)
         for row, found in zip(first, self.answers(second), strict=True):
             yield {**row, "prediction": found[0].text}
+
+
+def _take_weights(host: BaseHost, artifacts: Sequence[Path]) -> None:
+    """Those of an artifact that has trained the base itself; it can share the base with no other."""
+    for folder in artifacts:
+        if len(artifacts) > 1 and (folder / WEIGHTS).is_file():
+            what = "it has trained the base's own weights, so it shares the base with no other artifact"
+            raise BadInput(what, where=str(folder), hint="predict with it in a command of its own")
+        load_weights(folder, host)
 
 
 def _checked(artifact: Path, base: Path, found: str) -> tuple[dict[str, Any], JobRecipe]:

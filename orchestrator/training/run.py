@@ -29,6 +29,7 @@ from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.trained import trained_weights
 from orchestrator.settings import load_settings
 from orchestrator.states import Reason
 from orchestrator.training.company import TIMEOUT, Company
@@ -38,6 +39,7 @@ from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import JobFailed, Loop
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
 from orchestrator.tuning.host import BaseHost, Kind
+from orchestrator.tuning.own_weights import weight_names
 from orchestrator.weights import fingerprint
 
 Events = EventWriter | NoEvents
@@ -97,10 +99,11 @@ class Run:
 
     def _train(self) -> None:
         host = self._load_base()
-        checksum = host.checksum()
+        trained = self._trained_weights(host)
+        checksum = host.checksum(without=trained)
 
         def on_trained(job: TrainedJob) -> None:
-            if any(self.processes.gather(host.checksum() != checksum)):
+            if any(self.processes.gather(host.checksum(without=trained) != checksum)):
                 what = "a weight of the frozen base moved in training; the artifact was not written"
                 raise JobFailed(Reason.BASE_CHANGED, what)
             finish(host, job, self.processes, partial(self.company.within, job))
@@ -115,6 +118,11 @@ class Run:
             on_failed=lambda job, error: self._report_failure(job.spec, error, alone=True),
             on_trained=on_trained,
         ).run([job for spec in self._specs if (job := self._open(spec, host, first=True)) is not None])
+
+    def _trained_weights(self, host: BaseHost) -> frozenset[str]:
+        """Names of the base's weights that the run's only job trains; a job that trains any has no company."""
+        which = trained_weights(JobRecipe.model_validate(self._first.recipe))
+        return frozenset() if which == "none" else weight_names(host, which)
 
     def _load_base(self) -> BaseHost:
         base = self._first.base

@@ -30,8 +30,15 @@ class TextEncoder:
         # Positions are shifted by a prefix's length, so a prefix takes context too.
         self._room = None if context is None else context - (length if slots != "template" else 0)
         self._opening, self._closing = _special_tokens(host.tokenizer)
+        self._between = _between_two(host.tokenizer, self._opening, self._closing)
         self._templates: dict[str, Template] = {}
+        self._shown: list[int] = []
         self._special = frozenset(host.tokenizer.all_special_ids) - {self.unknown}
+
+    def show(self, examples: Sequence[Sequence[int]], separator: str) -> None:
+        """Worked examples that stand before every input from now on, `separator` behind each."""
+        between = self.tokens(separator)
+        self._shown = [token for ids in examples for token in (*ids, *between)]
 
     @property
     def eos(self) -> int:
@@ -74,6 +81,35 @@ class TextEncoder:
         instead = [] if self.unknown is None else [self.unknown]
         return [token for i in ids for token in (instead if i in self._special else [i])]
 
+    def tokens_at(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`text` alone, and the characters that each token stands for. BadRecipe where the tokenizer cannot tell."""
+        if not self._tokenizer.is_fast:
+            what = "the base's tokenizer does not say which characters a token stands for"
+            raise BadRecipe(what, where="base.model", hint="use a base with a tokenizer.json")
+        found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+        ids = [self._plain(i) for i in found["input_ids"]]
+        return ids, [(int(start), int(end)) for start, end in found["offset_mapping"]]
+
+    def _plain(self, token: int) -> int:
+        return token if token not in self._special else 0 if self.unknown is None else self.unknown
+
+    def one_token(self, word: str) -> int | None:
+        """The word as one token, as it stands in running text (with a leading space where the tokenizer marks it)."""
+        for text in (" " + word, word):
+            ids = self.tokens(text)
+            if len(ids) == 1 and ids[0] != self.unknown:
+                return ids[0]
+        return None
+
+    def frame(self, *, tuned: bool) -> tuple[list[int], list[int], list[int]]:
+        """What stands before a text (virtual tokens in front too), between two texts, and behind."""
+        front, behind = (self._front, self._behind_opening) if tuned else ([], [])
+        return [*front, *self._opening, *behind], self._between, self._closing
+
+    def room(self, limit: int, taken: int) -> int:
+        """How many tokens of text fit: at most `limit`, and the base's positions without `taken` others."""
+        return limit if self._room is None else min(limit, self._room - taken)
+
     def decoder_text(self, text: str, *, limit: int | None = None) -> list[int]:
         """A decoder's target, at most `limit` tokens with its end mark; it opens as the tokenizer opens a text.
 
@@ -110,15 +146,22 @@ class TextEncoder:
         room = limit
         if self._room is not None:
             # The slots' places count for the untuned base too: it reads the same text.
-            taken = len(self._opening) + len(closing) + len(behind) + parsed.virtual_tokens
+            taken = len(self._opening) + len(self._shown) + len(closing) + len(behind) + parsed.virtual_tokens
             room = min(limit, self._room - taken - after)
         pieces = self._fitting(parsed, fields, room)
         body = [token for ids in pieces for token in ids if tuned or token >= 0]
-        opening = [*self._front, *self._opening, *self._behind_opening] if tuned else self._opening
-        return [*opening, *body, *closing, *behind] or [self._start]
+        opening = [*self._front, *self._opening, *self._behind_opening, *self._shown] if tuned else self._opening
+        return [*opening, *body, *closing, *behind] or [self.start]
+
+    def body(self, template: str, fields: Mapping[str, str], *, limit: int, mask: Sequence[int] = ()) -> list[int]:
+        """The text alone, at most `limit` tokens, with `mask` for [MASK]: no virtual and no special tokens."""
+        pieces = self._fitting(self._parsed(template), fields, limit)
+        masked = [self.mask] if self._parsed(template).masks else []
+        return [token for ids in pieces for token in (mask if ids == masked else ids) if token >= 0]
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
+        """What a row opens with where there is nothing else."""
         known = (self._tokenizer.bos_token_id, self._tokenizer.cls_token_id, self._tokenizer.eos_token_id)
         return int(next((token for token in known if token is not None), 0))
 
@@ -130,7 +173,9 @@ class TextEncoder:
         low, high = 0, max((len(fields[name]) for name in template.fields), default=0)
         pieces = self._pieces(template, _cut(fields, low))
         if _text_size(pieces) > room:
-            raise BadData("the template alone is longer than the base's context or task.max_input_tokens")
+            what = "the template alone is longer than the base's context or task.max_input_tokens"
+            more = f", with the {len(self._shown)} tokens of the demonstrations" if self._shown else ""
+            raise BadData(what + more)
         while high - low > 1:
             middle = (low + high) // 2
             tried = self._pieces(template, _cut(fields, middle))
@@ -174,3 +219,10 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
         if full[start : start + len(bare)] == bare:
             return full[:start], full[start + len(bare) :]
     raise BadData("the tokenizer changes a text when it adds its special tokens")
+
+
+def _between_two(tokenizer: Any, opening: list[int], closing: list[int]) -> list[int]:
+    """What the tokenizer puts between two texts: `[SEP]`, or RoBERTa's `</s></s>`."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    pair = list(tokenizer("a", "a")["input_ids"])
+    return pair[len(opening) + len(bare) : len(pair) - len(bare) - len(closing)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -212,7 +212,7 @@ class BaseHost:
         # Rotary positions are relative, so every candidate fits up to rounding; then 0 it is.
         return 0 if distances[0] <= 1e-3 * float(free.abs().max()) else candidates[distances.index(min(distances))]
 
-    def checksum(self) -> str:
+    def checksum(self, without: Collection[str] = ()) -> str:
         """A digest over the bits of all parameters and buffers in memory (with ZeRO-3: over this rank's shards).
 
         Each tensor's 8-byte words are summed with odd weights modulo 2^64, on its own device: one changed word always
@@ -220,7 +220,7 @@ class BaseHost:
         """
         total = hashlib.sha256()
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        for name, tensor in sorted((pair for pair in tensors if pair[0] not in without), key=lambda pair: pair[0]):
             data = getattr(tensor, "ds_tensor", tensor).detach()
             total.update(json.dumps([name, str(data.dtype), list(data.shape), _word_sum(data)]).encode())
         return "sum64:" + total.hexdigest()

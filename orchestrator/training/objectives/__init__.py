@@ -6,11 +6,15 @@ An objective turns the text fields of a row into `Example`s, gives the loss of a
 from __future__ import annotations
 
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.recipe.tasks import Classify, Generate
+from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag
+from orchestrator.training.objectives.cloze import ClozeWord
 from orchestrator.training.objectives.generation import Generation
 from orchestrator.training.objectives.head import HeadClassification
 from orchestrator.training.objectives.objective import Example, Objective
+from orchestrator.training.objectives.running_text import RunningText
 from orchestrator.training.objectives.scoring import LabelScoring
+from orchestrator.training.objectives.spans import SpanFinding
+from orchestrator.training.objectives.tags import Tagging
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.training.texts import TextEncoder
 
@@ -19,12 +23,20 @@ __all__ = ["Example", "Objective", "build_objective"]
 
 def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
     """The objective of a job; `recipe.fit` has refused impossible combinations before."""
-    task = recipe.task
-    if isinstance(task, Generate):
-        return Generation(task, encoder)
-    assert isinstance(task, Classify)
-    if task.head is not None:
-        return HeadClassification(task, encoder)
-    if encoder.has_mask(task.input):
-        return VerbalizerClassification(task, encoder)
-    return LabelScoring(task, encoder)
+    match recipe.task:
+        case Generate() as task:
+            return Generation(task, encoder)
+        case Cloze() as task:
+            return ClozeWord(task, encoder)
+        case Tag() as task:
+            return Tagging(task, encoder)
+        case Span() as task:
+            return SpanFinding(task, encoder)
+        case PlainText() as task:
+            return RunningText(task, encoder)
+        case Classify(head=None) as task:
+            return (
+                VerbalizerClassification(task, encoder) if encoder.has_mask(task.input) else LabelScoring(task, encoder)
+            )
+        case Classify() as task:
+            return HeadClassification(task, encoder)

@@ -15,7 +15,7 @@ class Classes:
 
     def __init__(self, task: Classify, encoder: TextEncoder) -> None:
         self.names = list(task.labels)
-        self._template = task.label
+        self._template, self._group = task.label, task.group
         self._encoder = encoder
         self._number = {name: number for number, name in enumerate(self.names)}
 
@@ -32,7 +32,11 @@ class Classes:
         return self._number[self.name_of(fields)]
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
-        return list(range(len(rows))), [[self.name_of(fields)] for fields in rows]
+        """Each row's label and, where the task groups rows, its group (`tasks.metrics.group_exact_match`)."""
+        found = [[self.name_of(fields)] for fields in rows]
+        if self._group is not None:
+            found = [[*row, self._encoder.plain(self._group, f)] for row, f in zip(found, rows, strict=True)]
+        return list(range(len(rows))), found
 
 
 def refuse_alike(labels: Mapping[str, Sequence[str]], tokens: Sequence[Sequence[list[int]]]) -> None:

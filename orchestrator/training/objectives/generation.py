@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Generate
 from orchestrator.training.objectives.asking import Writing, answer_alone
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import end_ids
 from orchestrator.tuning.host import BaseHost
@@ -32,6 +32,7 @@ class Generation:
         self._separator = encoder.separator(task.separator) if encoder.kind == "causal" else []
         self._end = encoder.eos
         self.metrics = task.metrics
+        self.usable = all_rows
 
     def head(self, host: BaseHost) -> nn.Module | None:
         return None
@@ -77,6 +78,15 @@ class Generation:
             first.setdefault(key, number)
             references.setdefault(key, []).append(self._encoder.plain(self._task.target, fields).strip())
         return list(first.values()), [references[key] for key in first]
+
+    def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
+        limit = self._task.max_input_tokens
+        between = self._separator if self._encoder.kind == "causal" else self._encoder.tokens(" ")
+        found = []
+        for fields in rows:
+            target = self._encoder.tokens(self._encoder.plain(self._task.target, fields))
+            found.append([*self._encoder.body(self._task.input, fields, limit=limit), *between, *target])
+        return found
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
         return self._encoder.input_ids(

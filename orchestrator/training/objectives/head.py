@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
@@ -30,13 +31,11 @@ class HeadClassification:
         self._classes = Classes(task, encoder)
         self.metrics = task.metrics
         self.references = self._classes.references
+        self.usable, self.shown = all_rows, nothing_shown
 
     def head(self, host: BaseHost) -> nn.Module | None:
-        """Linear [H] -> [labels], N(0, 0.02) weights and zero bias as BERT's own heads start."""
-        linear = nn.Linear(host.model.config.hidden_size, len(self._classes.names))
-        nn.init.normal_(linear.weight, std=0.02)
-        nn.init.zeros_(linear.bias)
-        return linear
+        """Linear [H] -> [labels]."""
+        return new_linear(host, len(self._classes.names))
 
     def example(self, fields: Fields) -> Example:
         row = Row(ids=self._input(fields, tuned=True), labels=None, prompt=0)
@@ -45,8 +44,8 @@ class HeadClassification:
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
         targets = torch.tensor([example.target for example in examples], device=share.hidden.device)
-        pooled = self._dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share)
-        return cross_entropy(_scores(pooled, head), targets, reduction="sum")
+        pooled = dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share, self._dropout)
+        return cross_entropy(head_scores(head, pooled), targets, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
@@ -58,27 +57,13 @@ class HeadClassification:
 
     def measured(self, share: Share, head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
-        return _scores(pool(widened(share.hidden), share.text_mask, self._pooling), head)
+        return head_scores(head, pool(widened(share.hidden), share.text_mask, self._pooling))
 
     def chosen(self, measured: Tensor) -> list[Answer]:
         return softmax(self._classes.names, measured)
 
-    def _dropped(self, pooled: Tensor, share: Share) -> Tensor:
-        """Dropout drawn for the whole batch, so that a row's does not depend on which rank or pass it falls to."""
-        if self._dropout == 0:
-            return pooled
-        drawn = torch.rand(share.batch, pooled.shape[1], device=pooled.device)[share.positions]
-        return pooled * (drawn >= self._dropout) / (1 - self._dropout)
-
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:
         return self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)
-
-
-def _scores(pooled: Tensor, head: nn.Module | None) -> Tensor:
-    """[rows, labels] in fp32."""
-    assert head is not None
-    scores: Tensor = head(pooled)
-    return scores
 
 
 def pool(hidden: Tensor, text_mask: Tensor, how: str) -> Tensor:

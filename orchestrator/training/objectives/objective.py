@@ -24,6 +24,8 @@ class Example:
     row: Row
     units: int  #: what the loss is averaged over: label tokens, or 1 for a classified row
     target: int = -1  #: the label's number where the row itself does not hold it
+    targets: tuple[int, ...] = ()  #: the same where there are several,
+    places: tuple[int, ...] = ()  #: and the tokens of the row that they are about
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,22 @@ class Objective(Protocol):
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         """Rows to predict (numbers) and the references of each: rows with equal inputs count once."""
+
+    def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
+        """The rows that can be trained on. Raises BadData where there are none."""
+
+    def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
+        """Rows with their answers as they stand before another row's input: tokens of each."""
+
+
+def all_rows(rows: Sequence[Fields]) -> Sequence[Fields]:
+    """`usable` of the objectives that can learn from every row."""
+    return rows
+
+
+def nothing_shown(rows: Sequence[Fields]) -> list[list[int]]:
+    """`shown` of the objectives whose answers are no text."""
+    return []
 
 
 def widened(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
@@ -39,6 +39,7 @@ class LabelScoring:
         self._longest = max(len(word) for words in self._words for word in words)
         self.metrics = task.metrics
         self.references = self._classes.references
+        self.usable = all_rows
 
     def head(self, host: BaseHost) -> nn.Module | None:
         return None
@@ -54,6 +55,17 @@ class LabelScoring:
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
         return answer_alone(host, self, prompt, head, rows, tuned=tuned)
+
+    def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
+        limit = self._task.max_input_tokens
+        found = []
+        for fields in rows:
+            number = self._classes.number_of(fields)
+            word, between = self._words[number][0], self._separator
+            if self._encoder.kind == "seq2seq":  # the decoder's own tokens around the word are no text
+                word = self._encoder.tokens(" " + self._task.labels[self._classes.names[number]][0])
+            found.append([*self._encoder.body(self._task.input, fields, limit=limit), *between, *word])
+        return found
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         words = [word for words in self._words for word in words]

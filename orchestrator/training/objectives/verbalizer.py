@@ -12,7 +12,7 @@ from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
@@ -32,6 +32,7 @@ class VerbalizerClassification:
         refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self._words])
         self.metrics = task.metrics
         self.references = self._classes.references
+        self.usable = all_rows
 
     def head(self, host: BaseHost) -> nn.Module | None:
         return None
@@ -58,6 +59,14 @@ class VerbalizerClassification:
     def chosen(self, measured: Tensor) -> list[Answer]:
         return softmax(self._classes.names, measured)
 
+    def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
+        limit, template = self._task.max_input_tokens, self._task.input
+        words = [[self._words[self._classes.number_of(fields)][0]] for fields in rows]
+        return [
+            self._encoder.body(template, fields, limit=limit, mask=word)
+            for fields, word in zip(rows, words, strict=True)
+        ]
+
     def _scores(self, logits: Tensor) -> Tensor:
         """[rows, V] -> [rows, labels]."""
         return torch.stack([widened(logits[:, words]).mean(-1) for words in self._words], dim=-1)
@@ -69,11 +78,9 @@ class VerbalizerClassification:
 
 
 def _one_token(encoder: TextEncoder, word: str) -> int:
-    """The word as one token, as it stands in running text (with a leading space where the tokenizer marks it)."""
-    for text in (" " + word, word):
-        ids = encoder.tokens(text)
-        if len(ids) == 1 and ids[0] != encoder.unknown:
-            return ids[0]
+    found = encoder.one_token(word)
+    if found is not None:
+        return found
     count = len(encoder.tokens(word))
     what = "not in the vocabulary of this base" if count == 1 else f"{count} tokens on this base"
     raise BadRecipe(

@@ -9,8 +9,8 @@ import torch
 
 from orchestrator.recipe.methods import Method
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.methods.head import Head
 from orchestrator.tuning.methods.method import TunedMethod
+from orchestrator.tuning.methods.no_prompt import NoPrompt
 from orchestrator.tuning.methods.p_tuning import PTuning
 from orchestrator.tuning.methods.p_tuning_v2 import PTuningV2
 from orchestrator.tuning.methods.prefix_tuning import prefix_tuning
@@ -23,7 +23,10 @@ METHODS: dict[str, Callable[..., Any]] = {
     "prefix-tuning": prefix_tuning,
     "p-tuning": PTuning,
     "p-tuning-v2": PTuningV2,
-    "head": Head,
+    "head": NoPrompt,
+    "prompt-design": NoPrompt,
+    "fine-tuning": NoPrompt,
+    "lm-adapt": NoPrompt,
 }
 
 

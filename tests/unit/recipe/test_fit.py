@@ -8,6 +8,7 @@ import pytest
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.fit import fit_faults, virtual_tokens
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.tasks import captions
 
 GPT2 = BaseFacts("causal", "gpt2", "GPT2LMHeadModel", 768, 12, 50257, 1024, False, True, 124_000_000, False)
 BERT = BaseFacts("masked", "bert", "BertForMaskedLM", 768, 12, 30522, 512, True, True, 110_000_000, False)
@@ -230,3 +231,83 @@ def test_virtual_tokens_of_a_recipe() -> None:
     assert count({"type": "head"}) == 0
     assert count(PREFIX) == 5
     assert count({"type": "p-tuning"}, "[P:3]{text}[P]") == 4
+
+
+DESIGN = {"type": "prompt-design", "shots": 2}
+CLOZE = {"type": "cloze", "input": "{text} is [MASK]", "target": "{label}"}
+TAG = {"type": "tag", "input": "{text}", "words": "text", "tags": "{label}", "labels": ["O", "B-X"]}
+SPAN = {"type": "span", "input": "{text}", "context": "{text}", "answers": "{label}"}
+TEXT = {"type": "text", "input": "{text}"}
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "facts"),
+    [
+        (CLOZE, PROMPT, BERT),
+        (CLOZE, DESIGN, BERT),
+        ({**CLOZE, "input": "{text} is"}, PREFIX, GPT2),
+        (TAG, DEEP, MINILM),
+        (SPAN, DEEP, MINILM),
+        (TAG, {"type": "fine-tuning"}, BERT),
+        (SPAN, {"type": "head"}, BERT),
+        (TEXT, {"type": "lm-adapt"}, T5),
+        (TEXT, {"type": "lm-adapt"}, GPT2),
+        (WORDS, DESIGN, GPT2),
+    ],
+)
+def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any], facts: BaseFacts) -> None:
+    train = {"train": {}} if method is DESIGN else {}
+    assert faults(task, method, facts, **train) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "facts", "fault"),
+    [
+        (CLOZE, PROMPT, T5, "task.type: `type: cloze` needs a masked or causal base"),
+        (CLOZE, PROMPT, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]"),
+        (CLOZE, PROMPT, MINILM, "base.model: the weights of b"),
+        (
+            {**CLOZE, "input": "{text} is"},
+            PROMPT,
+            BERT,
+            "task.input: b (BertForMaskedLM, masked encoder) cannot continue",
+        ),
+        ({**CLOZE, "input": "{text} [MASK] [MASK]"}, PROMPT, BERT, "task.input: 2 times [MASK]"),
+        (TAG, DEEP, GPT2, "task.type: `type: tag` needs an encoder"),
+        ({**TAG, "input": "words"}, DEEP, BERT, "task.input: names no field"),
+        ({**TAG, "input": "{text} [MASK]"}, DEEP, BERT, "task.input: [MASK] belongs to"),
+        ({**TAG, "labels": ["O", "O"]}, DEEP, BERT, "task.labels: a label stands twice"),
+        (SPAN, DEEP, T5, "task.type: `type: span` needs an encoder"),
+        ({**SPAN, "context": "{ctx}"}, DEEP, BERT, "task.context: the dataset d has no field `ctx`"),
+        (SPAN, DESIGN, BERT, "method.type: prompt-design trains no head"),
+        (HEAD, DESIGN, BERT, "task.head: prompt-design trains no head"),
+        (TEXT, PROMPT, GPT2, "task.type: `type: text` is for lm-adapt"),
+        (WRITE, {"type": "lm-adapt"}, GPT2, "task.type: lm-adapt needs `type: text`"),
+        (CLOZE, {"type": "head"}, BERT, "method.type: `head` trains a classifier"),
+        ({**WORDS, "metrics": ["group_exact_match"]}, PROMPT, GPT2, "task.group: is missing"),
+    ],
+)
+def test_tasks_that_do_not_fit(task: dict[str, Any], method: dict[str, Any], facts: BaseFacts, fault: str) -> None:
+    train = {"train": {}} if method is DESIGN else {}
+    assert any(found.startswith(fault) for found in faults(task, method, facts, **train))
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "fault"),
+    [
+        (PROMPT, {"train": {"steps": 3}}, "train.lr: is missing"),
+        (PROMPT, {"train": {"lr": 0.1}}, "train.steps: is missing; give steps or epochs"),
+        (DESIGN, {}, "train.lr: prompt-design trains nothing"),
+        ({"type": "fine-tuning"}, {"base": {"model": "b", "dtype": "bf16"}}, "base.dtype: bf16 is too coarse"),
+        (PROMPT, {"train": {"steps": 1, "lr": 1, "base_lr": 1}, "resources": {"zero": 2}}, "resources.zero: DeepSpeed"),
+    ],
+)
+def test_what_training_needs(method: dict[str, Any], changes: dict[str, Any], fault: str) -> None:
+    assert any(found.startswith(fault) for found in faults(WORDS, method, GPT2, **changes))
+
+
+def test_metrics_that_need_java_are_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "why_not", lambda: "a Java runtime")
+    assert faults({**WRITE, "metrics": ["bleu", "nist"]}, PROMPT, GPT2) == []
+    (fault,) = faults({**WRITE, "metrics": ["bleu", "meteor"]}, PROMPT, GPT2)
+    assert fault == "task.metrics: meteor: a Java runtime is missing; add it, or take them out"

@@ -66,8 +66,8 @@ resources: {time_limit: 4 hours, priority: hihg}
         "4: base.dtype: 'fp8' is not one of fp32, bf16, fp16",
         "6: task.target: is missing",
         "8: task.input: `{` at character 1 stands alone; write {field}, or {{ for a plain brace",
-        "10: task.metrics[1]: 'rogue_l' is not one of bleu, rouge_1, rouge_2, rouge_l, exact_match;"
-        " did you mean `rouge_l`?",
+        "10: task.metrics[1]: 'rogue_l' is not one of bleu, nist, meteor, cider, rouge_1, rouge_2, rouge_l,"
+        " exact_match, squad_em, squad_f1, wsc; did you mean `rouge_l`?",
         "11: method.reparameterization.hiden: unknown key; did you mean `hidden`?",
         "11: method.lenght: unknown key; did you mean `length`?",
         "13: train.steps: must be a number, not true",
@@ -92,7 +92,7 @@ resources: {time_limit: 4 hours, priority: hihg}
         ("type: generate", "type: 7", "4: task.type: '7' is not one of generate, classify"),
         ("lr: 0.1", "lr: .inf", "6: train.lr: must be a finite number, not inf"),
         ("lr: 0.1", "lr: 1e999", "6: train.lr: must be a finite number, not inf"),
-        ("lr: 0.1", "lr: null", "6: train.lr: must be a valid number, not null"),
+        ("lr: 0.1", "lr: null", "6: train.lr: is missing"),
         ("lr: 0.1", "lr: true", "6: train.lr: must be a number, not true"),
         ("lr: 0.1", "lr: 0.1, warmup: x", "6: train.warmup: must be a valid number, not 'x'"),
         ("lr: 0.1", "lr: 0.1, epochs: 2", "6: train: give either steps or epochs"),

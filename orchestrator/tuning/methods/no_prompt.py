@@ -1,4 +1,4 @@
-"""No virtual tokens: only a classification head is trained, by whoever owns the task."""
+"""No virtual tokens: what is trained, if anything, is a head or the base itself, and whoever owns it trains it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
 
 
-class Head(nn.Module):
+class NoPrompt(nn.Module):
     slots: Literal["none"] = "none"
     length = 0
 
-    def __init__(self, config: recipe.Head, host: BaseHost, *, length: int | None, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: recipe.Method, host: BaseHost, *, length: int | None, generator: torch.Generator
+    ) -> None:
         super().__init__()
 
     def prompt(self) -> Prompt:

@@ -1,0 +1,41 @@
+"""Is everything said that training needs, and may this job train the base's own weights?"""
+
+from __future__ import annotations
+
+from orchestrator.recipe.faults import Finding
+from orchestrator.recipe.methods import LmAdapt
+from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.tasks import PlainText
+from orchestrator.recipe.trained import trained_weights, trains_nothing
+
+
+def training_findings(recipe: Recipe) -> list[Finding]:
+    """Whatever is trained needs a rate and an end."""
+    train, found = recipe.train, []
+    if trains_nothing(recipe):
+        for key in ("steps", "epochs", "lr", "eval_every"):
+            if getattr(train, key) is not None:
+                found.append(Finding(("train", key), "prompt-design trains nothing: take it out"))
+        return found
+    if train.steps is None and train.epochs is None:
+        found.append(Finding(("train", "steps"), "is missing; give steps or epochs"))
+    if train.lr is None:
+        found.append(Finding(("train", "lr"), "is missing"))
+    return found
+
+
+def base_training_findings(recipe: Recipe) -> list[Finding]:
+    """What a base has to be for its own weights to be trained."""
+    weights, found = trained_weights(recipe), []
+    if isinstance(recipe.task, PlainText) != isinstance(recipe.method, LmAdapt):
+        what = "lm-adapt needs `type: text`" if isinstance(recipe.method, LmAdapt) else "`type: text` is for lm-adapt"
+        found.append(Finding(("task", "type"), what))
+    if weights == "none":
+        return found
+    if recipe.base.dtype != "fp32":
+        what = f"{recipe.base.dtype} is too coarse for the small updates of the base's own weights; write fp32"
+        found.append(Finding(("base", "dtype"), what))
+    if recipe.resources.zero is not None:
+        what = "DeepSpeed holds a frozen base here, and this job trains it; take zero out"
+        found.append(Finding(("resources", "zero"), what))
+    return found

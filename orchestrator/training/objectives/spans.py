@@ -1,0 +1,143 @@
+"""The stretch of a context that answers: a linear score for its first and its last token (Devlin et al. 2019, §5.2).
+
+Contexts that are too long become windows that overlap; a row is trained on the first window that holds its answer, and
+answered from the best of all. With `unanswerable`, a row without an answer points at its opening token (SQuAD 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orchestrator.errors import BadData
+from orchestrator.recipe.tasks import Span
+from orchestrator.tasks.lists import answers
+from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import forward
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+
+@dataclass(frozen=True)
+class Window:
+    row: Row
+    opening: int  #: place of the row's opening token: no answer
+    first: int  #: place of its first token of context
+    characters: list[tuple[int, int]]  #: of the context, for each of its tokens here
+
+
+class SpanFinding:
+    reads_hidden = True
+
+    def __init__(self, task: Span, encoder: TextEncoder) -> None:
+        self._task, self._encoder = task, encoder
+        self.metrics = task.metrics
+        self.usable, self.shown = all_rows, nothing_shown
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        """Linear [H] -> [first, last]."""
+        return new_linear(host, 2)
+
+    def example(self, fields: Fields) -> Example:
+        windows = self._windows(fields, tuned=True)
+        found = answers(self._encoder.plain(self._task.answers, fields))
+        if not found and not self._task.unanswerable:
+            raise BadData("a row has no answer", hint="write task.unanswerable: true where rows may have none")
+        if not found:
+            place = windows[0].opening
+            return Example(windows[0].row, units=1, targets=(place, place), places=self._allowed(windows[0]))
+        start, end = self._characters(fields, *found[0])
+        for window in windows:
+            inside = [i for i, (a, b) in enumerate(window.characters) if a < end and b > start]
+            whole = inside and window.characters[inside[0]][0] <= start and window.characters[inside[-1]][1] >= end
+            if whole:
+                targets = window.first + inside[0], window.first + inside[-1]
+                return Example(window.row, units=1, targets=targets, places=self._allowed(window))
+        raise BadData(f"the answer {found[0][0]!r} fits no window", hint="raise task.stride or task.max_input_tokens")
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        """The mean of the two cross entropies, over the context's tokens and the opening one."""
+        assert share.hidden is not None
+        hidden = dropped(share.hidden, share, self._task.head.dropout)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for number, example in enumerate(examples):
+            scores = head_scores(head, hidden[number, list(example.places)])
+            wanted = torch.tensor([example.places.index(place) for place in example.targets], device=scores.device)
+            total = total + cross_entropy(scores.T, wanted)
+        return total
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        owners = [(n, window) for n, fields in enumerate(rows) for window in self._windows(fields, tuned=tuned)]
+        best: dict[int, tuple[float, str]] = {}
+        for start in range(0, len(owners), len(rows)):  # as many at a time as the recipe's eval_batch_size
+            part = owners[start : start + len(rows)]
+            batch = RowBatch.collate([window.row for _, window in part], pad_id=host.pad_id).to(host.device)
+            hidden = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True).hidden
+            assert hidden is not None
+            for states, (number, window) in zip(hidden, part, strict=True):
+                context = self._encoder.plain(self._task.context, rows[number])
+                scored = self._best(head_scores(head, states[list(self._allowed(window))]), window, context)
+                best[number] = max(best.get(number, scored), scored, key=lambda pair: pair[0])
+        return [best[number][1] for number in range(len(rows))]
+
+    def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
+        found = [[text for text, _ in answers(self._encoder.plain(self._task.answers, f))] or [""] for f in rows]
+        return list(range(len(rows))), found
+
+    def _best(self, scores: Tensor, window: Window, context: str) -> tuple[float, str]:
+        """[places, 2] -> (score of the best answer, against none where there may be none; its text)."""
+        none, scores = (scores[0].sum(), scores[1:]) if self._task.unanswerable else (scores.new_zeros(()), scores)
+        sums = scores[:, None, 0] + scores[None, :, 1]
+        size = len(sums)
+        near = torch.ones(size, size, dtype=torch.bool, device=sums.device)
+        sums = sums.masked_fill(~(near.triu() & near.tril(self._task.max_answer_tokens - 1)), float("-inf"))
+        value, at = sums.flatten().max(0)
+        over = float(value - none)
+        first, last = divmod(int(at), size)
+        text = context[window.characters[first][0] : window.characters[last][1]].strip()
+        return (over, text) if over > 0 or not self._task.unanswerable else (0.0, "")
+
+    def _allowed(self, window: Window) -> tuple[int, ...]:
+        """The places that a span may point at: no answer where there may be none, then the context's tokens."""
+        context = range(window.first, window.first + len(window.characters))
+        return (window.opening, *context) if self._task.unanswerable else tuple(context)
+
+    def _characters(self, fields: Fields, text: str, start: int | None) -> tuple[int, int]:
+        context = self._encoder.plain(self._task.context, fields)
+        if start is None or context[start : start + len(text)] != text:
+            start = context.find(text)
+        if start < 0 or not text:
+            raise BadData(f"the answer {text!r} does not stand in its context")
+        return start, start + len(text)
+
+    def _windows(self, fields: Fields, *, tuned: bool) -> list[Window]:
+        opening, between, closing = self._encoder.frame(tuned=tuned)
+        question = self._encoder.input_ids(
+            self._task.input, fields, limit=self._task.max_input_tokens // 2, tuned=tuned
+        )
+        head = [*question[: len(question) - len(closing)], *between]
+        tokens, characters = self._encoder.tokens_at(self._encoder.plain(self._task.context, fields))
+        if not tokens:
+            raise BadData("a row's context is empty")
+        texts = self._task.max_input_tokens - (len(head) - len(opening) - len(between))
+        room = self._encoder.room(texts, len(head) + len(closing))
+        if room < 1:
+            raise BadData("the question leaves no room for the context")
+        place = next(i for i, token in enumerate(head) if token >= 0)
+        windows = []
+        for start in range(0, len(tokens), max(1, room - self._task.stride)):
+            part = slice(start, start + room)
+            row = Row([*head, *tokens[part], *closing], labels=None, prompt=0)
+            windows.append(Window(row, place, len(head), characters[part]))
+            if start + room >= len(tokens):
+                break
+        return windows

@@ -1,0 +1,102 @@
+"""A tag for every word: a linear classifier on the last hidden state of the word's first token (Devlin et al. 2019,
+§5.3; P-tuning v2 tags so)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orchestrator.errors import BadData
+from orchestrator.recipe.tasks import Tag
+from orchestrator.tasks.lists import listed
+from orchestrator.tasks.template import Field, Text, Virtual, parse
+from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import forward
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row, RowBatch
+
+
+class Tagging:
+    reads_hidden = True
+
+    def __init__(self, task: Tag, encoder: TextEncoder) -> None:
+        self._task, self._encoder = task, encoder
+        self._template = parse(task.input)
+        self._number = {name: number for number, name in enumerate(task.labels)}
+        self._beyond = "O" if "O" in self._number else task.labels[0]
+        self.metrics = task.metrics
+        self.usable, self.shown = all_rows, nothing_shown
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        """Linear [H] -> [tags]."""
+        return new_linear(host, len(self._task.labels))
+
+    def example(self, fields: Fields) -> Example:
+        words, tags = listed(fields[self._task.words]), self._tags(fields)
+        if len(words) != len(tags):
+            raise BadData(f"a row has {len(words)} words and {len(tags)} tags")
+        row, places = self._row(fields, tuned=True)
+        if not places:
+            raise BadData("a row has no word, or none that fits the base's context")
+        numbers = tuple(self._number[tag] for tag in tags[: len(places)])
+        return Example(row, units=len(places), targets=numbers, places=tuple(places))
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        assert share.hidden is not None
+        hidden = dropped(share.hidden, share, self._task.head.dropout)
+        states = torch.cat([hidden[i, list(example.places)] for i, example in enumerate(examples)])
+        targets = torch.tensor([number for example in examples for number in example.targets], device=states.device)
+        return cross_entropy(head_scores(head, states), targets, reduction="sum")
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        made = [self._row(fields, tuned=tuned) for fields in rows]
+        batch = RowBatch.collate([row for row, _ in made], pad_id=host.pad_id).to(host.device)
+        output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
+        assert output.hidden is not None
+        found = []
+        for number, (_, places) in enumerate(made):
+            best = head_scores(head, output.hidden[number, places]).argmax(-1).tolist() if places else []
+            missing = len(listed(rows[number][self._task.words])) - len(places)
+            found.append(" ".join([*(self._task.labels[i] for i in best), *[self._beyond] * missing]))
+        return found
+
+    def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
+        return list(range(len(rows))), [[" ".join(self._tags(fields))] for fields in rows]
+
+    def _tags(self, fields: Fields) -> list[str]:
+        tags = listed(self._encoder.plain(self._task.tags, fields))
+        unknown = next((tag for tag in tags if tag not in self._number), None)
+        if unknown is not None:
+            raise BadData(f"a row has the tag {unknown!r}, which is not among task.labels")
+        return tags
+
+    def _row(self, fields: Fields, *, tuned: bool) -> tuple[Row, list[int]]:
+        """The row, and the place of each word's first token; words beyond the limit have none."""
+        ids, _, closing = self._encoder.frame(tuned=tuned)
+        places: list[int] = []
+        room = self._encoder.room(self._task.max_input_tokens, len(ids) + len(closing) + self._template.virtual_tokens)
+        for part in self._template.parts:
+            if isinstance(part, Virtual):
+                ids += [-(part.start + i) - 1 for i in range(part.count)] if tuned else []
+            elif isinstance(part, Field) and part.name == self._task.words:
+                for word in listed(fields[part.name]):
+                    tokens = self._encoder.tokens(" " + word) or [self._encoder.unknown or 0]
+                    room -= len(tokens)
+                    if room < 0:
+                        break
+                    places.append(len(ids))
+                    ids += tokens
+            else:
+                text = fields[part.name] if isinstance(part, Field) else part.text if isinstance(part, Text) else ""
+                tokens = self._encoder.tokens(text)[: max(0, room)]
+                room -= len(tokens)
+                ids += tokens
+        return Row([*ids, *closing], labels=None, prompt=0), places

@@ -1,0 +1,86 @@
+"""The base's own weights where a job trains them: all of them, or its biases. Such a job has the base for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from orchestrator.errors import BadInput
+from orchestrator.paths import write_atomic
+from orchestrator.tuning.host import BaseHost
+
+FILE = "base.safetensors"  #: the trained ones, by the names of the model's parameters
+
+
+def weight_names(host: BaseHost, which: Literal["biases", "all"]) -> frozenset[str]:
+    """Names of parameters; tied ones are one. Raises BadInput where there are none (T5 has no biases)."""
+    names = frozenset(name for name, _ in host.model.named_parameters() if which == "all" or name.endswith("bias"))
+    if not names:
+        raise BadInput(f"{type(host.model).__name__} has no biases to train", where="method.weights")
+    return names
+
+
+class OwnWeights:
+    """Unfreezes them for good, and remembers what they were."""
+
+    def __init__(self, host: BaseHost, which: Literal["biases", "all"]) -> None:
+        self.names = weight_names(host, which)
+        self._named = {name: p for name, p in host.model.named_parameters() if name in self.names}
+        for parameter in self._named.values():
+            parameter.requires_grad_(True)
+        self._before = {name: p.detach().cpu().clone() for name, p in self._named.items()}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._named.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self._named.items()}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        _copy(self._named, tensors)
+
+    @contextmanager
+    def untrained(self) -> Iterator[None]:
+        """The base as it was, inside."""
+        trained = {name: p.detach().cpu().clone() for name, p in self._named.items()}
+        _copy(self._named, self._before)
+        try:
+            yield
+        finally:
+            _copy(self._named, trained)
+
+
+def save_weights(folder: Path, weights: OwnWeights) -> None:
+    """All at once or not at all."""
+    ready = {name: tensor.cpu().contiguous() for name, tensor in weights.state_dict().items()}
+    write_atomic(folder / FILE, save(ready, metadata={"format": "pt"}))
+
+
+def load_weights(folder: Path, host: BaseHost) -> None:
+    """Put an artifact's weights into its base; nothing where it has none. Raises BadInput."""
+    path = folder / FILE
+    if not path.is_file():
+        return
+    try:
+        tensors = load(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadInput("not a safetensors file, or a damaged one", where=str(path)) from error
+    named = dict(host.model.named_parameters())
+    wrong = [name for name, t in tensors.items() if name not in named or named[name].shape != t.shape]
+    if wrong:
+        raise BadInput(f"`{wrong[0]}` is no weight of this base, or has another shape", where=str(path))
+    _copy({name: named[name] for name in tensors}, tensors)
+
+
+@torch.no_grad()
+def _copy(named: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in named.items():
+        parameter.copy_(tensors[name])
