@@ -34,7 +34,7 @@ class RunningText:
     def __init__(self, task: PlainText, encoder: TextEncoder) -> None:
         self._task, self._encoder = task, encoder
         self.metrics = task.metrics
-        self.usable, self.shown = all_rows, nothing_shown, widened
+        self.usable, self.shown = all_rows, nothing_shown
 
     def head(self, host: BaseHost) -> nn.Module | None:
         return None

@@ -69,6 +69,7 @@ def test_who_is_alone_and_who_shares_with_himself_only() -> None:
     assert key(resources__fuse="never") is None
     assert key(train__base_dropout=True) is None
     assert key(method__type="fine-tuning") is None
+    assert key(train__base_lr=1e-5) is None
     assert (
         key("ada", resources__fuse="user") == key("ada", resources__fuse="user") != key("bob", resources__fuse="user")
     )
