@@ -15,8 +15,9 @@ from torch.nn import functional
 from orchestrator.errors import BadInput
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
+from orchestrator.tuning.packing import Line, Packed
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import NO_LABEL, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,37 @@ def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidde
     ValueError where a row names a prompt or a virtual token that is not there, BadInput for another base's prompt.
     """
     _check(host, batch, prompts)
-    batch = batch.to(host.device)
-    rows = batch if host.takes_positions else batch.on_side("right")
-    row_of, columns, labels = _labelled(host, rows)
-    inputs = _inputs(host, rows, prompts)
-    with ExitStack() as stack:
-        stack.enter_context(host.injector.injecting(_prefixes(host, rows, prompts)))
-        states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
-        if rows.labels is None and host.kind == "seq2seq":
-            host.body(**inputs)
-            logits = None
-        else:
-            inputs |= _decoder_inputs(host, rows)
-            logits = _logits_at(host, stack, row_of, columns)(host.module, inputs)
-    if logits is None:
-        logits = torch.zeros(0, host.vocab_size, dtype=host.dtype, device=host.device)
-    return Output(logits, labels, row_of, _as_given(states[0], rows, batch) if hidden else None, batch.text_mask)
+    rows = batch.on_side("right")
+    if host.fast.trim and host.kind == "causal" and rows.labels is not None and not hidden:
+        rows = rows.trimmed()
+    if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= _window(host):
+        return _packed(host, rows, batch, prompts, hidden=hidden)
+    return _padded(host, rows, batch, prompts, hidden=hidden)
+
+
+def packs(host: BaseHost) -> bool:
+    """Whether the base treats rows in one line (`packing.Line`) as it treats them apart; its dropout does not.
+
+    Found by asking it: two short rows, both ways.
+    """
+    if host.kind == "seq2seq" or not host.takes_positions or not host.sites or host.model.training:
+        return False
+    if host.packs is None:
+        ids = [[3, 4, 5, 6, 7], [3, 4, 6]]
+        made = [Row([token % host.vocab_size for token in row], None, 0) for row in ids]
+        batch = RowBatch.collate(made, pad_id=host.pad_id)
+        with torch.no_grad():
+            expected = _padded(host, batch, batch, [Prompt.empty()], hidden=True).hidden
+            try:
+                found = _packed(host, batch, batch, [Prompt.empty()], hidden=True).hidden
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
+                host.packs = False  # a model of its own kind, which reads its mask or counts its columns
+                return False
+        assert found is not None
+        assert expected is not None
+        distance = (found - expected)[batch.text_mask.to(host.device)].abs().max()
+        host.packs = bool(distance <= 100 * torch.finfo(host.dtype).eps * expected.abs().max())
+    return host.packs
 
 
 def generate(
@@ -109,6 +125,71 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
             raise ValueError(f"row {row} places virtual token {reached}; its prompt has {prompts[chosen].slots}")
 
 
+def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
+    """[B, S] tokens through the base. `rows`: as it sees them; `batch`: as the caller gave them."""
+    rows, batch = rows.to(host.device), batch.to(host.device)
+    row_of, columns, labels = _labelled(host, rows)
+    inputs = _inputs(host, rows, prompts)
+    whole = rows.labels is not None or host.kind != "seq2seq"
+    if whole:
+        inputs |= _decoder_inputs(host, rows)
+    active = _prefixes(host, rows, prompts)
+    logits, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
+    return Output(logits, labels, row_of, None if states is None else _as_given(states, rows, batch), batch.text_mask)
+
+
+def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
+    """[1, T] tokens through the base: what it is not asked for is left out."""
+    rows = rows.to("cpu")  # where the line is made: nothing there waits for a GPU
+    prefixes = [prompt.prefix_length for prompt in prompts]
+    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=host.fast.share)
+    row_of, columns, labels = _labelled(host, rows)
+    positions = line.columns
+    if any(prefixes):  # what stands before an infix keeps its place
+        infix = torch.tensor(rows.infix_at)[line.rows]
+        positions = positions + torch.tensor(prefixes)[line.prompts] * (positions >= infix)
+    asked, positions = line.at[row_of, columns], positions + host.first_position
+    row_of, labels, asked, positions = (
+        t.to(host.device, non_blocking=True) for t in (row_of, labels, asked, positions)
+    )
+    line, batch = line.to(host.device), batch.to(host.device)
+    inputs: dict[str, Any] = {
+        "inputs_embeds": _embedded(host, line.ids[None], line.prompts[None], prompts),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=host.device),  # taken as it is, and not read
+        "position_ids": positions[None],
+    }
+    if host.kind != "masked":
+        inputs["use_cache"] = False
+    active = Packed.of(line, prompts, host.dtype)
+    logits, states = _called(host, inputs, active, (torch.zeros_like(asked), asked), whole=True, hidden=hidden)
+    if states is not None:
+        states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
+    return Output(logits, labels, row_of, states, batch.text_mask)
+
+
+def _called(
+    host: BaseHost,
+    inputs: dict[str, Any],
+    active: Prefixes | Packed | None,
+    at: tuple[Tensor, Tensor],
+    *,
+    whole: bool,
+    hidden: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [M, V] at (row, column), and the last hidden states if asked for. `whole`: not the encoder alone."""
+    logits = None
+    with ExitStack() as stack:
+        stack.enter_context(host.injector.injecting(active))
+        states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
+        if whole:
+            logits = _logits_at(host, stack, *at)(host.module, inputs)
+        else:
+            host.body(**inputs)
+    if logits is None:
+        logits = torch.zeros(0, host.vocab_size, dtype=host.dtype, device=host.device)
+    return logits, states[0] if hidden else None
+
+
 def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Prefixes | None:
     seen_from = None
     if any(batch.infix_at):
@@ -119,7 +200,8 @@ def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Pre
 
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What every kind of base is called with."""
-    inputs: dict[str, Any] = {"inputs_embeds": _embedded(host, batch, prompts), "attention_mask": batch.attention_mask}
+    inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
+    inputs["inputs_embeds"] = _embedded(host, batch.input_ids, batch.prompt_index[:, None], prompts)
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:
@@ -133,16 +215,16 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
     return inputs
 
 
-def _embedded(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Tensor:
-    """[B, S, H]: text from the base's embedding, virtual tokens from each row's own prompt."""
-    text = host.embed(batch.input_ids.clamp_min(0))
+def _embedded(host: BaseHost, ids: Tensor, prompt_of: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """[B, S, H]: text from the base's embedding, virtual tokens from the prompt of each token ([B, 1 or S])."""
+    text = host.embed(ids.clamp_min(0))
     tables = [prompt.embeddings.to(text) for prompt in prompts if prompt.embeddings is not None]
     if not tables:
         return text
     sizes = [prompt.slots for prompt in prompts]
     firsts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=text.device)
-    virtual = batch.input_ids < 0
-    index = torch.where(virtual, firsts[batch.prompt_index][:, None] - batch.input_ids - 1, 0)
+    virtual = ids < 0
+    index = torch.where(virtual, firsts[prompt_of] - ids - 1, 0)
     # Not index_select: the backward of an embedding adds up in a fixed order on CUDA too.
     placed = functional.embedding(index, torch.cat(tables))
     return torch.where(virtual[..., None], placed, text)
@@ -190,9 +272,10 @@ def _logits_at(
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         picked.append(True)
-        return (args[0][row_of, columns], *args[1:])
+        states = args[0].flatten(0, 1)
+        return (functional.embedding(row_of * args[0].shape[1] + columns, states), *args[1:])
 
-    if head is not None:
+    if head is not None and host.fast.labels:
         stack.callback(head.register_forward_pre_hook(pick).remove)
 
     def call(module: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
@@ -202,6 +285,13 @@ def _logits_at(
         return output.logits if picked else output.logits[row_of, columns]
 
     return call
+
+
+def _window(host: BaseHost) -> float:
+    """How many tokens of a row see each other in every layer."""
+    config = host.model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((limit for limit in limits if limit), default=float("inf"))
 
 
 @contextmanager

@@ -21,10 +21,12 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
 from orchestrator.tuning import injection
+from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.injection import Injector, Site
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import weight_files
@@ -47,6 +49,9 @@ _GENERATION_TOKENS = (
 
 class BaseHost:
     """Owns one frozen model: no parameter requires a gradient, dropout is off, weights never change."""
+
+    fast = Fast()
+    packs: bool | None = None  #: whether its rows may be packed; found at the first forward (`forward.packs`)
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, kind: Kind, *, has_lm_head: bool) -> None:
         """Use :meth:`load` or :meth:`from_model`."""
@@ -88,6 +93,8 @@ class BaseHost:
         injection.register()
         model.requires_grad_(False)
         model.eval()
+        if cls.fast.activation:
+            _fuse_activations(model)
         if all(part._can_set_attn_implementation() for part in model.modules() if isinstance(part, PreTrainedModel)):
             model.set_attn_implementation(injection.NAME)
         settings = getattr(model, "generation_config", None)
@@ -127,7 +134,10 @@ class BaseHost:
     @property
     def body(self) -> nn.Module:
         """Whose `last_hidden_state` a classification head reads: the encoder, or the model without its own head."""
-        return self.model.get_encoder() if self.kind == "seq2seq" else self.model.base_model
+        if self.kind == "seq2seq":
+            return self.model.get_encoder()
+        # OPT's language model calls the decoder within its base model.
+        return self.model.get_decoder() if self.kind == "causal" else self.model.base_model
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, S] ids -> [B, S, H] input embeddings, through the module, so that ZeRO-3's hooks gather its weights."""
@@ -248,6 +258,14 @@ def _without_random_weights(
         what = f"the weights lack {len(missing)} tensors of this architecture, for example {shown}"
         raise BadInput(what, where=str(folder))
     return (model.base_model, False) if missing else (model, True)
+
+
+def _fuse_activations(model: nn.Module) -> None:
+    """torch's own kernel for the tanh form of GELU, which transformers writes out in eight operations."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _word_sum(data: Tensor) -> int:

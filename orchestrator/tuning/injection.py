@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
 
 NAME = "ptq"  #: of our attention function in transformers' table
@@ -143,7 +144,7 @@ class Injector:
 
     def __init__(self, sites: Sequence[tuple[nn.Module, Site]]) -> None:
         self.sites = [site for _, site in sites]
-        self.active: Prefixes | None = None
+        self.active: Prefixes | Packed | None = None
         attachments: dict[nn.Module, Attachment] = {}
         for module, site in sites:
             attachment = attachments.get(module) or attachments.setdefault(module, Attachment(self, module))
@@ -151,16 +152,16 @@ class Injector:
         self._attachments = list(attachments.values())
 
     @contextmanager
-    def injecting(self, prefixes: Prefixes | None) -> Iterator[None]:
+    def injecting(self, active: Prefixes | Packed | None) -> Iterator[None]:
         """Every forward inside sees the prefixes."""
-        with self.restored((prefixes, [0] * len(self._attachments))):
+        with self.restored((active, [0] * len(self._attachments))):
             yield
 
-    def state(self) -> tuple[Prefixes | None, list[int]]:
+    def state(self) -> tuple[Prefixes | Packed | None, list[int]]:
         return self.active, [attachment.calls for attachment in self._attachments]
 
     @contextmanager
-    def restored(self, state: tuple[Prefixes | None, list[int]]) -> Iterator[None]:
+    def restored(self, state: tuple[Prefixes | Packed | None, list[int]]) -> Iterator[None]:
         """As it was when `state` was taken: a recomputation in the backward must see what its forward saw."""
         before = self.state()
         self._set(state)
@@ -169,7 +170,7 @@ class Injector:
         finally:
             self._set(before)
 
-    def _set(self, state: tuple[Prefixes | None, list[int]]) -> None:
+    def _set(self, state: tuple[Prefixes | Packed | None, list[int]]) -> None:
         self.active, calls = state
         for attachment, count in zip(self._attachments, calls, strict=True):
             attachment.calls = count
@@ -209,17 +210,25 @@ def attention(
     if calls is not None:
         calls.append(Call(module, key, value))
     attachment: Attachment | None = module.__dict__.get("_ptq_attachment")
-    prefixes = None if attachment is None else attachment.injector.active
-    if attachment is not None and prefixes is not None:
+    active = None if attachment is None else attachment.injector.active
+    if attachment is not None and active is not None:
         site = attachment.next_site()
-        if site.name in prefixes.keys_values:
-            prefix = prefixes.at(site, len(query)).to(key.dtype)
+        if isinstance(active, Packed):
+            return active.attention(partial(_attend, module), site.layer, query, key, value, options), None
+        if site.name in active.keys_values:
+            prefix = active.at(site, len(query)).to(key.dtype)
             causal = _is_causal(module, query, options)
-            attention_mask = prefixes.mask(site.name, attention_mask, causal, query, key.shape[2])
+            attention_mask = active.mask(site.name, attention_mask, causal, query, key.shape[2])
             options["is_causal"] = False
             if options.get("position_bias") is not None:  # T5: no distance to a prefix
                 options["position_bias"] = functional.pad(options["position_bias"], (prefix.shape[3], 0))
             key, value = torch.cat([prefix[:, 0], key], dim=2), torch.cat([prefix[:, 1], value], dim=2)
+    return _attend(module, query, key, value, attention_mask, **options)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         return _eager(module, query, key, value, attention_mask, **options)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)

@@ -99,6 +99,19 @@ class RowBatch:
             side=side,
         )
 
+    def trimmed(self) -> RowBatch:
+        """Without what stands behind each row's last label, on a causal base; padded on the right.
+
+        The last label is predicted from the token before it, so its own token goes too.
+        """
+        assert self.labels is not None
+        assert self.side == "right"
+        asked = (self.labels != NO_LABEL).long() * torch.arange(self.labels.shape[1], device=self.labels.device)
+        lengths = torch.minimum(asked.amax(1).clamp_min(1), self.lengths)
+        width = int(lengths.max())
+        mask = (torch.arange(width, device=lengths.device) < lengths[:, None]).long()
+        return replace(self, input_ids=self.input_ids[:, :width], attention_mask=mask, lengths=lengths)
+
     def columns_from(self, side: Side) -> Tensor:
         """[B, S]: for each column with the padding on `side`, the column it has here."""
         width = self.input_ids.shape[1]

@@ -21,6 +21,7 @@ from orchestrator.training.objectives.objective import Share
 from orchestrator.training.objectives.scoring import LabelScoring
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning import BaseHost, Prompt, RowBatch, forward
+from orchestrator.tuning.fast import Fast
 
 AUTO = {"gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM, "bert": AutoModelForMaskedLM}
 ROWS = [
@@ -190,6 +191,7 @@ def test_many_label_words_are_scored_a_batch_at_a_time(bases: dict[str, Path]) -
         str(number): word for number, word in enumerate(["red", "green", "blue", "black", "white", "cat", "house"])
     }
     made = Made(bases["gpt2"], "gpt2", {"type": "classify", "input": "the {text}", "labels": labels})
+    made.host.fast = Fast(pack=False)  # so that rows can be counted
     sizes = []
     made.host.model.register_forward_pre_hook(
         lambda _module, _args, inputs: sizes.append(len(inputs.get("inputs_embeds", []))), with_kwargs=True

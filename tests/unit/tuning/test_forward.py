@@ -9,6 +9,7 @@ from tuning_helpers import ALL, METHODS, built, close, gradients, loss_of, pairs
 
 from orchestrator.errors import BadInput
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, forward
+from orchestrator.tuning.forward import packs
 from orchestrator.tuning.methods.deep import keys_values_of_text
 
 
@@ -172,7 +173,7 @@ def test_no_gradient_reaches_the_base_and_no_weight_moves(name: str) -> None:
 
 def test_the_vocabulary_matrix_sees_labelled_positions_only() -> None:
     base = host("gpt2")
-    assert base.sites  # found by a forward of its own
+    assert packs(base)  # found by forwards of its own
     seen: list[torch.Size] = []
     base.model.get_output_embeddings().register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape))
     run(base, [Row([5, 6, 7, 8, 9, 10], [-100, -100, -100, -100, -100, 10], 0)], [Prompt.empty()])

@@ -1,0 +1,71 @@
+"""Train one prompt as a user of PEFT and accelerate does: tokenise, pad by batch, the model's own loss.
+
+    python -m tests.benchmarks.bench_peft SPEC.json
+
+Prints one JSON line: {"losses": [...], "at": [...]}, the time at each step's end.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import PromptTuningConfig, get_peft_model
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+
+
+def main(spec: dict[str, Any]) -> None:
+    torch.set_num_threads(spec["threads"])
+    accelerator = Accelerator(cpu=spec["device"] == "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(spec["base"])
+    base = AutoModelForCausalLM.from_pretrained(spec["base"], dtype="auto")
+    start = torch.from_numpy(np.load(spec["start"]))
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(start)))
+    with torch.no_grad():
+        model.prompt_encoder["default"].embedding.weight.copy_(start)
+    model.base_model.eval()  # ptq leaves the frozen base's dropout off; so does this, or the losses could not agree
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=spec["lr"], weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, spec["steps"])
+    rows = [_tokenised(tokenizer, json.loads(line)) for line in Path(spec["rows"]).read_text().splitlines()]
+    loader = DataLoader(rows, batch_sampler=spec["order"], collate_fn=lambda batch: _padded(batch, tokenizer))
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    losses, at = [], []
+    for batch in loader:
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        at.append(time.time())
+    accelerator.unwrap_model(model).save_pretrained(spec["output"])
+    peak = torch.cuda.max_memory_allocated() if spec["device"] == "cuda" else None
+    print(json.dumps({"losses": [float(loss) for loss in losses], "at": at, "cuda_bytes": peak}))
+
+
+def _tokenised(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
+    ids = [*tokenizer(row["text"])["input_ids"], tokenizer.bos_token_id]
+    target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
+    return ids + target, [-100] * len(ids) + target
+
+
+def _padded(batch: list[tuple[list[int], list[int]]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in batch)
+    fill = [longest - len(ids) for ids, _ in batch]
+    return {
+        "input_ids": torch.tensor([i + [tokenizer.pad_token_id] * f for (i, _), f in zip(batch, fill, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(i) + [0] * f for (i, _), f in zip(batch, fill, strict=True)]),
+        "labels": torch.tensor([la + [-100] * f for (_, la), f in zip(batch, fill, strict=True)]),
+    }
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,0 +1,186 @@
+"""What the speed benchmark trains on: random bases of three sizes, rows of random words, and the same jobs for both.
+
+Rows have half to one and a half times `tokens` tokens, a quarter of them the target; every base has its own vocabulary
+of whole words, so a word is a token and both programs read the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from orchestrator.data.store import SplitWriter
+from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec
+from orchestrator.paths import JobPaths, RunPaths
+from orchestrator.recipe.schema import JobRecipe
+from orchestrator.training.order import batch_rows
+from orchestrator.weights import fingerprint
+
+#: name -> (V, H, L, heads); GPT-2's shape: 12 H^2 numbers a layer, V H in the tied embedding
+BASES = {"1M": (2048, 128, 4, 4), "22M": (30522, 384, 6, 12), "124M": (50257, 768, 12, 12)}
+#: name -> (V, H, L, heads, key heads, width of the perceptron), Llama's shape, for a GPU
+GPU_BASES = {
+    "0.5B": (128256, 896, 24, 14, 2, 4864),
+    "1.5B": (128256, 1536, 28, 12, 2, 8960),
+    "7B": (32000, 4096, 32, 32, 8, 14336),
+}
+ROWS = 256
+CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One line of the table."""
+
+    base: str
+    length: int  #: n, virtual tokens
+    tokens: int  #: of a row on average
+    jobs: int = 1
+    steps: int = 20
+    batch: int = 8
+    dtype: str = "fp32"
+
+    def __str__(self) -> str:
+        return f"{self.base}, n {self.length}, {self.tokens} tokens, k {self.jobs}"
+
+
+class World:
+    """Makes bases, rows and jobs in a folder, each once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def base(self, name: str, dtype: str = "fp32") -> Path:
+        folder = self.root / f"base-{name}-{dtype}"
+        if not folder.exists():
+            torch.manual_seed(1)
+            model = _model(name)
+            model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder)
+            _tokenizer(model.config.vocab_size).save_pretrained(folder)
+        return folder
+
+    def rows(self, base: str, tokens: int) -> Path:
+        """A dataset version, and the same rows as JSON lines."""
+        folder = self.root / f"rows-{base}-{tokens}"
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            draw = random.Random(tokens)
+            vocabulary = (BASES.get(base) or GPU_BASES[base])[0]
+            made = [_row(draw, tokens, vocabulary) for _ in range(ROWS)]
+            writer = SplitWriter(folder / "train.arrow", ["text", "target"])
+            for row in made:
+                writer.add(list(row))
+            writer.close()
+            lines = [json.dumps({"text": text, "target": target}) for text, target in made]
+            (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return folder
+
+    def start(self, base: str, length: int, job: int) -> Path:
+        """The virtual tokens that job number `job` starts from."""
+        path = self.root / f"start-{base}-{length}-{job}.npy"
+        if not path.exists():
+            width = (BASES.get(base) or GPU_BASES[base])[1]
+            np.save(path, np.random.default_rng(job).normal(0, 0.1, (length, width)).astype(np.float32))
+        return path
+
+    def recipe(self, shape: Shape, job: int) -> dict[str, Any]:
+        """Jobs of one group differ in seed, rate and start."""
+        init = {"type": "file", "path": str(self.start(shape.base, shape.length, job))}
+        longest = 3 * shape.tokens
+        return {
+            "name": f"bench-{job}",
+            "base": {"model": shape.base, "dtype": shape.dtype},
+            "dataset": "bench",
+            "task": {
+                "type": "generate",
+                "input": "{text}",
+                "target": "{target}",
+                "max_input_tokens": longest,
+                "max_new_tokens": max(8, shape.tokens // 2),
+            },
+            "method": {"type": "prompt-tuning", "length": shape.length, "init": init},
+            "train": {
+                "steps": shape.steps,
+                "batch_size": shape.batch,
+                "lr": 0.05 / (1 + job % 4),
+                "seeds": [job + 1],
+                "checkpoint_every": 10_000,
+            },
+        }
+
+    def ptq_run(self, folder: Path, shape: Shape, *, threads: int, device: str) -> RunPaths:
+        """A run's folder as a worker writes it, with all jobs of the shape."""
+        base, data = self.base(shape.base, shape.dtype), self.rows(shape.base, shape.tokens)
+        spec = BaseSpec(shape.base, str(base), "local", fingerprint(base), "causal")
+        version = DatasetSpec("bench", 1, "sha256:" + "0" * 64, str(data))
+        jobs = []
+        for number in range(shape.jobs):
+            recipe = JobRecipe.model_validate(self.recipe(shape, number))
+            paths = JobPaths(folder / "jobs" / str(number + 1))
+            raw = recipe.model_dump(mode="json")
+            JobSpec(number + 1, 1, recipe.name, recipe.seed, raw, spec, version, str(paths.root)).write(paths.spec)
+            jobs.append(str(paths.root))
+        run = RunPaths(folder / "run")
+        RunSpec(1, "bench", jobs, 1, device, [], None, threads=threads).write(run.spec)
+        return run
+
+    def peft_spec(self, folder: Path, shape: Shape, job: int, *, threads: int, device: str) -> Path:
+        """What `bench_peft` is told about one job: the same base, rows, order, start and settings."""
+        train = self.recipe(shape, job)["train"]
+        order = [batch_rows(s, seed=job + 1, rows=ROWS, batch_size=shape.batch) for s in range(shape.steps)]
+        path = folder / f"peft-{job}.json"
+        told = {
+            "base": str(self.base(shape.base, shape.dtype)),
+            "rows": str(self.rows(shape.base, shape.tokens) / "train.jsonl"),
+            "start": str(self.start(shape.base, shape.length, job)),
+            "order": order,
+            "lr": train["lr"],
+            "steps": shape.steps,
+            "threads": threads,
+            "device": device,
+            "output": str(folder / f"peft-{job}"),
+        }
+        path.write_text(json.dumps(told), encoding="utf-8")
+        return path
+
+
+def _row(draw: random.Random, tokens: int, vocabulary: int) -> tuple[str, str]:
+    total = draw.randint(tokens // 2, tokens + tokens // 2) - 2  # with the separator and the end mark
+    target = max(1, total // 4)
+    words = [f"w{draw.randrange(3, vocabulary)}" for _ in range(total)]
+    return " ".join(words[target:]), " ".join(words[:target])
+
+
+def _model(name: str) -> Any:
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    if name in BASES:
+        vocabulary, width, layers, heads = BASES[name]
+        shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": CONTEXT}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, **ids))
+    vocabulary, width, layers, heads, key_heads, inner = GPU_BASES[name]
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=inner,
+        max_position_embeddings=2 * CONTEXT,
+        **ids,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
