@@ -216,6 +216,19 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
     fsync_folder(final.parent)
 
 
+def is_touched(folder: Path) -> bool:
+    """Make a folder young again; False when it is gone.
+
+    What clears the store away removes nothing young: whoever is about to name a folder in the registry touches it
+    first.
+    """
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def fsync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -1,53 +1,61 @@
-"""`ptq artifact`: list, show, verify and export what jobs left."""
+"""`ptq artifact`: list, show and verify what jobs left; exchange.py and alias.py hold its other verbs."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import alias, exchange
 from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.render import note, number, print_json, say, table
-from orchestrator.errors import BadInput
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
     from orchestrator.registry.engine import Registry
 
-Ref = Annotated[str, typer.Argument(metavar="ARTIFACT", help="Its id (a12), its job (12) or the start of its digest.")]
+Ref = Annotated[
+    str, typer.Argument(metavar="ARTIFACT", help="Its id (a12), its job (12), an alias or the start of its digest.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add `ptq artifact`."""
     verbs = typer.Typer(
-        help="List, show, verify and export trained prompts.", no_args_is_help=True, rich_markup_mode=None
+        help="List, show, verify, name, export and import trained prompts.", no_args_is_help=True, rich_markup_mode=None
     )
     verbs.command("list")(list_artifacts)
     verbs.command("show")(show)
     verbs.command("verify")(verify)
-    verbs.command("export")(export)
+    verbs.command("export")(exchange.export)
+    verbs.command("import")(exchange.import_)
+    verbs.command("alias")(alias.alias)
+    verbs.command("aliases")(alias.aliases)
     app.add_typer(verbs, name="artifact")
 
 
 def list_artifacts(json: Json = False) -> None:
     """List all artifacts."""
     from orchestrator.registry import artifacts
+    from orchestrator.registry.aliases import list_aliases
 
-    found = artifacts.list_artifacts(_registry())
+    registry = _registry()
+    found = artifacts.list_artifacts(registry)
+    named: dict[int, list[str]] = {}
+    for one in list_aliases(registry):
+        named.setdefault(one.artifact_id, []).append(one.name)
     if json:
-        print_json([artifact.as_json() for artifact in found])
+        print_json([{**artifact.as_json(), "aliases": named.get(artifact.id, [])} for artifact in found])
         return
     if not found:
         note("no artifacts yet; a job leaves one when it succeeds")
         return
     table(
-        ["artifact", "job", "name", "method", "base", "dataset", "metrics", "size", "made"],
+        ["artifact", "alias", "job", "name", "method", "base", "dataset", "metrics", "size", "made"],
         [
             [
                 artifact.ref,
+                " ".join(named.get(artifact.id, [])),
                 artifact.job_id or "",
                 artifact.job_name,
                 artifact.method,
@@ -113,44 +121,11 @@ def verify(
         raise typer.Exit(1)
 
 
-def export(
-    ref: Ref,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A folder to be made.")],
-    format_: Annotated[str, typer.Option("--format", metavar="F", help="peft: a folder that PEFT loads.")] = "peft",
-    base_path: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Where the other tool finds the base; default: where we found it."),
-    ] = None,
-) -> None:
-    """Write an artifact in another tool's format."""
-    from orchestrator.registry import artifacts
-
-    if format_ != "peft":
-        raise BadInput(f"no format {format_!r}", where="--format", hint="there is: peft")
-    registry = _registry()
-    artifact = artifacts.get_artifact(registry, ref)
-    if output.exists():
-        raise BadInput("already exists", where=str(output), hint="name a folder that does not exist yet")
-    command = [sys.executable, "-P", "-m", "orchestrator.tuning.export", str(artifact.path), str(output)]
-    command += ["--format", format_, "--base-path", base_path or _base_path(registry, artifact)]
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise typer.Exit(code)
-
-
 def _registry() -> Registry:
     from orchestrator.registry.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())
-
-
-def _base_path(registry: Registry, artifact: Artifact) -> str:
-    """A registered name means nothing to another tool: its folder or hub id does."""
-    from orchestrator.registry.bases import list_bases
-
-    wanted = _part(artifact, "base", "id")
-    return next((base.source for base in list_bases(registry) if base.name == wanted), wanted)
 
 
 def _part(artifact: Artifact, *keys: str) -> str:

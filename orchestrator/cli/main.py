@@ -36,6 +36,7 @@ def build_app() -> typer.Typer:
         events,
         init,
         jobs,
+        lineage,
         logs,
         plot,
         predict,
@@ -50,7 +51,7 @@ def build_app() -> typer.Typer:
 
     verbs = (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
-        cancel, retry, artifact, predict,
+        cancel, retry, artifact, lineage, predict,
     )  # fmt: skip
     for verb in verbs:
         verb.register(app)

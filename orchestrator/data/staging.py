@@ -63,7 +63,7 @@ def stage(
     for path in (path for group in files.values() for path in group):
         refuse_unreadable(path)
         check_options(path, options)
-    with _staging_folder(paths) as folder, _disk_errors(folder):
+    with staging_folder(paths) as folder, _disk_errors(folder):
         origin = _origin(files, options, plan) if source is None else dict(source)
         with (folder / layout.BAD_ROWS).open("w", encoding="utf-8") as aside:
             gatherer = Gatherer(files, options, labels or {}, advance, aside)
@@ -172,7 +172,7 @@ def _origin(files: Mapping[str, Sequence[Path]], options: ReadOptions, plan: Spl
 
 
 @contextlib.contextmanager
-def _staging_folder(paths: HomePaths) -> Iterator[Path]:
+def staging_folder(paths: HomePaths) -> Iterator[Path]:
     """A folder of our own in the store, held by a lock; it and every folder made for it are gone afterwards."""
     made: list[Path] = []
     try:

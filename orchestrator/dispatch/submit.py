@@ -12,7 +12,9 @@ from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
 from orchestrator.recipe.load import LoadedRecipe
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.starts import ArtifactInit
 from orchestrator.registry import jobs
+from orchestrator.registry.artifacts import get_artifact
 from orchestrator.registry.bases import ResolvedBase, resolve_base
 from orchestrator.registry.datasets import DatasetVersion, get_version
 from orchestrator.registry.engine import Registry
@@ -49,7 +51,8 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
     datasets: dict[str, DatasetVersion] = {}
     new, faults = [], []
     labels = LabelCheck()
-    for job in expand(recipe):
+    for unresolved in expand(recipe):
+        job = with_stored_start(registry, unresolved)
         key = (job.base.model, job.base.revision)
         if key not in bases:
             bases[key] = resolve_base(registry, *key, offline=registry.settings.offline)
@@ -103,6 +106,20 @@ def submit(
     """Check one recipe and queue its jobs."""
     planned = plan(registry, loaded, priority=priority)
     return enqueue(registry, [planned], user=user, after=after, command=command, now=now)[0]
+
+
+def with_stored_start(registry: Registry, job: JobRecipe) -> JobRecipe:
+    """`init: {type: artifact}` as `{type: prompt}` with the artifacts' folders: an alias may move later, a folder not.
+
+    Raises NotFound and BadInput for a name that stands for no artifact.
+    """
+    init = getattr(job.method, "init", None)
+    if not isinstance(init, ArtifactInit):
+        return job
+    folders = [str(get_artifact(registry, name).path) for name in init.artifact]
+    plain = job.model_dump(exclude_unset=True)
+    plain["method"]["init"] = {"type": "prompt", "path": folders, "weights": init.weights}
+    return JobRecipe.model_validate(plain)
 
 
 def _new_job(job: JobRecipe, source: str, base: ResolvedBase, data: DatasetVersion, priority: str | None) -> NewJob:

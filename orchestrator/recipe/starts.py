@@ -103,7 +103,33 @@ class PromptInit(Strict):
         return self.weights or [1 / len(self.path)] * len(self.path)
 
 
-Init = Annotated[RandomInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit, Field(discriminator="type")]
+class ArtifactInit(Strict):
+    """As `prompt`, from artifacts of the registry: named when the job is submitted, and kept in its lineage."""
+
+    type: Literal["artifact"]
+    artifact: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1, description="a12, an alias (sst2@best), a job's number or the start of a digest; or a list"
+    )
+    weights: list[float] | None = Field(None, description="as of `prompt`")
+
+    @field_validator("artifact", mode="before", json_schema_input_type=str | int | list[str | int])
+    @classmethod
+    def _one_artifact(cls, value: Any) -> Any:
+        found = value if isinstance(value, list) else [value]
+        return [str(part) if type(part) is int else part for part in found]
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> ArtifactInit:
+        if self.weights is not None and len(self.weights) != len(self.artifact):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.artifact)} artifacts")
+        return self
+
+
+Init = Annotated[
+    RandomInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit | ArtifactInit, Field(discriminator="type")
+]
 
 #: Of keys and values: with words, what the frozen base computes for them.
-StatesInit = Annotated[NormalInit | VocabInit | TextInit | WordsInit | PromptInit, Field(discriminator="type")]
+StatesInit = Annotated[
+    NormalInit | VocabInit | TextInit | WordsInit | PromptInit | ArtifactInit, Field(discriminator="type")
+]

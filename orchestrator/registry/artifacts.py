@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from sqlalchemy import Connection, RowMapping
 
 from orchestrator import manifest
 from orchestrator.errors import BadData, BadInput, NotFinished, NotFound, StaleAttempt
-from orchestrator.paths import HomePaths, folder_written_atomically, read_json
+from orchestrator.paths import HomePaths, folder_written_atomically, is_touched, read_json
 from orchestrator.registry.engine import Registry
-from orchestrator.registry.tables import artifacts, jobs
+from orchestrator.registry.tables import aliases, artifacts, jobs
 from orchestrator.states import JobState
 
 FACTS = "artifact.json"
@@ -70,11 +71,21 @@ def stage_artifact(paths: HomePaths, folder: Path) -> StagedArtifact:
         raise BadData("not readable as an artifact", where=str(folder / FACTS)) from error
     digest = manifest.digest_of(folder)
     final = paths.artifact(digest)
-    if manifest.manifest_faults(final) or manifest.digest_of(final) != digest:
+    if manifest.manifest_faults(final) or manifest.digest_of(final) != digest or not is_touched(final):
         with folder_written_atomically(final) as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
     return StagedArtifact(digest, method, {name: value for name, value in facts.items() if name not in _BULK}, size)
+
+
+def keep_import(connection: Connection, staged: StagedArtifact, origin: Mapping[str, Any], *, now: float) -> int:
+    """The id of an artifact that no job here has left. The same bytes again give the row that is there."""
+    known = connection.execute(sa.select(artifacts.c.id).where(artifacts.c.digest == staged.digest)).scalar()
+    if known is not None:
+        return int(known)
+    values = {"digest": staged.digest, "method": staged.method, "summary": staged.summary, "bytes": staged.bytes}
+    made = connection.execute(sa.insert(artifacts).values(attempt=0, origin=dict(origin), created_at=now, **values))
+    return int(made.inserted_primary_key[0])  # type: ignore[index]
 
 
 def keep_artifact(connection: Connection, staged: StagedArtifact, *, job_id: int, attempt: int, now: float) -> int:
@@ -99,7 +110,7 @@ def keep_artifact(connection: Connection, staged: StagedArtifact, *, job_id: int
 
 
 def get_artifact(registry: Registry, ref: str) -> Artifact:
-    """`a12` (an artifact), `12` (what job 12 left), or the first 6 or more characters of a digest.
+    """`a12` (an artifact), `12` (what job 12 left), an alias, or the first 6 or more characters of a digest.
 
     Raises NotFound, NotFinished (the job may still leave one), BadInput (not a reference, or several match).
     """
@@ -137,6 +148,8 @@ _QUERY = sa.select(artifacts, jobs.c.name.label("job_name")).outerjoin(jobs)
 
 
 def _condition(ref: str) -> sa.ColumnElement[bool]:
+    if "@" in ref:
+        return artifacts.c.id.in_(sa.select(aliases.c.artifact_id).where(aliases.c.name == ref))
     if re.fullmatch(r"a[0-9]{1,9}", ref):
         # `a12` could also begin a digest; ids are what `list` shows, so they win, and digests need 6 characters.
         return artifacts.c.id == int(ref[1:])
@@ -145,7 +158,8 @@ def _condition(ref: str) -> sa.ColumnElement[bool]:
     prefix = re.fullmatch(r"(?:sha256:)?([0-9a-f]{6,64})", ref)
     if prefix is None:
         raise BadInput(
-            f"{ref!r} is not an artifact", hint="write its id (a12), its job (12) or the start of its digest"
+            f"{ref!r} is not an artifact",
+            hint="write its id (a12), its job (12), an alias (sst2@best) or the start of its digest",
         )
     return artifacts.c.digest.startswith(f"sha256:{prefix[1]}")
 

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, RowMapping
 from orchestrator import manifest
 from orchestrator.data import layout
 from orchestrator.errors import BadData, BadInput, NotFound
-from orchestrator.paths import HomePaths, fsync_folder
+from orchestrator.paths import HomePaths, fsync_folder, is_touched
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import check_name, did_you_mean
 from orchestrator.registry.tables import dataset_versions, datasets
@@ -141,7 +141,7 @@ def _place(paths: HomePaths, staged: Staged) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.is_dir() and not manifest.manifest_faults(final):
         ours, theirs = _lines(staged.folder), _lines(final)
-        if set(ours) <= set(theirs):
+        if set(ours) <= set(theirs) and is_touched(final):
             return
         merged = theirs + [line for line in ours if line not in set(theirs)]
         (staged.folder / layout.BAD_ROWS).write_text("".join(f"{line}\n" for line in merged), encoding="utf-8")

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from orchestrator.errors import MethodDoesNotFit
 from orchestrator.recipe.methods import NoReparameterization, PrefixMlp
-from orchestrator.recipe.starts import NormalInit, PromptInit, StatesInit, TextInit, VocabInit, WordsInit
+from orchestrator.recipe.starts import ArtifactInit, NormalInit, PromptInit, StatesInit, TextInit, VocabInit, WordsInit
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Site
 from orchestrator.tuning.methods import starting
@@ -96,13 +96,15 @@ def prompt_of(made: nn.ModuleDict, dropout: float, training: bool) -> Prompt:
 
 
 def starting_states(
-    init: VocabInit | TextInit | WordsInit | PromptInit,
+    init: VocabInit | TextInit | WordsInit | PromptInit | ArtifactInit,
     host: BaseHost,
     groups: Mapping[str, Sequence[Site]],
     length: int,
     generator: torch.Generator,
 ) -> Mapping[str, Tensor]:
     """Site name -> [L, 2, kv_heads, n, head_dim] that the recipe asks for."""
+    if isinstance(init, ArtifactInit):
+        raise starting.unresolved()
     if not isinstance(init, PromptInit):
         return keys_values_of_text(host, starting.tokens(init, host, length, generator))
     found = Prompt.from_tensors(starting.mixed_prompts(init)).keys_values

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import MethodDoesNotFit, PtqError
 from orchestrator.recipe.starts import (
+    ArtifactInit,
     FileInit,
     Init,
     LabelsInit,
@@ -33,9 +34,20 @@ def embeddings(init: Init, host: BaseHost, length: int, generator: torch.Generat
         return array(Path(init.path), (length, host.embedding_width))
     if isinstance(init, PromptInit):
         return _mixed_embeddings(init, host, length)
+    if isinstance(init, ArtifactInit):
+        raise unresolved()
     if isinstance(init, LabelsInit):
         return _label_embeddings(init, host, length, generator)
     return embedded(host, tokens(init, host, length, generator))
+
+
+def unresolved() -> MethodDoesNotFit:
+    """Names of artifacts mean something to a registry only."""
+    return MethodDoesNotFit(
+        "names of artifacts are looked up by `ptq submit`",
+        where="method.init",
+        hint="write `type: prompt` with folders",
+    )
 
 
 def mixed_prompts(init: PromptInit) -> dict[str, Tensor]:
