@@ -30,6 +30,7 @@ def build_app() -> typer.Typer:
         artifact,
         base,
         cancel,
+        care,
         compare,
         dataset,
         demo,
@@ -51,7 +52,7 @@ def build_app() -> typer.Typer:
 
     verbs = (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
-        cancel, retry, artifact, lineage, predict,
+        cancel, retry, artifact, lineage, predict, care,
     )  # fmt: skip
     for verb in verbs:
         verb.register(app)

@@ -159,15 +159,25 @@ def _refuse_other_revision(model: str, known: Base, revision: str | None) -> Non
     )
 
 
+def check_weights(base: Base) -> None:
+    """Hash all weights again. Raises BadInput when they are not those that were registered."""
+    if fingerprint(base.path) != base.fingerprint:
+        raise _changed(base)
+
+
+def _changed(base: Base) -> BadInput:
+    return BadInput(
+        f"the weights of the base {base.name!r} were changed after it was registered",
+        where=str(base.path),
+        hint="restore them, or register the new ones under another name: `ptq base add NAME PATH`",
+    )
+
+
 def _checked_fingerprint(base: Base) -> str:
     if not base.path.is_dir():
         raise NotFound(f"the folder of the base {base.name!r} is gone", where=str(base.path))
     if _files(base.path) != base.files and fingerprint(base.path) != base.fingerprint:
-        raise BadInput(
-            f"the weights of the base {base.name!r} were changed after it was registered",
-            where=str(base.path),
-            hint="restore them, or register the new ones under another name: `ptq base add NAME PATH`",
-        )
+        raise _changed(base)
     return base.fingerprint
 
 

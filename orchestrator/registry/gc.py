@@ -65,12 +65,19 @@ def _unnamed(registry: Registry, named: set[Path], now: float) -> Iterator[Garba
     store = registry.paths.store
     for folder in (store / "datasets", store / "artifacts"):
         for path in _entries(folder):
-            if path not in named and _old(path, now):
+            if path not in named and _old(path, now) and not _last_copy(path, named):
                 hidden = path.name.startswith(".")
                 yield Garbage(path, _size(path), "left by a killed command" if hidden else "nothing names it")
     for path in _entries(store):
         if path.name.startswith(".") and _old(path, now) and not _held(path):
             yield Garbage(path, _size(path), "left by a killed command")
+
+
+def _last_copy(path: Path, named: set[Path]) -> bool:
+    """A named folder that was moved aside while its successor never came: `ptq doctor --fix` puts it back."""
+    digest = path.name.removeprefix(".").partition(".")[0]
+    final = path.with_name(digest)
+    return path.name.endswith(".old") and final in named and not final.exists()
 
 
 def _entries(folder: Path) -> list[Path]:

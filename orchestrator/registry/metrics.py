@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select
+from sqlalchemy import Connection, Subquery, Table, and_, bindparam, delete, func, insert, or_, select
 
 from orchestrator.registry.tables import latest_metrics, metrics
 
@@ -59,6 +59,36 @@ def names(conn: Connection, job_id: int) -> list[tuple[str, str]]:
     """Which (split, name) series a job has."""
     query = select(metrics.c.split, metrics.c.name).where(metrics.c.job_id == job_id).distinct()
     return sorted((row.split, row.name) for row in conn.execute(query))
+
+
+def stale_latest(conn: Connection) -> int:
+    """How many series whose newest point stands in `latest_metrics` otherwise than in `metrics`, or not at all."""
+    newest = _newest_of_all()
+    same = and_(*(latest_metrics.c[name] == newest.c[name] for name in _KEY[:3]))
+    value = or_(
+        latest_metrics.c.value == newest.c.value, and_(latest_metrics.c.value.is_(None), newest.c.value.is_(None))
+    )
+    right = select(func.count()).select_from(newest.join(latest_metrics, same))
+    right = right.where(latest_metrics.c.step == newest.c.step, value)
+    points = conn.execute(select(func.count()).select_from(newest)).scalar() or 0
+    kept = conn.execute(select(func.count()).select_from(latest_metrics)).scalar() or 0
+    return int(max(points, kept) - (conn.execute(right).scalar() or 0))
+
+
+def rebuild_latest(conn: Connection) -> None:
+    conn.execute(delete(latest_metrics))
+    newest = _newest_of_all()
+    conn.execute(insert(latest_metrics).from_select([*_KEY, "value"], select(newest)))
+
+
+def _newest_of_all() -> Subquery:
+    last = (
+        select(*(metrics.c[name] for name in _KEY[:3]), func.max(metrics.c.step).label("step"))
+        .group_by(*(metrics.c[name] for name in _KEY[:3]))
+        .subquery()
+    )
+    same = and_(*(metrics.c[name] == last.c[name] for name in _KEY))
+    return select(metrics).join(last, same).subquery()
 
 
 def _finite(value: float | None) -> float | None:
