@@ -1,17 +1,21 @@
-"""The only reader of environment variables. One frozen record, built when asked for."""
+"""The only reader of environment variables and of queue.toml, each a frozen record, built when asked for."""
 
 from __future__ import annotations
 
 import getpass
 import os
 import re
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orchestrator import sharing
 from orchestrator.errors import BadInput
 
 REGISTRY_FILE = "registry.db"
+POLICY_FILE = "queue.toml"
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Settings:
     uid: int  #: the account; decides whose jobs are whose
     grace_seconds: float  #: PTQ_GRACE: between TERM (checkpoint and leave) and KILL
     run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none
+    fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: a file that stands for this box's GPUs (see dispatch.gpus.FakeGpus)
 
 
 def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None) -> Settings:
@@ -45,7 +50,58 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
         uid=os.getuid(),
         grace_seconds=_positive(env, "PTQ_GRACE", GRACE_SECONDS),
         run_memory=int(_positive(env, "PTQ_RUN_MEMORY", 0.0)) or None,
+        fake_gpus=Path(env["PTQ_FAKE_GPUS"]) if env.get("PTQ_FAKE_GPUS") else None,
     )
+
+
+@dataclass(frozen=True)
+class Team:
+    members: frozenset[str]
+    quota: int | None = None  #: GPUs at once, all members together
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the queue shares a box: PTQ_HOME/queue.toml; every key may be left out (see docs/howto/shared-box.md)."""
+
+    half_life: float = 7 * 86400.0  #: seconds after which a used GPU-hour counts half
+    ageing: float = 86400.0  #: waiting this many seconds lifts a job by one priority class
+    turn: float | None = 3600.0  #: seconds that a run is left alone before it may have to make room; None: always
+    quotas: Mapping[str, int] = field(default_factory=dict)  #: user (or *: everybody else) -> GPUs at once
+    weights: Mapping[str, float] = field(default_factory=dict)  #: user -> part of the box; default: 1
+    teams: Mapping[str, Team] = field(default_factory=dict)
+    notify_command: tuple[str, ...] = ()  #: started when a job has finished, with its facts as JSON on stdin
+    notify_webhook: str | None = None  #: gets the same JSON by POST
+
+    def quota(self, user: str) -> int | None:
+        return self.quotas.get(user, self.quotas.get("*"))
+
+    def teams_of(self, user: str) -> list[str]:
+        return [name for name, team in self.teams.items() if user in team.members]
+
+
+def load_policy(home: Path) -> Policy:
+    """Read queue.toml; without one, the defaults. Raises BadInput with the key at fault."""
+    path = home / POLICY_FILE
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Policy()
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"not TOML: {error}", where=str(path)) from None
+    except OSError as error:
+        raise BadInput(f"cannot be read ({error.strerror})", where=str(path)) from None
+    try:
+        return _policy(raw)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadInput(str(error), where=str(path), hint="docs/howto/shared-box.md lists its keys") from None
+
+
+def parse_duration(text: str) -> float:
+    """`90s`, `30m`, `4h`, `1d12h` -> seconds. Raises ValueError."""
+    if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        raise ValueError("not a duration; write for example 90s, 30m, 4h or 1d12h")
+    return sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -93,6 +149,82 @@ def _positive(env: dict[str, str], name: str, otherwise: float) -> float:
         value = -1.0
     if value < 0:
         raise BadInput(f"not a number: {text!r}", where=name, hint="unset it, or give a number of seconds or bytes")
+    return value
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_KEYS = ("half_life", "ageing", "turn", "quota", "weight", "team", "notify")
+
+
+def _policy(raw: Mapping[str, Any]) -> Policy:
+    _known(raw, _KEYS, "")
+    notify = _table(raw, "notify")
+    _known(notify, ("command", "webhook"), "notify.")
+    made: dict[str, Any] = {key: _seconds(raw, key) for key in ("half_life", "ageing") if key in raw}
+    if "turn" in raw:
+        made["turn"] = None if raw["turn"] == "never" else _seconds(raw, "turn")
+    return Policy(
+        **made,
+        quotas={user: _count(value, f"quota.{user}") for user, value in _table(raw, "quota").items()},
+        weights={user: _weight(value, f"weight.{user}") for user, value in _table(raw, "weight").items()},
+        teams={name: _team(value, f"team.{name}") for name, value in _table(raw, "team").items()},
+        notify_command=tuple(_texts(notify.get("command", []), "notify.command")),
+        notify_webhook=None if "webhook" not in notify else _url(notify["webhook"]),
+    )
+
+
+def _team(raw: Any, where: str) -> Team:
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: write [{where}] with members and quota")
+    _known(raw, ("members", "quota"), f"{where}.")
+    quota = _count(raw["quota"], f"{where}.quota") if "quota" in raw else None
+    return Team(frozenset(_texts(raw.get("members", []), f"{where}.members")), quota)
+
+
+def _known(raw: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    unknown = [key for key in raw if key not in keys]
+    if unknown:
+        raise ValueError(f"{where}{unknown[0]}: no such key; known are {', '.join(keys)}")
+
+
+def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = raw.get(key, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{key}: write a table, [{key}]")
+    return found
+
+
+def _seconds(raw: Mapping[str, Any], key: str) -> float:
+    try:
+        value = parse_duration(raw[key]) if isinstance(raw[key], str) else 0.0
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    if value <= 0:
+        raise ValueError(f'{key}: write a duration such as "1h" or "7d"')
+    return value
+
+
+def _count(value: Any, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{where}: write a number of GPUs")
+    return value
+
+
+def _weight(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ValueError(f"{where}: write a number above 0")
+    return float(value)
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f'{where}: write a list of texts, ["…", "…"]')
+    return value
+
+
+def _url(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        raise ValueError("notify.webhook: write an address that begins with http:// or https://")
     return value
 
 

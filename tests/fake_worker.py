@@ -1,10 +1,14 @@
-"""The real worker with another training program: `python fake_worker.py PROGRAM SLOTS [until-idle]`."""
+"""The real worker with another training program: `python fake_worker.py PROGRAM SLOTS [until-idle]`.
+
+SLOTS is a number of CPU slots, or `gpus` for those of PTQ_FAKE_GPUS.
+"""
 
 from __future__ import annotations
 
 import sys
 
-from orchestrator.dispatch.slots import CpuSlots
+from orchestrator.dispatch.gpus import gpu_source
+from orchestrator.dispatch.slots import CpuSlots, GpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.registry.engine import Registry
 from orchestrator.settings import load_settings
@@ -16,7 +20,7 @@ def main(program: str, slots: str, *rest: str) -> None:
     registry = Registry.open(load_settings(), create=True)
     worker = Worker(
         registry,
-        CpuSlots(int(slots)),
+        GpuSlots(source=gpu_source(load_settings())) if slots == "gpus" else CpuSlots(int(slots)),
         command=lambda spec, paths: [sys.executable, program, str(paths.root)],
         log=lambda text: print(text, flush=True),
     )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import SomeJobs
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
-    def cancel(jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, or groups as g12")]) -> None:
+    def cancel(
+        jobs: SomeJobs,
+    ) -> None:
         """Cancel jobs."""
         from orchestrator.cli.views import open_registry
         from orchestrator.dispatch.control import cancel as cancel_jobs

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from orchestrator.cli.complete import complete_jobs, complete_recipes
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
+
+OneJob = Annotated[str, typer.Argument(metavar="JOB", autocompletion=complete_jobs)]
+SomeJobs = Annotated[
+    list[str], typer.Argument(metavar="JOB...", help="ids, or groups as g12", autocompletion=complete_jobs)
+]
+AnyJobs = Annotated[
+    list[str] | None, typer.Argument(metavar="[JOB]...", help="ids, or groups as g12", autocompletion=complete_jobs)
+]
+Recipes = Annotated[
+    list[Path], typer.Argument(metavar="RECIPE...", help="recipe files", autocompletion=complete_recipes)
+]
 
 
 def when(seconds: float) -> str:

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import OneJob
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def events(
-        job: Annotated[str, typer.Argument(metavar="JOB")],
+        job: OneJob,
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
     ) -> None:
         """Show what happened to a job, when and by whom."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import OneJob
 
 if TYPE_CHECKING:
     from orchestrator.paths import RunPaths
@@ -24,7 +25,7 @@ _CHUNK = 1 << 20
 def register(app: typer.Typer) -> None:
     @app.command()
     def logs(
-        job: Annotated[str, typer.Argument(metavar="JOB")],
+        job: OneJob,
         follow: Annotated[bool, typer.Option("-f", "--follow", help="until the job ends, over all its tries")] = False,
         lines: Annotated[int | None, typer.Option("--lines", metavar="N", min=0, help="only the last N lines")] = None,
     ) -> None:

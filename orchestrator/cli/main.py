@@ -39,9 +39,11 @@ def build_app() -> typer.Typer:
         jobs,
         lineage,
         logs,
+        pause,
         plot,
         predict,
         recipe,
+        reserve,
         retry,
         run,
         show,
@@ -52,7 +54,7 @@ def build_app() -> typer.Typer:
 
     verbs = (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
-        cancel, retry, artifact, lineage, predict, care,
+        cancel, retry, pause, reserve, artifact, lineage, predict, care,
     )  # fmt: skip
     for verb in verbs:
         verb.register(app)

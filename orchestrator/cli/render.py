@@ -22,12 +22,15 @@ STYLES = {
     "cancelled": "yellow",
     "queued": "dim",
     "free": "green",
+    "external": "magenta",
+    "quarantined": "red",
+    "reserved": "blue",
 }
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> None:
     """Print rows under their columns; columns that are empty throughout are left out. `right`: columns of numbers."""
-    names, cells = _used(columns, rows)
+    names, cells = used(columns, rows)
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -79,6 +82,12 @@ def progress(title: str) -> Iterator[Advance]:
             note(f"{title}: {text}")
 
     yield advance
+
+
+def used(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
+    """Without the columns that are empty throughout."""
+    keep = [i for i in range(len(columns)) if not rows or any(_text(row[i]) for row in rows)]
+    return [columns[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
 def rich_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
@@ -140,11 +149,6 @@ def _bar(title: str) -> Iterator[Advance]:
             bar.update(task, completed=done, total=total, text=text)
 
         yield advance
-
-
-def _used(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[list[str], list[list[object]]]:
-    keep = [i for i in range(len(columns)) if not rows or any(_text(row[i]) for row in rows)]
-    return [columns[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
 def _text(cell: object) -> str:

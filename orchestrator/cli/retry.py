@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
 
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import SomeJobs
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
-    def retry(jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="ids, or groups as g12")]) -> None:
+    def retry(
+        jobs: SomeJobs,
+    ) -> None:
         """Try failed or cancelled jobs again."""
         from orchestrator.cli.views import NO_WORKER, open_registry, worker_is_here
         from orchestrator.dispatch.control import retry as retry_jobs

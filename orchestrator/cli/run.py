@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.complete import complete_recipes
 from orchestrator.cli.submit import Overrides, make_plan
 from orchestrator.cli.worker import CpuSlotsOption, GpusOption, make_slots
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     @app.command()
     def run(
-        recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file")],
+        recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe file", autocompletion=complete_recipes)],
         overrides: Overrides = None,
         gpus: GpusOption = None,
         cpu_slots: CpuSlotsOption = None,

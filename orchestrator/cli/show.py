@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import OneJob
 
 if TYPE_CHECKING:
     from orchestrator.registry.engine import Registry
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     @app.command()
     def show(
-        job: Annotated[str, typer.Argument(metavar="JOB")],
+        job: OneJob,
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
     ) -> None:
         """Show a job: recipe, result beside the untuned base's, lineage, attempts."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import AnyJobs
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
     from orchestrator.registry.engine import Registry
 
 WATCH_SECONDS = 1.0
+#: A terminal shows no more, and a queue of 100,000 must not cost more than one of 100; `--all` and `--json` show all.
+QUEUED_SHOWN = 50
 
 
 def register(app: typer.Typer) -> None:
     @app.command()
     def status(
-        jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="ids, or groups as g12")] = None,
+        jobs: AnyJobs = None,
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
         watch: Annotated[bool, typer.Option("--watch", help="keep showing it until Ctrl-C")] = False,
         everything: Annotated[bool, typer.Option("--all", help="every job there ever was")] = False,
@@ -45,7 +48,7 @@ def show(
         render.say(f"No jobs here yet: {registry.paths.root} holds no registry.")
         render.say("Start with `ptq demo`, or `ptq init` and `ptq submit RECIPE`.")
     elif as_json:
-        render.print_json(status_json(_look(registry, names, everything)))
+        render.print_json(status_json(_look(registry, names, everything, waiting=None)))
     elif watch:
         _watch(registry, names, everything)
     else:
@@ -53,24 +56,36 @@ def show(
 
 
 def status_json(queue: Queue) -> dict[str, Any]:
-    from orchestrator.cli.views import job_json
+    from orchestrator.cli.views import job_json, waits
 
     return {
         "gpus": queue.slots,
-        "jobs": [job_json(job, queue.metrics.get(job.id, {})) for job in queue.jobs],
+        "jobs": [
+            {
+                **job_json(job, queue.metrics.get(job.id, {})),
+                "waits": waits(job, queue),
+                "ends_at": queue.ends.get(job.id),
+            }
+            for job in queue.jobs
+        ],
+        "reservations": [{**vars(one), "waits": queue.reasons.get(-one.id)} for one in queue.reservations],
+        "users": queue.shares,
+        "paused": queue.paused or None,
     }
 
 
-def _look(registry: Registry, names: list[str], everything: bool) -> Queue:
+def _look(registry: Registry, names: list[str], everything: bool, waiting: int | None = QUEUED_SHOWN) -> Queue:
     """The queue, and what NVML sees on this box: names of cards, and who uses them outside the queue."""
     from orchestrator.cli.views import look
-    from orchestrator.dispatch.gpus import NoGpu, Nvml, used_by
+    from orchestrator.dispatch.gpus import NoGpu, gpu_source
+    from orchestrator.dispatch.slots import slot_of
 
     try:
-        gpus = Nvml().look()
+        gpus = gpu_source(registry.settings).look()
     except NoGpu:
         gpus = []
-    queue = look(registry, names, everything=everything, strangers={gpu.slot: used_by(gpu) for gpu in gpus})
+    seen = {gpu.slot: slot_of(gpu.slot, gpu, held=False) for gpu in gpus}
+    queue = look(registry, names, everything=everything, waiting=waiting, slots=seen)
     known = {slot["slot"]: slot for slot in queue.slots}
     for gpu in gpus:
         slot = known.get(gpu.slot)
@@ -78,20 +93,24 @@ def _look(registry: Registry, names: list[str], everything: bool) -> Queue:
             slot = {"slot": gpu.slot, "state": "no worker", "job": None, "jobs": [], "run": None}
             slot |= {"user": None, "since": None, "detail": ""}
             queue.slots.append(slot)
-        slot["name"], slot["memory"], slot["used"] = gpu.name, gpu.memory_bytes, gpu.used_bytes
-        if slot["job"] is None and used_by(gpu):
-            slot["state"], slot["detail"] = "external", used_by(gpu)
+        slot |= {"name": gpu.name, "memory": gpu.memory_bytes, "used": gpu.used_bytes}
+        slot |= {"utilisation": gpu.utilisation, "index": gpu.index}
+        if slot["run"] is None and seen[gpu.slot].taken_by:
+            slot["state"], slot["detail"] = "external", seen[gpu.slot].taken_by
+        elif slot["run"] is None and seen[gpu.slot].fault:
+            slot["state"], slot["detail"] = "quarantined", seen[gpu.slot].fault
     return queue
 
 
 def _slot_rows(queue: Queue) -> list[tuple[object, ...]]:
-    now = time.time()
     return [
         (
-            slot["slot"],
+            _label(slot),
             slot["state"],
             slot["user"],
-            render.duration(now - slot["since"]) if slot["since"] else "",
+            render.duration(queue.now - slot["since"]) if slot["since"] else "",
+            _memory(slot),
+            "" if slot.get("utilisation") is None else f"{slot['utilisation']}%",
             slot.get("name", ""),
             slot["detail"],
         )
@@ -99,36 +118,89 @@ def _slot_rows(queue: Queue) -> list[tuple[object, ...]]:
     ]
 
 
-SLOT_COLUMNS = ("slot", "state", "user", "for", "gpu", "what")
+def _label(slot: dict[str, Any]) -> str:
+    """`gpu 3` where the card's number is known: a UUID says nothing to a reader; --json holds it."""
+    return f"gpu {slot['index']}" if "index" in slot else str(slot["slot"])
+
+
+def _memory(slot: dict[str, Any]) -> str:
+    return f"{slot['used'] / 2**30:.0f}/{slot['memory'] / 2**30:.0f} GiB" if "memory" in slot else ""
+
+
+SLOT_COLUMNS = ("slot", "state", "user", "for", "memory", "busy", "gpu", "what")
+SHARE_COLUMNS = ("user", "used", "part", "holds", "waiting", "quota")
+
+
+def _tables(queue: Queue) -> list[tuple[tuple[str, ...], list[tuple[object, ...]], tuple[str, ...]]]:
+    """(columns, rows, columns of numbers): slots first, then jobs as they start, then what each user has taken."""
+    from orchestrator.cli.views import JOB_COLUMNS, job_row, reservation_row
+    from orchestrator.states import JobState
+
+    rows = [job_row(job, queue) for job in queue.jobs]
+    waiting = [reservation_row(one, queue) for one in queue.reservations if one.started_at is None]
+    at = next((i for i, job in enumerate(queue.jobs) if job.state is JobState.QUEUED), len(rows))
+    jobs = [*rows[:at], *waiting, *rows[at:]]
+    shares = _share_rows(queue) if len(queue.shares) > 1 else []
+    return [
+        (SLOT_COLUMNS, _slot_rows(queue), ("memory", "busy")),
+        (JOB_COLUMNS, jobs, ("id",)),
+        (SHARE_COLUMNS, shares, ("used", "part", "holds", "waiting", "quota")),
+    ]
+
+
+def _share_rows(queue: Queue) -> list[tuple[object, ...]]:
+    return [
+        (
+            one["user"], f"{one['hours']:.1f} h", f"{100 * one['part']:.0f}%", f"{one['holds']:.3g}",
+            str(one["waiting"]) if one["waiting"] else "", one["quota"],
+        )
+        for one in queue.shares
+    ]  # fmt: skip
+
+
+def _notes(queue: Queue) -> list[str]:
+    from orchestrator.cli.views import NO_WORKER
+
+    found = [f"nothing starts: {queue.paused}"] if queue.paused else []
+    if queue.more:
+        found.append(f"{queue.more:,} more jobs are queued; `ptq status --all` shows every job")
+    if not queue.slots and any(job.result is None for job in queue.jobs):
+        found.append(NO_WORKER)
+    return found
 
 
 def _print(queue: Queue) -> None:
-    from orchestrator.cli.views import JOB_COLUMNS, NO_WORKER, job_row
-
-    if queue.slots:
-        render.table(SLOT_COLUMNS, _slot_rows(queue))
-        render.say()
-    if queue.jobs:
-        render.table(JOB_COLUMNS, [job_row(job, queue) for job in queue.jobs], right=("id",))
-    else:
+    shown = 0
+    for columns, rows, right in _tables(queue):
+        if not rows:
+            continue
+        if shown:
+            render.say()
+        render.table(columns, rows, right=right)
+        shown += 1
+    if not queue.jobs:
         render.say("No jobs. Submit one with `ptq submit RECIPE`.")
-    if not queue.slots and any(job.result is None for job in queue.jobs):
-        render.note(NO_WORKER)
+    for note in _notes(queue):
+        render.note(note)
 
 
 def _watch(registry: Registry, names: list[str], everything: bool) -> None:
     from rich.live import Live
 
-    with Live(_screen(_look(registry, names, everything)), auto_refresh=False) as live:
+    with Live(_screen(_look(registry, names, everything)), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(WATCH_SECONDS)
             live.update(_screen(_look(registry, names, everything)), refresh=True)
 
 
 def _screen(queue: Queue) -> Group:
+    """As large as the terminal: what does not fit is cut off at the bottom, and the order puts the least there."""
     from rich.console import Group
+    from rich.text import Text
 
-    from orchestrator.cli.views import JOB_COLUMNS, job_row
-
-    slots = render.rich_table(SLOT_COLUMNS, _slot_rows(queue))
-    return Group(slots, render.rich_table(JOB_COLUMNS, [job_row(job, queue) for job in queue.jobs], right=("id",)))
+    parts: list[Any] = [Text(f"ptq status, {time.strftime('%H:%M:%S')} (Ctrl-C leaves)", style="dim"), Text()]
+    slots, jobs, shares = _tables(queue)
+    for columns, rows, right in (slots, shares, jobs):
+        if rows:
+            parts += [render.rich_table(*render.used(columns, rows), right=right), Text()]
+    return Group(*parts, *(Text(note, style="yellow") for note in _notes(queue)))

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import render
+from orchestrator.cli.common import Recipes
+from orchestrator.cli.complete import complete_jobs
 
 if TYPE_CHECKING:
     from orchestrator.dispatch.submit import Planned, Submitted
+    from orchestrator.registry.engine import Registry
 
 
 class Priority(StrEnum):
@@ -28,10 +31,20 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 def register(app: typer.Typer) -> None:
     @app.command()
     def submit(
-        recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="recipe files")],
+        recipes: Recipes,
         overrides: Overrides = None,
         priority: Annotated[Priority | None, typer.Option(help="over the recipe's own")] = None,
-        after: Annotated[list[str] | None, typer.Option(metavar="JOB", help="start when this has succeeded")] = None,
+        after: Annotated[
+            list[str] | None,
+            typer.Option(metavar="JOB", help="start when this has succeeded", autocompletion=complete_jobs),
+        ] = None,
+        after_any: Annotated[
+            list[str] | None,
+            typer.Option(metavar="JOB", help="start when this has ended, however", autocompletion=complete_jobs),
+        ] = None,
+        at_once: Annotated[
+            int | None, typer.Option("--at-once", metavar="N", min=1, help="at most N jobs of each recipe at a time")
+        ] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="show the jobs and write nothing")] = False,
         wait: Annotated[
             bool, typer.Option("--wait", help="until the jobs have finished; exit 1 if one failed")
@@ -48,11 +61,12 @@ def register(app: typer.Typer) -> None:
             _show_plan(planned, as_json)
             return
         done = enqueue(
-            registry, planned, user=registry.settings.user, after=after or [], command=sys.argv, now=time.time()
-        )
+            registry, planned, user=registry.settings.user, after=after or [], command=sys.argv, now=time.time(),
+            after_any=after_any or [], at_once=at_once,
+        )  # fmt: skip
         ids = [job_id for one in done for job_id in one.job_ids]
         _tell(done, recipes, as_json)
-        _hints(registry, planned)
+        _hints(registry)
         if wait:
             _wait(registry, ids)
 
@@ -79,20 +93,11 @@ def _tell(done: list[Submitted], recipes: list[Path], as_json: bool) -> None:
             render.say(f"group {group_name(one.group_id)}: jobs {id_ranges(one.job_ids)}")
 
 
-def _hints(registry: object, planned: list[Planned]) -> None:
+def _hints(registry: Registry) -> None:
     from orchestrator.cli.views import NO_WORKER, worker_is_here
-    from orchestrator.registry import workers
-    from orchestrator.registry.engine import Registry
 
-    assert isinstance(registry, Registry)
     if not worker_is_here(registry):
         render.note(NO_WORKER)
-        return
-    with registry.read() as conn:
-        most = max((len(worker.slots) for worker in workers.present(conn, now=time.time())), default=None)
-    needed = max(job.slots for one in planned for job in one.jobs)
-    if most is not None and needed > most:
-        render.note(f"a job needs {needed} slots, the running worker has {most}: it waits for a larger worker")
 
 
 def _show_plan(planned: list[Planned], as_json: bool) -> None:

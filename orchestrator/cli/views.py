@@ -5,20 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from orchestrator.cli import render
 from orchestrator.dispatch.fusing import Facts, default_limits
-from orchestrator.dispatch.hosts import find_hosts
+from orchestrator.dispatch.hosts import Pace, paces
+from orchestrator.dispatch.line import Line
 from orchestrator.dispatch.lock import holder
-from orchestrator.dispatch.scheduler import Plan, Slot, schedule
+from orchestrator.dispatch.scheduler import Host, Plan, Slot
+from orchestrator.dispatch.survey import Survey, survey
 from orchestrator.errors import BadInput
 from orchestrator.registry import jobs, metrics, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
-from orchestrator.settings import load_settings
-from orchestrator.states import JobState
+from orchestrator.registry.reservations import Reservation
+from orchestrator.settings import load_policy, load_settings
+from orchestrator.states import LIVE, JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 Metrics = dict[str, dict[str, float | None]]
+
+SMALL_USE = 36.0  #: slot-seconds: a hundredth of an hour; whoever has used less and has nothing here is left out
 
 NO_WORKER = "no worker is running here: start one with `ptq worker` (without a GPU: `ptq worker --cpu-slots 1`)"
 
@@ -32,6 +41,12 @@ class Queue:
     slots: list[dict[str, Any]] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)  #: why queued jobs wait
     company: dict[int, tuple[int, ...]] = field(default_factory=dict)  #: job -> the others in its run
+    ends: dict[int, float | None] = field(default_factory=dict)  #: live job -> when it is expected to end
+    shares: list[dict[str, Any]] = field(default_factory=list)  #: of each user
+    reservations: list[Reservation] = field(default_factory=list)
+    paused: str = ""  #: why nothing starts
+    more: int = 0  #: queued jobs that are not among `jobs`
+    now: float = 0.0
 
 
 def open_registry(*, create: bool = False) -> Registry:
@@ -61,52 +76,114 @@ def look(
     *,
     everything: bool = False,
     finished: int = 10,
-    strangers: Mapping[str, str] | None = None,
+    waiting: int | None = None,
+    slots: Mapping[str, Slot] | None = None,
 ) -> Queue:
-    """The named jobs, or all that are unfinished and the last `finished` ones, in the order in which they start.
+    """The named jobs, or those that run, those that wait (the first so many) and the last `finished` ones, in the order
+    in which they start.
 
-    `strangers`: who uses a slot outside the queue, where that is known.
+    `slots`: what is known of slots beside the registry: who uses them outside the queue, what is wrong with them.
     """
+    settings, now = registry.settings, time.time()
+    policy = load_policy(settings.home)
     with registry.read() as conn:
-        if references:
-            found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
-        elif everything:
-            found = jobs.list_jobs(conn)
-        else:
-            open_states = [state for state in JobState if state is not JobState.FINISHED]
-            found = jobs.list_jobs(conn, states=open_states) + jobs.recently_finished(conn, finished)
-        numbers = metrics.latest(conn, [job.id for job in found])
-        waiting = jobs.waiting_jobs(conn)
-        endings = jobs.endings(conn, {other for job in waiting for other in job.after})
-        leases = runs.live_leases(conn)
-        present = workers.present(conn, now=time.time())
+        present = workers.present(conn, now=now)
         device = "cuda" if any(slot.startswith("gpu:") for worker in present for slot in worker.slots) else "cpu"
-        waiting = Facts().complete(conn, waiting, device=device) if present else waiting
-        hosts = find_hosts(conn, registry.paths, leases)
-    held = {lease.slot: lease.job_id for lease in leases}
-    names = list(dict.fromkeys([slot for worker in present for slot in worker.slots]))
-    plan = (
-        schedule(
-            waiting,
-            [Slot(name, (strangers or {}).get(name, "")) for name in names],
-            held,
-            endings,
-            hosts,
-            default_limits(device),
-        )
-        if names
-        else Plan()
-    )
-    finished_jobs = [job for job in found if job.state is JobState.FINISHED]
-    unfinished = jobs.in_order_of_start(job for job in found if job.state is not JobState.FINISHED)
-    slots = [_slot(name, next((lease for lease in leases if lease.slot == name), None)) for name in names]
-    slots += [{**_slot(lease.slot, lease), "state": "unwatched"} for lease in leases if lease.slot not in names]
-    company = {job: tuple(other for other in host.jobs if other != job) for host in hosts for job in host.jobs}
-    return Queue(unfinished + finished_jobs, numbers, slots, dict(plan.reasons), company)
+        seen = survey(conn, registry.paths, Facts(), device=device, policy=policy, now=now, hosts_too=True)
+        names = list(dict.fromkeys([slot for worker in present for slot in worker.slots]))
+        drained = next((f"drained by {worker.drained_by}" for worker in present if worker.drained_by), "")
+        at_hand = [(slots or {}).get(name) or Slot(name) for name in names]
+        plan = seen.plan(at_hand, default_limits(device), paused=drained) if names else Plan(order=_by_age(seen))
+        found, more = _wanted(conn, references, plan, everything=everything, finished=finished, waiting=waiting)
+        numbers = metrics.latest(conn, [job.id for job in found])
+        live = [job for job in found if job.state in LIVE]
+        ends = paces(conn, live, now)
+    queue = Queue(found, numbers, reasons=dict(plan.reasons), more=more, now=now, paused=seen.paused or drained)
+    queue.ends = {number: _end(pace) for number, pace in ends.items()}
+    queue.shares = _shares(seen)
+    queue.reservations = seen.reservations
+    queue.slots = [_slot(name, next((lease for lease in seen.leases if lease.slot == name), None)) for name in names]
+    queue.slots += [
+        {**_slot(lease.slot, lease), "state": "unwatched"} for lease in seen.leases if lease.slot not in names
+    ]
+    for host in seen.hosts:
+        queue.company |= {job: tuple(other for other in host.jobs if other != job) for job in host.jobs}
+        if host.reservation is not None:
+            _show_reservation(queue, host)
+    return queue
+
+
+def _wanted(
+    conn: Connection, references: Sequence[str], plan: Plan, *, everything: bool, finished: int, waiting: int | None
+) -> tuple[list[Job], int]:
+    """The jobs to show, in the order in which they start, finished ones last; and how many more are queued."""
+    place = {number: at for at, number in enumerate(plan.order)}
+    if references or everything:
+        found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references) if references else None)
+        ended = [job for job in found if job.state is JobState.FINISHED]
+        queued = 0
+    else:
+        queued = jobs.count_queued(conn)
+        if waiting is None or queued <= waiting:
+            found = jobs.list_jobs(conn, states=[*LIVE, JobState.QUEUED])
+            queued = 0
+        else:
+            first = [number for number in plan.order if number > 0][:waiting]
+            found = jobs.list_jobs(conn, ids=first) + jobs.list_jobs(conn, states=LIVE)
+            queued -= len(first)
+        ended = jobs.recently_finished(conn, finished)
+    going = [job for job in found if job.state is not JobState.FINISHED]
+    going.sort(key=lambda job: (job.state is JobState.QUEUED, place.get(job.id, len(place)), job.id))
+    return going + ended, max(0, queued)
+
+
+def _by_age(seen: Survey) -> list[int]:
+    """Without a worker nothing is placed, but there is an order."""
+    line = Line(seen.waiting, seen.usage, {}, seen.policy, seen.now)
+    return [job.id for job in line]
+
+
+def _end(pace: Pace) -> float | None:
+    known = [moment for moment in (pace.expected, pace.at_the_latest) if moment is not None]
+    return min(known, default=None)
+
+
+def _shares(seen: Survey) -> list[dict[str, Any]]:
+    """What each user has taken and holds, most first."""
+    holding: dict[str, float] = {}
+    for host in seen.hosts:
+        for user in host.users:
+            holding[user] = holding.get(user, 0.0) + len(host.slots) / len(host.users)
+    waiting: dict[str, int] = {}
+    for job in seen.waiting:
+        waiting[job.user] = waiting.get(job.user, 0) + 1
+    total = sum(seen.usage.values())
+    users = sorted({*seen.usage, *holding, *waiting}, key=lambda user: (-seen.usage.get(user, 0.0), user))
+    return [
+        {
+            "user": user,
+            "hours": seen.usage.get(user, 0.0) / 3600,
+            "part": seen.usage.get(user, 0.0) / total if total else 0.0,
+            "holds": holding.get(user, 0.0),
+            "waiting": waiting.get(user, 0),
+            "quota": seen.policy.quota(user),
+        }
+        for user in users
+        if holding.get(user) or waiting.get(user) or seen.usage.get(user, 0.0) >= SMALL_USE
+    ]
+
+
+def _show_reservation(queue: Queue, host: Host) -> None:
+    one = next(one for one in queue.reservations if one.id == host.reservation)
+    until = "" if one.until is None else f", until {clock(one.until)}"
+    for slot in queue.slots:
+        if slot["slot"] in host.slots:
+            slot |= {"state": "reserved", "user": one.user, "since": one.started_at}
+            slot["detail"] = f"r{one.id}{until}" + (f": {one.note}" if one.note else "")
 
 
 def job_json(job: Job, numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """A job as `ptq status --json` promises it."""
+    """A job as `ptq status --json` promises it, but for what depends on the rest of the queue."""
     return {
         "id": job.id,
         "name": job.name,
@@ -128,12 +205,12 @@ def job_json(job: Job, numbers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-JOB_COLUMNS = ("id", "group", "name", "user", "state", "progress", "metric", "reason")
+JOB_COLUMNS = ("id", "group", "name", "user", "state", "progress", "ends in", "metric", "reason")
 
 
 def job_row(job: Job, queue: Queue) -> tuple[object, ...]:
     state = job.result or job.state
-    why = queue.reasons.get(job.id, "") if job.state is JobState.QUEUED else ""
+    why = waits(job, queue) or ""
     said = (job.message or "").partition("\n")[0]
     others = queue.company.get(job.id, ())
     fused = f"with {'job' if len(others) == 1 else 'jobs'} {id_ranges(others)}" if others else ""
@@ -145,9 +222,27 @@ def job_row(job: Job, queue: Queue) -> tuple[object, ...]:
         job.user,
         state,
         progress_of(job),
+        _left(queue.ends.get(job.id), queue.now),
         leading_metric(job, queue.metrics.get(job.id, {})),
         reason,
     )
+
+
+def _left(end: float | None, now: float) -> str:
+    return "" if end is None else render.duration(max(0.0, end - now))
+
+
+def waits(job: Job, queue: Queue) -> str | None:
+    """Why a queued job does not start, in words."""
+    if job.state is not JobState.QUEUED:
+        return None
+    return queue.reasons.get(job.id) or queue.paused or (f"paused by {job.paused_by}" if job.paused_by else None)
+
+
+def reservation_row(one: Reservation, queue: Queue) -> tuple[object, ...]:
+    """Among the jobs: one that waits for its slots."""
+    why = queue.reasons.get(-one.id, "")
+    return (f"r{one.id}", None, one.note or "reservation", one.user, "queued", "", "", "", why)
 
 
 def progress_of(job: Job) -> str:

@@ -38,8 +38,21 @@ def register(app: typer.Typer) -> None:
         fuse_jobs: Annotated[
             int, typer.Option("--fuse-jobs", metavar="N", min=1, help="at most N jobs share a run")
         ] = 16,
+        drain: Annotated[
+            bool,
+            typer.Option("--drain", help="ask the worker that is here to start nothing more and leave; runs end first"),
+        ] = False,
+        install_service: Annotated[
+            bool, typer.Option("--install-service", help="print a systemd unit for this home, and how to install it")
+        ] = False,
     ) -> None:
         """Run jobs on this box until Ctrl-C (runs then go on by themselves; the next worker takes them over)."""
+        if drain:
+            _drain()
+            return
+        if install_service:
+            _print_service(gpus, cpu_slots)
+            return
         from orchestrator.cli.views import open_registry
         from orchestrator.dispatch.fusing import default_limits
         from orchestrator.dispatch.worker import Worker
@@ -51,6 +64,32 @@ def register(app: typer.Typer) -> None:
         render.note(f"worker: {', '.join(slots.names)} in {registry.paths.root}; Ctrl-C leaves, runs go on")
         worker = Worker(registry, slots, log=render.note, limits=limits, keep_warm=warm)
         tell_end(worker.work(until_idle=until_idle))
+
+
+def _drain() -> None:
+    import socket
+
+    from orchestrator.cli.views import open_registry
+    from orchestrator.dispatch.lock import holder
+    from orchestrator.errors import NotFound
+    from orchestrator.registry import workers
+
+    registry = open_registry()
+    if holder(registry.paths.worker_lock) is None:
+        raise NotFound("no worker is at work in this home", hint="`ptq worker` starts one")
+    with registry.write() as conn:
+        workers.drain(conn, socket.gethostname(), by=registry.settings.user)
+    render.say("the worker starts nothing more and leaves when its runs have ended; `ptq status` shows them")
+
+
+def _print_service(gpus: str | None, cpu_slots: int | None) -> None:
+    from orchestrator.cli.service import how_to_install, unit
+    from orchestrator.settings import load_settings
+
+    settings = load_settings()
+    options = [f"--gpus {gpus}"] if gpus is not None else [f"--cpu-slots {cpu_slots}"] if cpu_slots is not None else []
+    render.say(unit(settings.home, settings.user, options))
+    render.note(how_to_install(settings.user))
 
 
 def _seconds(text: str) -> float:
@@ -66,20 +105,22 @@ def _seconds(text: str) -> float:
 
 
 def make_slots(gpus: str | None, cpu_slots: int | None) -> Slots:
+    from orchestrator.dispatch.gpus import gpu_source
     from orchestrator.dispatch.slots import CpuSlots, GpuSlots
     from orchestrator.errors import BadInput
+    from orchestrator.settings import load_settings
 
     if gpus is not None and cpu_slots is not None:
         raise BadInput("give --gpus or --cpu-slots, not both")
     if cpu_slots is not None:
         return CpuSlots(cpu_slots)
     if gpus is None:
-        return GpuSlots()
+        return GpuSlots(source=gpu_source(load_settings()))
     try:
         indices = [int(part) for part in gpus.split(",")]
     except ValueError:
         raise BadInput(f"not a list of GPU numbers: {gpus!r}", where="--gpus", hint="write for example 0,1") from None
-    return GpuSlots(indices)
+    return GpuSlots(indices, gpu_source(load_settings()))
 
 
 def tell_end(ended: Ended) -> None:
@@ -87,8 +128,10 @@ def tell_end(ended: Ended) -> None:
         count = len(ended.running)
         runs = "1 run goes" if count == 1 else f"{count} runs go"
         render.note(f"worker: left; {runs} on by itself, and the next `ptq worker` takes over")
+    if ended.drained_by:
+        render.note(f"worker: left, drained by {ended.drained_by}")
     for job, reason in ended.never.items():
-        render.note(f"job {job} is still queued: {reason}")
+        render.note(f"{'job' if job > 0 else 'reservation'} {job if job > 0 else f'r{-job}'} is still queued: {reason}")
     if ended.signal == signal.SIGINT:
         raise typer.Exit(130)
     if ended.never:

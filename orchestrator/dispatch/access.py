@@ -10,6 +10,7 @@ from orchestrator.errors import NotAllowed
 from orchestrator.paths import HomePaths
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
+from orchestrator.registry.reservations import Reservation
 
 ROOT = 0
 
@@ -26,6 +27,17 @@ def check_may_change(registry: Registry, found: Iterable[Job], verb: str) -> Non
         if job.uid not in {None, uid}:
             raise NotAllowed(
                 f"job {job.id} is {job.user}'s; you are {registry.settings.user}", hint=f"ask {job.user} to {verb} it"
+            )
+
+
+def check_may_release(registry: Registry, found: Iterable[Reservation]) -> None:
+    """As with jobs."""
+    uid = registry.settings.uid
+    for one in found:
+        if uid not in {ROOT, owner_of(registry.paths), one.uid}:
+            raise NotAllowed(
+                f"reservation r{one.id} is {one.user}'s; you are {registry.settings.user}",
+                hint=f"ask {one.user} to release it",
             )
 
 

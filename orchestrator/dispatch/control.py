@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from orchestrator import failpoints
-from orchestrator.dispatch.access import check_may_change
+from orchestrator.dispatch.access import check_may_change, check_may_release
 from orchestrator.dispatch.reconcile import request_leave, request_stop
 from orchestrator.errors import BadInput
-from orchestrator.registry import jobs
+from orchestrator.registry import controls, jobs, reservations
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.states import JobResult, JobState, Reason
@@ -70,3 +70,36 @@ def retry(registry: Registry, references: Sequence[str], *, user: str, now: floa
                 raise BadInput(f"job {job.id} has succeeded", hint="submit its recipe again to train it once more")
             jobs.move(conn, job.id, job.attempt, JobState.QUEUED, actor=f"user:{user}", at=now)
     return [job.id for job in found]
+
+
+def pause(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
+    """Keep these jobs from starting (again); those that were not paused. What runs goes on."""
+    with registry.write() as conn:
+        ids = jobs.resolve(conn, references)
+        check_may_change(registry, jobs.list_jobs(conn, ids=ids), "pause")
+        return jobs.pause(conn, ids, user=user, at=now)
+
+
+def resume(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
+    with registry.write() as conn:
+        ids = jobs.resolve(conn, references)
+        check_may_change(registry, jobs.list_jobs(conn, ids=ids), "resume")
+        return jobs.resume(conn, ids, user=user, at=now)
+
+
+def pause_queue(registry: Registry, why: str, *, user: str, now: float) -> None:
+    with registry.write() as conn:
+        controls.put(conn, controls.PAUSED, why, by=user, at=now)
+
+
+def resume_queue(registry: Registry) -> bool:
+    """Whether it was paused. Anybody may: everybody sees who paused it, and a queue must not depend on one person."""
+    with registry.write() as conn:
+        return controls.clear(conn, controls.PAUSED)
+
+
+def release(registry: Registry, numbers: Sequence[int], *, user: str, now: float) -> list[int]:
+    """End reservations; those that had not ended."""
+    with registry.write() as conn:
+        check_may_release(registry, [reservations.get(conn, number) for number in numbers])
+        return [number for number in numbers if reservations.end(conn, number, by=user, at=now)]

@@ -106,6 +106,7 @@ def _completed(job: Waiting, known: Submitted, crashes: int, device: str) -> Wai
         key=None if suspect(job, crashes) else fuse_key(known, device=device),
         tokens=tokens_a_step(known.recipe),
         steps=steps_left(known.recipe, job.step),
+        time_limit=known.recipe["resources"].get("time_limit"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.fusing import Limits, steps_left, tokens_a_step
@@ -11,6 +12,7 @@ from orchestrator.jobspec import RunSpec
 from orchestrator.paths import HomePaths
 from orchestrator.registry import jobs
 from orchestrator.registry.jobs import Job
+from orchestrator.registry.reservations import Reservation
 from orchestrator.registry.runs import Lease
 from orchestrator.states import JobState
 
@@ -18,33 +20,89 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-def find_hosts(conn: Connection, paths: HomePaths, leases: Sequence[Lease]) -> list[Host]:
-    """The runs that hold these slots."""
-    slots: dict[int, list[str]] = {}
+@dataclass(frozen=True)
+class Pace:
+    """When a live job ends."""
+
+    expected: float | None  #: by its steps a second so far; None: not known yet
+    at_the_latest: float | None  #: by its time limit
+
+
+def find_hosts(
+    conn: Connection,
+    paths: HomePaths,
+    leases: Sequence[Lease],
+    *,
+    reservations: Sequence[Reservation] = (),
+    now: float = 0.0,
+) -> list[Host]:
+    """The runs and reservations that hold these slots."""
+    held: dict[int, list[Lease]] = {}
     for lease in leases:
-        slots.setdefault(lease.run_id, []).append(lease.slot)
-    return [_host(conn, paths, run_id, names) for run_id, names in slots.items()]
+        held.setdefault(lease.run_id, []).append(lease)
+    persons = {one.run_id: one for one in reservations}
+    return [
+        _reserved(run_id, found, persons[run_id]) if run_id in persons else _host(conn, paths, run_id, found, now)
+        for run_id, found in held.items()
+    ]
 
 
-def _host(conn: Connection, paths: HomePaths, run_id: int, slots: Sequence[str]) -> Host:
+def paces(conn: Connection, live: Sequence[Job], now: float) -> dict[int, Pace]:
+    """When each of these live jobs ends."""
+    began = jobs.beginnings(conn, live)
+    return {job.id: _pace(job, began.get(job.id), now) for job in live}
+
+
+def _pace(job: Job, began: jobs.Beginning | None, now: float) -> Pace:
+    limit = job.recipe["resources"].get("time_limit")
+    latest = None if limit is None or began is None else began.claimed_at + limit
+    if began is None or began.running_at is None or job.steps is None or now <= began.running_at:
+        return Pace(None, latest)
+    done = job.step - began.step
+    if done <= 0:
+        return Pace(None, latest)
+    return Pace(now + (job.steps - job.step) * (now - began.running_at) / done, latest)
+
+
+def _host(conn: Connection, paths: HomePaths, run_id: int, leases: Sequence[Lease], now: float) -> Host:
     live = jobs.live_jobs_of(conn, run_id)
-    ids = tuple(job.id for job in live)
+    known = paces(conn, live, now).values()
     run = paths.run(run_id)
+    host = Host(
+        run=run_id,
+        slots=tuple(lease.slot for lease in leases),
+        jobs=tuple(job.id for job in live),
+        users=tuple(job.user for job in live),
+        groups=tuple(job.group_id for job in live if job.group_id is not None),
+        priority=max((job.priority for job in live), default=0),
+        started_at=leases[0].since,
+        ends_at=_last(pace.at_the_latest for pace in known),
+        expected=_last(pace.expected for pace in known),
+        ending=run.stop_request.exists() or run.exit_record.exists(),
+    )
     try:
         spec = RunSpec.read(run.spec)
     except (OSError, ValueError, TypeError):  # claimed this moment, or its folder is gone
-        return Host(run=run_id, slots=tuple(slots), jobs=ids)
-    ending = run.stop_request.exists() or run.exit_record.exists() or not run.inbox.exists()
+        return host
     cancelled = bool(live) and all(job.state is JobState.STOPPING for job in live)
-    return Host(
-        run=run_id,
-        slots=tuple(slots),
-        jobs=ids,
-        key=None if ending or cancelled else spec.fuse_key,
+    return replace(
+        host,
+        key=None if host.ending or cancelled or not run.inbox.exists() else spec.fuse_key,
         tokens=sum(tokens_a_step(job.recipe) for job in live),
         steps=most_steps_left(live),
         limits=Limits(spec.fuse_jobs, spec.fuse_tokens, spec.fuse_fill),
     )
+
+
+def _reserved(run_id: int, leases: Sequence[Lease], one: Reservation) -> Host:
+    slots = tuple(lease.slot for lease in leases)
+    return Host(run=run_id, slots=slots, users=(one.user,), ends_at=one.until, reservation=one.id)
+
+
+def _last(moments: Iterable[float | None]) -> float | None:
+    """The latest; None where one is not known, or there is none."""
+    found = list(moments)
+    return None if None in found or not found else max(moment for moment in found if moment is not None)
 
 
 def most_steps_left(live: Iterable[Job]) -> int:

@@ -27,6 +27,7 @@ class News:
     step: int
     steps: int | None
     started: bool = False
+    resumed_from: int = 0
     ended: bool = False  #: it says how it ended (events `artifact`, `failed`, `stopped`)
     points: list[Point] = field(default_factory=list)
 
@@ -72,6 +73,7 @@ def _read(event: Mapping[str, Any], found: News) -> None:
     if kind == "started":
         found.started = True
         found.step, found.steps = int(event["resumed_from"] or 0), _maybe(event["steps"])
+        found.resumed_from = found.step
     elif kind == "metric":
         step = int(event["step"])
         found.points += _points(event["split"], step, event["values"])
@@ -98,4 +100,6 @@ def _store(conn: Connection, job: Job, found: News, offset: int, *, actor: str, 
     )  # fmt: skip
     metrics.put(conn, job.id, found.points)
     if found.started and jobs.get_job(conn, job.id).state is JobState.STARTING:
-        jobs.move(conn, job.id, job.attempt, JobState.RUNNING, actor=actor, at=at)
+        jobs.move(
+            conn, job.id, job.attempt, JobState.RUNNING, actor=actor, at=at, detail={"step": found.resumed_from}
+        )  # fmt: skip

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from orchestrator.errors import PtqError
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import RunPaths
 
 TRAINING = "orchestrator.training.run"  #: the module that every rank runs
 CONFIG = Path(__file__).with_name("accelerate.yaml")
+
+#: Below Linux's range for outgoing connections (32768 and up), where any client may be given the port meanwhile.
+PORTS = range(23_000, 32_000)
 
 #: How a worker makes the command of a run; tests pass another one.
 LaunchCommand = Callable[[RunSpec, RunPaths], list[str]]
@@ -65,8 +70,15 @@ def threads_per_process(slots: int) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, slots))
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(taken: Collection[int] = ()) -> int:
+    """A TCP port that nobody listens on at this moment and that is not in `taken` (leased to another run)."""
+    candidates = [port for port in PORTS if port not in taken]
+    random.shuffle(candidates)
+    for port in candidates:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise PtqError(f"no free port between {PORTS.start} and {PORTS.stop}", hint="`ss -tlnp` shows who listens")

@@ -94,6 +94,17 @@ def with_token(token: str, table: dict[int, Process]) -> set[int]:
     return found
 
 
+def token_of(pid: int) -> str:
+    """The run that a process belongs to; empty for a stranger's, or where that cannot be read."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return ""
+    prefix = f"{TOKEN}=".encode()
+    found = (entry[len(prefix) :] for entry in environment.split(b"\0") if entry.startswith(prefix))
+    return next(found, b"").decode(errors="replace")
+
+
 def members(token: str, *, below: int | None = None) -> set[int]:
     """Living processes of a run, without the caller: those with its token and, with `below`, all under that pid."""
     table = everyone()

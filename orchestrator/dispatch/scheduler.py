@@ -1,23 +1,34 @@
 """Who runs next, and where: a pure function from the queue, the slots and the runs to placements and reasons.
 
-Order: higher priority first, then the older job. A job gets all its slots at once or none. The first job in line
-that has to wait for slots keeps what is free for itself: smaller jobs behind it do not slip past, so a large job
-is never starved. A job that can never run here, or waits for another job, holds nobody up.
+Order: see `line` (class, age and the user's share). A job gets all its slots at once or none. The first in line that
+has to wait for slots keeps what is free for itself, so a large job is never starved; a job behind it passes only where
+that cannot make it wait longer (`_Window`): the job's time limit ends before the first in line can start, or it takes
+slots that the first in line will not need even then. A job that can never run here, waits for another job, or is kept
+by a quota, a pause or its group's cap holds nobody up.
 
 A job may also share a run with others of its fuse key (see `fusing`), which takes no slot. Where both are possible,
 a free slot is taken once the run is filled (`Limits.fill`): sharing is nearly free up to there, and a slot of its own
 is faster beyond. Where nothing is free, it shares as long as there is room. While somebody in front waits for slots, a
 job behind joins only a run that goes on at least as long by itself (it has no more steps to do than one of the run's
 jobs), so that the slots come free no later in steps; else it waits its turn.
+
+Sharing by turns: a run that has had its turn (`Policy.turn`) makes room for the first in line where that one ranks
+higher than any of the run's jobs would, had they just been submitted. A run is not interrupted for its own user's jobs,
+unless they are of a higher class. A run that makes room checkpoints, and its jobs stand in line again as new ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from orchestrator.dispatch import reasons
 from orchestrator.dispatch.fusing import Limits
+from orchestrator.dispatch.line import Line
+from orchestrator.dispatch.outcome import seconds_to_wait
 from orchestrator.registry.jobs import Waiting
+from orchestrator.settings import Policy
 from orchestrator.states import JobResult
 
 
@@ -25,11 +36,16 @@ from orchestrator.states import JobResult
 class Slot:
     name: str  #: cpu:<n> or gpu:<uuid>
     taken_by: str = ""  #: who uses it outside the queue; empty: nobody
+    fault: str = ""  #: why nobody may use it; empty: it is sound
+
+    @property
+    def usable(self) -> bool:
+        return not self.taken_by and not self.fault
 
 
 @dataclass(frozen=True)
 class Host:
-    """A run under way."""
+    """A run under way, or a reservation."""
 
     run: int
     slots: tuple[str, ...] = ()
@@ -38,6 +54,19 @@ class Host:
     tokens: int = 0  #: estimated, a step, of all its jobs
     steps: int = 0  #: that it has still to do, as far as is known
     limits: Limits = field(default_factory=Limits)
+    users: tuple[str, ...] = ()  #: of its jobs, one entry each
+    groups: tuple[int, ...] = ()  #: of its jobs that have one
+    priority: int = 0  #: the highest of its jobs
+    started_at: float = math.inf
+    ends_at: float | None = None  #: by its jobs' time limits, at the latest
+    expected: float | None = None  #: its end, by its pace
+    ending: bool = False  #: it has been asked to end
+    reservation: int | None = None  #: it holds slots for a person, and no job
+
+    @property
+    def warm(self) -> bool:
+        """Without a job, ready for the next: it leaves when asked."""
+        return not self.jobs and self.key is not None
 
 
 @dataclass
@@ -46,9 +75,11 @@ class Plan:
     companions: dict[int, int] = field(default_factory=dict)  #: job -> the placed job whose new run it shares
     joins: dict[int, int] = field(default_factory=dict)  #: job -> the run under way that it joins
     reasons: dict[int, str] = field(default_factory=dict)  #: for every job that does not start
-    never: set[int] = field(default_factory=set)  #: need more slots than there are
+    never: set[int] = field(default_factory=set)  #: need more slots than there are, or than they may ever have
     broken: dict[int, int] = field(default_factory=dict)  #: job -> the job it waited for, which did not succeed
     leave: list[int] = field(default_factory=list)  #: empty runs that somebody in line needs the slots of
+    preempt: dict[int, int] = field(default_factory=dict)  #: run that has had its turn -> the job it makes room for
+    order: list[int] = field(default_factory=list)  #: all waiting jobs, as they stand in line
 
 
 def schedule(
@@ -58,40 +89,245 @@ def schedule(
     endings: Mapping[int, JobResult | None],
     hosts: Sequence[Host] = (),
     limits: Limits = Limits(),
+    *,
+    policy: Policy = Policy(),
+    usage: Mapping[str, float] | None = None,
+    now: float = 0.0,
+    paused: str = "",
 ) -> Plan:
     """Place what can start now.
 
     `held`: slot -> the job that holds it. `endings`: how the jobs ended that others wait for; None or absent: not yet.
-    `limits` are those of runs that are started now; `hosts` bring their own.
+    `limits` are those of runs that are started now; `hosts` bring their own. `usage`: user -> decayed slot-seconds.
+    `paused`: why nothing may start; empty: it may.
     """
-    plan = Plan()
-    free = [slot.name for slot in slots if slot.name not in held and not slot.taken_by]
-    rooms = [_Room(host.limits, host.key, len(host.jobs), host.tokens, host.steps, run=host.run) for host in hosts]
-    first_in_line: Waiting | None = None
-    for job in sorted(waiting, key=lambda job: (-job.priority, job.id)):
-        fits = first_in_line is None and job.slots <= len(free)
-        if (broken := _broken(job, endings)) is not None:
+    planner = _Planner(waiting, slots, held, endings, hosts, limits, policy, usage or {}, now)
+    for job in planner.line:
+        planner.plan.order.append(job.id)
+        planner.consider(job, paused)
+    return planner.plan
+
+
+class _Planner:
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        slots: Sequence[Slot],
+        held: Mapping[str, int | None],
+        endings: Mapping[int, JobResult | None],
+        hosts: Sequence[Host],
+        limits: Limits,
+        policy: Policy,
+        usage: Mapping[str, float],
+        now: float,
+    ) -> None:
+        here = {slot.name for slot in slots}
+        hosts = [replace(host, slots=tuple(name for name in host.slots if name in here)) for host in hosts]
+        self.slots, self.held, self.endings, self.hosts = slots, dict(held), endings, hosts
+        self.limits, self.policy, self.now = limits, policy, now
+        self.plan = Plan()
+        self.free = [slot.name for slot in slots if slot.name not in held and slot.usable]
+        self.rooms = [_Room(h.limits, h.key, len(h.jobs), h.tokens, h.steps, run=h.run) for h in hosts]
+        self.holding = _holding(hosts)
+        self.in_groups: dict[int, int] = {}
+        for group in (group for host in hosts for group in host.groups):
+            self.in_groups[group] = self.in_groups.get(group, 0) + 1
+        self.started: list[tuple[Waiting, int]] = []  #: placed in this plan, with their slots
+        self.line = Line(waiting, usage, self.holding, policy, now)
+        self.first: Waiting | None = None
+        self.window = _Window(math.inf, 0)
+
+    def consider(self, job: Waiting, paused: str) -> None:
+        plan = self.plan
+        if (broken := _broken(job, self.endings)) is not None:
             plan.broken[job.id] = broken
-            plan.reasons[job.id] = f"job {broken} did not succeed"
-        elif pending := [other for other in job.after if endings.get(other) is not JobResult.SUCCEEDED]:
-            plan.reasons[job.id] = f"waits for {_jobs(pending)}"
-        elif job.slots > len(slots):
+            plan.reasons[job.id] = f"{reasons.name(broken)} did not succeed"
+        elif (never := self._never(job)) is not None:
             plan.never.add(job.id)
-            plan.reasons[job.id] = f"needs {_slots(job.slots)}, this worker has {len(slots)}"
-        elif room := _room_for(job, rooms, fits=fits, behind=first_in_line is not None):
+            plan.reasons[job.id] = never
+        elif (kept := self._kept(job) or paused) != "":
+            plan.reasons[job.id] = kept
+        elif room := self._room_for(job):
             room.take(job, plan)
-        elif first_in_line is not None:
-            plan.reasons[job.id] = f"waits behind job {first_in_line.id}, which needs {_slots(first_in_line.slots)}"
-        elif not fits:
-            first_in_line = job
-            plan.reasons[job.id] = _why(job, slots, held, hosts, rooms, len(free))
-            plan.leave = _to_leave(job.slots - len(free), hosts)
+            self._count(job)
+        elif (over := self._over_quota(job)) != "":
+            plan.reasons[job.id] = over
+        elif self.first is not None and not self._may_pass(job):
+            plan.reasons[job.id] = reasons.behind(job, self.first, self.slots, self.window.until, self.now)
+        elif job.slots <= len(self.free):
+            self._place(job)
         else:
-            plan.placements[job.id] = tuple(free[: job.slots])
-            free = free[job.slots :]
-            held = {**held, **dict.fromkeys(plan.placements[job.id], job.id)}
-            rooms.append(_Room(limits, job.key, 1, job.tokens, job.steps or 0, leader=job.id))
-    return plan
+            self._is_first(job)
+
+    def _place(self, job: Waiting) -> None:
+        names = tuple(self.free[: job.slots])
+        self.plan.placements[job.id] = names
+        self.free = self.free[job.slots :]
+        self.held |= dict.fromkeys(names, job.id)
+        self.rooms.append(_Room(self.limits, job.key, 1, job.tokens, job.steps or 0, leader=job.id))
+        self.holding[job.user] = self.holding.get(job.user, 0.0) + job.slots
+        self.line.gives(job.user, job.slots)
+        self.started.append((job, job.slots))
+        self._count(job)
+        if self.first is not None and not self._ends_in_time(job):
+            self.window = _Window(self.window.until, self.window.spare - job.slots)
+
+    def _is_first(self, job: Waiting) -> None:
+        self.first = job
+        missing = job.slots - len(self.free)
+        going = [host for host in self.hosts if host.ending]
+        self.plan.leave = _to_leave(missing - sum(len(host.slots) for host in going), self.hosts)
+        leaving = [host for host in self.hosts if host.run in self.plan.leave]
+        missing -= sum(len(host.slots) for host in (*going, *leaving))
+        self.plan.preempt = {host.run: job.id for host in self._turns_over(job, missing)}
+        self.window = self._window(job)
+        self.plan.reasons[job.id] = self._why(job)
+
+    def _count(self, job: Waiting) -> None:
+        if job.group is not None:
+            self.in_groups[job.group] = self.in_groups.get(job.group, 0) + 1
+
+    def _never(self, job: Waiting) -> str | None:
+        """Why the job cannot run however long it waits; None: it can."""
+        if job.slots > len(self.slots):
+            return f"needs {reasons.slots(job.slots, self.slots)}, this worker has {len(self.slots)}"
+        for whose, quota, _ in self._quotas(job.user):
+            if job.slots > quota:
+                return f"needs {reasons.slots(job.slots, self.slots)}, {whose} may have {quota} at once (queue.toml)"
+        return None
+
+    def _kept(self, job: Waiting) -> str:
+        """What the job waits for beside slots."""
+        done = {JobResult.SUCCEEDED}
+        pending = [
+            other
+            for other in job.after
+            if self.endings.get(other) not in (set(JobResult) if other in job.after_any else done)
+        ]
+        if pending:
+            return f"waits for {reasons.names(pending)}"
+        if left := seconds_to_wait(job.not_before, self.now):
+            return f"is tried again in {left:.0f} s"
+        if job.paused_by:
+            return f"paused by {job.paused_by}: `ptq resume {job.id}` lets it start"
+        if job.group is not None and job.at_once is not None and self.in_groups.get(job.group, 0) >= job.at_once:
+            return f"group g{job.group} runs {job.at_once} at a time"
+        return ""
+
+    def _over_quota(self, job: Waiting) -> str:
+        for whose, quota, members in self._quotas(job.user):
+            have = sum(self.holding.get(user, 0.0) for user in members)
+            if have + job.slots > quota + 1e-6:
+                ends = reasons.first_end([host for host in self.hosts if set(host.users) & set(members)], self.now)
+                what = f"{whose} has {have:g} of at most {quota} {reasons.unit(quota, self.slots)}"
+                return f"needs {job.slots}, {what}{ends}"
+        return ""
+
+    def _quotas(self, user: str) -> list[tuple[str, int, frozenset[str]]]:
+        """(whose, how many, who counts)"""
+        own = self.policy.quota(user)
+        found = [] if own is None else [(user or "the user", own, frozenset({user}))]
+        teams = [(name, self.policy.teams[name]) for name in self.policy.teams_of(user)]
+        return found + [(f"team {name}", team.quota, team.members) for name, team in teams if team.quota is not None]
+
+    def _room_for(self, job: Waiting) -> _Room | None:
+        """The least filled run that the job may share; with a slot of its own at hand, only one not yet filled."""
+        fits = self.first is None and job.slots <= len(self.free) and not self._over_quota(job)
+        possible = [
+            room
+            for room in self.rooms
+            if room.has_room_for(job)
+            and not (fits and room.is_filled_by(job))
+            and not (self.first is not None and not room.goes_on_as_long_as(job))
+        ]
+        return min(possible, key=lambda room: room.tokens, default=None)
+
+    def _may_pass(self, job: Waiting) -> bool:
+        """Whether the job may go before the first in line."""
+        if job.slots > len(self.free):
+            return False
+        return self._ends_in_time(job) or job.slots <= self.window.spare
+
+    def _ends_in_time(self, job: Waiting) -> bool:
+        return job.time_limit is not None and self.now + job.time_limit <= self.window.until
+
+    def _window(self, first: Waiting) -> _Window:
+        """Until when the first in line must wait, if all goes fast; what it leaves free even then, if all goes slowly.
+
+        A run of which neither pace nor time limit is known may end at any moment, so it opens no window. What people
+        use outside the queue does not end by itself: where that is in the way, jobs with a time limit pass.
+        """
+        ends = [(self._earliest(host, first), self._latest(host), len(host.slots)) for host in self.hosts]
+        for job, count in self.started:
+            limit = None if job.time_limit is None else self.now + job.time_limit
+            ends.append((self.now if limit is None else limit, math.inf if limit is None else limit, count))
+        missing = first.slots - len(self.free)
+        until = math.inf
+        for earliest, _, count in sorted(ends):
+            missing -= count
+            if missing <= 0:
+                until = earliest
+                break
+        surely = len(self.free) + sum(count for _, latest, count in ends if latest <= until)
+        return _Window(until, 0 if until == math.inf else max(0, surely - first.slots))
+
+    def _earliest(self, host: Host, first: Waiting) -> float:
+        if host.ending or host.run in self.plan.leave or host.run in self.plan.preempt:
+            return self.now
+        known = [moment for moment in (host.ends_at, host.expected) if moment is not None]
+        earliest = max(self.now, min(known)) if known else self.now
+        if self._gives_way(host, first) and self.policy.turn is not None:
+            earliest = min(earliest, max(self.now, host.started_at + self.policy.turn))
+        return earliest
+
+    def _latest(self, host: Host) -> float:
+        return math.inf if host.ends_at is None else max(self.now, host.ends_at)
+
+    def _turns_over(self, first: Waiting, missing: int) -> list[Host]:
+        """Runs that make room for the first in line now: the lowest ranks first, and none if all are not enough."""
+        if missing <= 0 or self.policy.turn is None:
+            return []
+        over = [
+            host
+            for host in self.hosts
+            if self._gives_way(host, first) and self.now - host.started_at >= self.policy.turn
+        ]
+        over.sort(key=lambda host: (self._rank_of(host), -len(host.slots), host.run))
+        if sum(len(host.slots) for host in over) < missing:
+            return []
+        chosen: list[Host] = []
+        for host in over:
+            if sum(len(one.slots) for one in chosen) < missing:
+                chosen.append(host)
+        for host in list(chosen):  # a large one may have made an earlier one superfluous
+            if sum(len(one.slots) for one in chosen) - len(host.slots) >= missing:
+                chosen.remove(host)
+        return chosen
+
+    def _gives_way(self, host: Host, first: Waiting) -> bool:
+        """Whether the first in line comes before this run's jobs, once they have had their turn."""
+        if host.ending or host.reservation is not None or not host.jobs or not host.slots:
+            return False
+        if first.user in host.users:
+            return first.priority > host.priority
+        return self.line.rank(first) > self._rank_of(host)
+
+    def _rank_of(self, host: Host) -> float:
+        return self.line.rank_if_queued_now(host.users, host.priority)
+
+    def _why(self, job: Waiting) -> str:
+        placed = {one.id: count for one, count in self.started}
+        full = [room.label for room in self.rooms if room.key is not None and room.key == job.key]
+        free, gone = len(self.free), {**dict.fromkeys(self.plan.leave, "ending"), **self.plan.preempt}
+        return reasons.why(job, self.slots, self.held, self.hosts, placed, full, free, gone, self.now)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """What may be done with free slots while the first in line waits."""
+
+    until: float  #: it may start then, and not before
+    spare: int  #: slots that it leaves free even then
 
 
 @dataclass
@@ -105,6 +341,10 @@ class _Room:
     steps: int
     run: int | None = None
     leader: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"run {self.run}" if self.run is not None else f"job {self.leader}'s run"
 
     def has_room_for(self, job: Waiting) -> bool:
         """An empty run takes any job of its key: a job that is too large to share may still run."""
@@ -126,68 +366,29 @@ class _Room:
             plan.companions[job.id] = self.leader
 
 
-def _room_for(job: Waiting, rooms: Iterable[_Room], *, fits: bool, behind: bool) -> _Room | None:
-    """The least filled run that the job may share; with a slot of its own at hand (`fits`), only one not yet filled."""
-    possible = [
-        room
-        for room in rooms
-        if room.has_room_for(job)
-        and not (fits and room.is_filled_by(job))
-        and not (behind and not room.goes_on_as_long_as(job))
-    ]
-    return min(possible, key=lambda room: room.tokens, default=None)
+def _holding(hosts: Iterable[Host]) -> dict[str, float]:
+    """user -> slots held; who shares a run holds a part of its slots."""
+    found: dict[str, float] = {}
+    for host in hosts:
+        for user in host.users:
+            found[user] = found.get(user, 0.0) + len(host.slots) / len(host.users)
+    return found
 
 
 def _to_leave(missing: int, hosts: Sequence[Host]) -> list[int]:
     """Empty runs that give their slots up, no more than are needed."""
     found = []
     for host in hosts:
-        if missing > 0 and not host.jobs and host.key is not None:
+        if missing > 0 and host.warm and host.slots:
             found.append(host.run)
             missing -= len(host.slots)
     return found
 
 
 def _broken(job: Waiting, endings: Mapping[int, JobResult | None]) -> int | None:
-    ended = (other for other in job.after if endings.get(other) not in {None, JobResult.SUCCEEDED})
+    ended = (
+        other
+        for other in job.after
+        if other not in job.after_any and endings.get(other) not in {None, JobResult.SUCCEEDED}
+    )
     return next(ended, None)
-
-
-def _why(
-    job: Waiting,
-    slots: Sequence[Slot],
-    held: Mapping[str, int | None],
-    hosts: Sequence[Host],
-    rooms: Sequence[_Room],
-    free: int,
-) -> str:
-    parts = [f"needs {_slots(job.slots)}, {free} free"]
-    host_of = {name: host for host in hosts for name in host.slots}
-    holders: dict[str, int] = {}
-    for slot in slots:
-        holder = _holder(held.get(slot.name), host_of.get(slot.name))
-        if holder is not None:
-            holders[holder] = holders.get(holder, 0) + 1
-    parts += [f"{holder} {count}" for holder, count in holders.items()]
-    parts += [f"{slot.name} is used by {slot.taken_by}" for slot in slots if slot.taken_by and slot.name not in held]
-    full = [room for room in rooms if room.key is not None and room.key == job.key]
-    if full:
-        names = [f"run {room.run}" if room.run is not None else f"job {room.leader}'s run" for room in full]
-        parts.append(f"{' and '.join(names)} on its base {'is' if len(full) == 1 else 'are'} full")
-    return ", ".join(parts)
-
-
-def _holder(job: int | None, host: Host | None) -> str | None:
-    if host is not None and len(host.jobs) > 1:
-        return f"{_jobs(host.jobs)} hold"
-    if host is not None and not host.jobs:
-        return f"run {host.run} (ending) holds"
-    return None if job is None else f"job {job} holds"
-
-
-def _slots(count: int) -> str:
-    return "1 slot" if count == 1 else f"{count} slots"
-
-
-def _jobs(ids: Sequence[int]) -> str:
-    return ("job " if len(ids) == 1 else "jobs ") + ", ".join(map(str, ids))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.dispatch.gpus import GpuSource, Nvml, pick, used_by
+from orchestrator.dispatch.gpus import Gpu, GpuSource, Nvml, fault_of, pick, used_by
 from orchestrator.dispatch.scheduler import Slot
 from orchestrator.errors import BadInput
 
@@ -60,7 +60,10 @@ class GpuSlots:
 
     def look(self, held: Collection[str]) -> list[Slot]:
         seen = {gpu.slot: gpu for gpu in self._source.look()}
-        return [
-            Slot(name, "" if name in held else used_by(seen[name]) if name in seen else "nobody: it does not answer")
-            for name in self.names
-        ]
+        return [slot_of(name, seen.get(name), held=name in held) for name in self.names]
+
+
+def slot_of(name: str, gpu: Gpu | None, *, held: bool) -> Slot:
+    if gpu is None:
+        return Slot(name, fault="it does not answer")
+    return Slot(name) if held else Slot(name, used_by(gpu), fault_of(gpu))

@@ -83,7 +83,7 @@ def run_spec(
         gpus=[slot.removeprefix("gpu:") for slot in slots] if how.device == "cuda" else [],
         zero=found[0].recipe["resources"].get("zero"),
         threads=how.threads,
-        port=free_port(),
+        port=claim.port or free_port(),
         time_limit_seconds=None if None in given else max(limit for limit in given if limit is not None),
         grace_seconds=how.grace,
         memory_bytes=found[0].recipe["resources"].get("memory") or how.memory,

@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.dispatch.labels import LabelCheck
-from orchestrator.errors import BadRecipe, NotFound
+from orchestrator.errors import BadInput, BadRecipe, NotFound
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
 from orchestrator.recipe.load import LoadedRecipe
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.starts import ArtifactInit
-from orchestrator.registry import jobs
+from orchestrator.registry import jobs, workers
 from orchestrator.registry.artifacts import get_artifact
 from orchestrator.registry.bases import ResolvedBase, resolve_base
 from orchestrator.registry.datasets import DatasetVersion, get_version
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import NewJob
+from orchestrator.settings import POLICY_FILE, load_policy
 
 PRIORITIES = {"low": 0, "normal": 50, "high": 100}
 
@@ -76,21 +77,47 @@ def enqueue(
     after: Sequence[str],
     command: Sequence[str],
     now: float,
+    after_any: Sequence[str] = (),
+    at_once: int | None = None,
 ) -> list[Submitted]:
-    """Queue everything in one transaction, or nothing. `after`: job ids or groups that must succeed first."""
-    if after and not registry.exists():
-        raise NotFound(f"there is no job {after[0]!r}", hint="`ptq status --all` lists every job")
+    """Queue everything in one transaction, or nothing.
+
+    `after`, `after_any`: job ids or groups that must succeed first, or just end. `at_once`: of each group, at most so
+    many jobs run at a time. Raises BadInput for what could never run, however long it waited.
+    """
+    if (after or after_any) and not registry.exists():
+        raise NotFound(f"there is no job {(*after, *after_any)[0]!r}", hint="`ptq status --all` lists every job")
+    check_possible(registry, max(job.slots for one in planned for job in one.jobs), user=user, now=now)
     done = []
     with registry.write() as conn:
-        before = jobs.resolve(conn, after)
+        before, ended = jobs.resolve(conn, after), jobs.resolve(conn, after_any)
         for one in planned:
-            group = jobs.add_group(conn, one.name, user=user, at=now) if len(one.jobs) > 1 else None
+            several = len(one.jobs) > 1
+            group = jobs.add_group(conn, one.name, user=user, at=now, at_once=at_once) if several else None
             ids = jobs.add_jobs(
-                conn, one.jobs, user=user, uid=registry.settings.uid, command=command, at=now,
-                group_id=group, after=before,
+                conn, one.jobs, user=user, uid=registry.settings.uid, command=command, at=now, group_id=group,
+                after=before, after_any=ended,
             )  # fmt: skip
             done.append(Submitted(group, ids))
     return done
+
+
+def check_possible(registry: Registry, slots: int, *, user: str, now: float) -> None:
+    """Refuse what would wait for ever: more slots than any worker here has, or than the user may ever have."""
+    policy = load_policy(registry.settings.home)
+    limits = [(f"{user} may have", policy.quota(user))]
+    limits += [(f"team {name} may have", policy.teams[name].quota) for name in policy.teams_of(user)]
+    for whose, quota in limits:
+        if quota is not None and slots > quota:
+            hint = "ask for fewer, or have the quota raised"
+            raise BadInput(f"{slots} slots are asked for, {whose} {quota} at once", where=POLICY_FILE, hint=hint)
+    with registry.read() as conn:
+        present = workers.present(conn, now=now)
+    if present and slots > (most := max(len(worker.slots) for worker in present)):
+        hint = "ask for fewer (resources.gpus), or start a worker with more slots first"
+        raise BadInput(
+            f"{slots} slots are asked for, the largest worker here has {most}: it would never start", hint=hint
+        )
 
 
 def submit(

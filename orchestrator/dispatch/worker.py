@@ -21,27 +21,41 @@ from orchestrator import failpoints
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.fusing import Facts, Limits, default_limits
-from orchestrator.dispatch.hosts import find_hosts
-from orchestrator.dispatch.launcher import LaunchCommand, threads_per_process, training_command
+from orchestrator.dispatch.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
+from orchestrator.dispatch.notify import Notifier
 from orchestrator.dispatch.outcome import Tries, after, seconds_to_wait
+from orchestrator.dispatch.reasons import name
 from orchestrator.dispatch.reconcile import Runs, request_stop
-from orchestrator.dispatch.scheduler import Plan, Slot, schedule
+from orchestrator.dispatch.scheduler import Plan, Slot
 from orchestrator.dispatch.slots import Slots
 from orchestrator.dispatch.start import Manner, start_run, ticket, write_job
 from orchestrator.dispatch.strikes import Strikes, is_the_machines
-from orchestrator.errors import PtqError, RegistryUnusable
-from orchestrator.registry import jobs, runs, workers
+from orchestrator.dispatch.survey import survey
+from orchestrator.errors import BadInput, PtqError, RegistryUnusable
+from orchestrator.registry import controls, jobs, reservations, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, Waiting
 from orchestrator.registry.runs import Claimant, Run
+from orchestrator.settings import load_policy
 from orchestrator.states import JobResult, JobState, Reason
 
 POLL = 0.25  #: seconds between looks
 BEAT = 5.0  #: seconds between heartbeats
 FAULT_PAUSE = 1.0
 
+#: The queue is looked at anew when something has happened to a job or a slot; else after so many seconds (a person's
+#: process may have left a card, a turn may be over), or after `PLACE_SHARE` times what the last look has taken.
+PLACE_EVERY = 2.0
+PLACE_SHARE = 20.0
+
 Log = Callable[[str], None]
+
+
+class Taken(PtqError):
+    """Somebody has taken a slot outside the queue."""
+
+
 Result = TypeVar("Result")
 
 
@@ -52,6 +66,7 @@ class Ended:
     signal: int | None = None
     running: list[int] = field(default_factory=list)  #: runs that go on without it
     never: dict[int, str] = field(default_factory=dict)  #: jobs that can never run here, and why
+    drained_by: str | None = None
 
 
 class Worker:
@@ -79,8 +94,14 @@ class Worker:
             registry.settings.grace_seconds,
             registry.settings.run_memory,
         )
+        self.policy, self._policy_fault = load_policy(registry.paths.root), ""
+        self._notifier = Notifier(registry, log)
+        self._draining: str | None = None
+        self._plan = Plan()
+        self._seen: object = None  #: the state of the queue that `_plan` was made from
+        self._place_again_at = 0.0
         self._facts = Facts()
-        self._resting = False  #: whether a job waits for its next try
+        self._resting: float | None = None  #: seconds until the first of those that wait for their next try may have it
         self._signal: int | None = None
         self._strikes = Strikes()
 
@@ -104,6 +125,8 @@ class Worker:
             plan, open_runs = self._guarded(self.look) or (None, [])
             if self._signal is not None or (until() and not self._ending(open_runs)):
                 return Ended(signal=self._signal, running=[run.id for run in open_runs])
+            if self._draining and not open_runs:
+                return Ended(drained_by=self._draining)
             if until_idle and plan is not None and not open_runs and self._idle(plan):
                 return Ended(never={job: plan.reasons[job] for job in plan.reasons})
             if time.monotonic() - beaten >= BEAT:
@@ -135,8 +158,28 @@ class Worker:
         self.runs.reap()
         for run in self.runs.open():
             self._look_after(run)
-        plan = self._place()
-        return plan, self.runs.open()
+        self._place_if_anything_is_new()
+        return self._plan, self.runs.open()
+
+    def _place_if_anything_is_new(self) -> None:
+        with self.registry.read() as conn:
+            self._see_drained(workers.drained_by(conn, self.me.worker_id))
+            seen = (
+                jobs.last_event(conn),
+                runs.live_slots(conn, self.me.host),
+                reservations.newest(conn),
+                controls.get(conn, controls.PAUSED),
+                self._draining,
+            )
+        if seen == self._seen and time.monotonic() < self._place_again_at:
+            return
+        began = time.monotonic()
+        self._notifier.tell(self.policy)
+        self._end_reservations()
+        self._plan = self._place()
+        took = time.monotonic() - began
+        pause = max(PLACE_EVERY if self._resting is None else min(PLACE_EVERY, self._resting), PLACE_SHARE * took)
+        self._seen, self._place_again_at = seen, time.monotonic() + pause
 
     def _look_after(self, run: Run) -> None:
         try:
@@ -153,37 +196,76 @@ class Worker:
                 self.runs.give_up(run, error, at=self.clock())
 
     def _place(self) -> Plan:
+        now = self.clock()
         with self.registry.read() as conn:
-            waiting = jobs.waiting_jobs(conn)
-            leases = runs.live_leases(conn, self.me.host)
-            endings = jobs.endings(conn, {other for job in waiting for other in job.after})
-            if self.only is not None:
-                waiting = [job for job in waiting if job.id in self.only]
-            resting = {job.id: seconds_to_wait(job.not_before, self.clock()) for job in waiting}
-            waiting = [job for job in waiting if not resting[job.id]]
-            waiting = self._facts.complete(conn, waiting, device=self.how.device)
-            hosts = find_hosts(conn, self.registry.paths, leases) if waiting else []
-        held = {lease.slot: lease.job_id for lease in leases}
-        slots = self.slots.look(held) if waiting else [Slot(name) for name in self.slots.names]
-        plan = schedule(waiting, slots, held, endings, hosts, self.how.limits)
-        self._resting = any(resting.values())
-        plan.reasons |= {job: f"is tried again in {left:.0f} s" for job, left in resting.items() if left}
-        seen = {job.id: job for job in waiting}
+            seen = survey(
+                conn, self.registry.paths, self._facts,
+                device=self.how.device, policy=self.policy, now=now, host=self.me.host,
+            )  # fmt: skip
+        slots = self.slots.look(seen.held) if seen.waiting else [Slot(name) for name in self.slots.names]
+        drained = f"this box's worker is leaving: drained by {self._draining}" if self._draining else ""
+        plan = seen.plan(slots, self.how.limits, only=self.only, paused=drained)
+        waiting = {job.id: job for job in seen.waiting}
+        resting = [left for job in seen.waiting if (left := seconds_to_wait(job.not_before, now))]
+        self._resting = min(resting, default=None)
         for job_id, broken in plan.broken.items():
-            self._finish_dependent(seen[job_id], broken)
+            self._finish_dependent(waiting[job_id], broken)
         for run_id in plan.leave:
             self.log(f"run {run_id}: its base is no longer kept warm, somebody needs the slots")
             request_stop(self.registry.paths.run(run_id), "idle")
+        for run_id, other in plan.preempt.items():
+            self._make_room(run_id, waiting[other])
         for job_id, names in plan.placements.items():
-            companions = [seen[other] for other, leader in plan.companions.items() if leader == job_id]
-            self._claim_and_start(seen[job_id], companions, names)
+            if job_id < 0:
+                self._start_reservation(-job_id, names)
+                continue
+            companions = [waiting[other] for other, leader in plan.companions.items() if leader == job_id]
+            self._claim_and_start(waiting[job_id], companions, names)
         for job_id, run_id in plan.joins.items():
-            self._claim_and_join(seen[job_id], run_id)
+            self._claim_and_join(waiting[job_id], run_id)
         return plan
+
+    def _make_room(self, run_id: int, other: Waiting) -> None:
+        """The run has had its turn: it checkpoints, and its jobs stand in line again."""
+        what = f"makes room for {name(other.id)} of {other.user}"
+        self.log(f"run {run_id}: has had its turn and {what}")
+        with self.registry.write() as conn:
+            for job in jobs.live_jobs_of(conn, run_id):
+                jobs.note(
+                    conn, job.id, job.attempt, actor=self.actor, at=self.clock(), kind="preempting",
+                    detail={"run": run_id, "message": what},
+                )  # fmt: skip
+        request_stop(self.registry.paths.run(run_id), "preempt")
+
+    def _start_reservation(self, number: int, names: tuple[str, ...]) -> None:
+        with self.registry.write() as conn:
+            self._check_still_free(names)
+            if not reservations.start(conn, number, names, self.me, at=self.clock()):
+                return
+        self.log(f"reservation r{number}: has {', '.join(names)}")
+
+    def _end_reservations(self) -> None:
+        now = self.clock()
+        with self.registry.read() as conn:
+            over = [one for one in reservations.unfinished(conn) if one.until is not None and one.until <= now]
+        for one in over:
+            with self.registry.write() as conn:
+                reservations.end(conn, one.id, by="its time is over", at=now)
+            self.log(f"reservation r{one.id} of {one.user} is over")
+
+    def _check_still_free(self, names: Collection[str]) -> None:
+        """Inside the claim: nobody has come since the plan was made. Raises Taken; nothing is written then."""
+        for slot in self.slots.look(()):
+            if slot.name in names and not slot.usable:
+                raise Taken(f"{slot.name} was free a moment ago: {slot.taken_by or slot.fault}")
 
     def _claim_and_start(self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...]) -> None:
         with self.registry.write() as conn:
-            claim = runs.claim(conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock())
+            claim = runs.claim(
+                conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock(),
+                port=free_port(runs.ports(conn, self.me.host)),
+            )  # fmt: skip
+            self._check_still_free(names)
             if claim is None:
                 return  # cancelled, or taken, since we looked
             joined = [
@@ -252,7 +334,7 @@ class Worker:
 
     def _idle(self, plan: Plan) -> bool:
         """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""
-        if plan.placements or plan.joins or plan.broken or self._resting:
+        if plan.placements or plan.joins or plan.broken or self._resting is not None:
             return False
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
 
@@ -263,7 +345,7 @@ class Worker:
                 conn, host=host, pid=pid, pid_started=processes.start_time(pid), boot_id=boot,
                 slots=self.slots.names, at=self.clock(),
             )  # fmt: skip
-            runs.renew(conn, host, at=self.clock())
+            runs.renew(conn, host, at=self.clock(), half_life=self.policy.half_life)
         self.me = Claimant(number, host, boot)
         self.actor = f"worker:{number}"
         self.runs = Runs(self.registry, host, self.actor, users_of=self._users_of, log=self.log)
@@ -275,7 +357,22 @@ class Worker:
     def _beat(self) -> None:
         with self.registry.write() as conn:
             workers.beat(conn, self.me.worker_id, at=self.clock())
-            runs.renew(conn, self.me.host, at=self.clock())
+            runs.renew(conn, self.me.host, at=self.clock(), half_life=self.policy.half_life)
+        self._read_policy()
+
+    def _see_drained(self, by: str | None) -> None:
+        if by and not self._draining:
+            self.log(f"worker: drained by {by}; starts nothing more, and leaves when its runs have ended")
+        self._draining = by
+
+    def _read_policy(self) -> None:
+        """A faulty queue.toml changes nothing: the last good one stays in force."""
+        try:
+            self.policy = load_policy(self.registry.paths.root)
+        except BadInput as error:
+            if str(error) != self._policy_fault:
+                self.log(f"worker: {error}\n  the settings that were in force before stay in force")
+            self._policy_fault = str(error)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

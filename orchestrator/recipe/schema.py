@@ -11,19 +11,14 @@ from orchestrator.recipe.methods import Method
 from orchestrator.recipe.optimizers import AdamW, Optimizer
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.tasks import Task
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from orchestrator.settings import parse_duration
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def duration(value: object) -> object:
     """`90s`, `30m`, `4h`, `1d12h` or a number of seconds -> seconds."""
-    if isinstance(value, str):
-        if not re.fullmatch(r"(\d+(\.\d+)?[smhd])+", value):
-            raise ValueError("not a duration; write for example 90s, 30m, 4h or 1d12h")
-        return sum(float(n) * _UNITS[u] for n, _, u in re.findall(r"(\d+(\.\d+)?)([smhd])", value))
-    return value
+    return parse_duration(value) if isinstance(value, str) else value
 
 
 _SIZES = {"K": 1, "M": 2, "G": 3, "T": 4}

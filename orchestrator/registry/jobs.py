@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, update
+from sqlalchemy import Connection, Select, String, case, cast, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 
 from orchestrator.errors import NotFound, StaleAttempt
@@ -69,6 +69,8 @@ class Job:
     uid: int | None  #: the account that may change it
     not_before: float | None  #: queued: not tried again before this moment
     artifact_id: int | None
+    queued_at: float | None = None  #: since when it waits, where that is not since submission
+    paused_by: str | None = None
     after: tuple[int, ...] = ()
 
 
@@ -82,8 +84,10 @@ class JobEvent:
     detail: dict[str, Any]
 
 
-def add_group(conn: Connection, name: str, *, user: str, at: float) -> int:
-    return _new_id(conn.execute(insert(groups).values(name=name, user=user, submitted_at=at)).inserted_primary_key)
+def add_group(conn: Connection, name: str, *, user: str, at: float, at_once: int | None = None) -> int:
+    """`at_once`: how many of its jobs may run at a time."""
+    row = {"name": name, "user": user, "submitted_at": at, "at_once": at_once}
+    return _new_id(conn.execute(insert(groups).values(row)).inserted_primary_key)
 
 
 def add_jobs(
@@ -96,17 +100,20 @@ def add_jobs(
     uid: int | None = None,
     group_id: int | None = None,
     after: Sequence[int] = (),
+    after_any: Sequence[int] = (),
 ) -> list[int]:
-    """Queue jobs, each of them after all jobs of `after`; their ids."""
+    """Queue jobs, each after the success of all of `after` and after any end of all of `after_any`; their ids."""
     ids = []
     for job in new:
         row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
         row |= {"group_id": group_id, "user": user, "uid": uid, "command": list(command), "submitted_at": at}
         row |= {"state": JobState.QUEUED.value, "attempt": 0, "counted_attempts": 0, "step": 0, "events_offset": 0}
         job_id = _new_id(conn.execute(insert(jobs).values(row)).inserted_primary_key)
-        for other in dict.fromkeys(after):
-            conn.execute(insert(dependencies).values(job_id=job_id, after_id=other))
-        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, {"after": list(after)} if after else {})
+        for other in dict.fromkeys((*after, *after_any)):
+            edge = {"job_id": job_id, "after_id": other, "any_end": other not in after}
+            conn.execute(insert(dependencies).values(edge))
+        waits = {"after": list(after), "after_any": list(after_any)}
+        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, {key: ids for key, ids in waits.items() if ids})
         ids.append(job_id)
     return ids
 
@@ -143,6 +150,8 @@ def move(
     values["not_before"] = not_before
     free = not counted or reason in UNCOUNTED
     values |= _side_effects(JobState(old), new_state, at, free=free)
+    if new_state is JobState.QUEUED and (reason is Reason.PREEMPTED or old == JobState.FINISHED.value):
+        values["queued_at"] = at  # it has had its turn: it waits as a new job does
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old)
     if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
         raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
@@ -199,9 +208,9 @@ def list_jobs(
 
 @dataclass(frozen=True)
 class Waiting:
-    """What the scheduler needs to know of a queued job."""
+    """What the scheduler needs to know of a queued job, or of a reservation that waits."""
 
-    id: int
+    id: int  #: of a reservation: minus its number
     attempt: int
     priority: int
     slots: int
@@ -213,16 +222,93 @@ class Waiting:
     tokens: int = 0  #: estimated tokens that it adds to a fused step
     steps: int | None = None  #: still to do, where that is known
     not_before: float | None = None  #: see `Job`
+    user: str = ""
+    since: float = 0.0  #: when it was queued; again, if it has had a turn since
+    time_limit: float | None = None
+    group: int | None = None
+    at_once: int | None = None  #: how many jobs of its group may run at a time
+    after_any: frozenset[int] = frozenset()  #: those of `after` of which any end will do
+    paused_by: str = ""
 
 
-def waiting_jobs(conn: Connection) -> list[Waiting]:
-    """The queue, without the bulk of its jobs: a worker asks several times a second."""
-    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts", "not_before")
-    columns = [jobs.c[name] for name in names]
-    rows = conn.execute(select(*columns).where(jobs.c.state == JobState.QUEUED.value).order_by(jobs.c.id)).all()
-    queued = select(jobs.c.id).where(jobs.c.state == JobState.QUEUED.value)
-    after = _after(conn, queued) if rows else {}
-    return [Waiting(**row._mapping, after=after.get(row.id, ())) for row in rows]
+#: Of each user's group, the scheduler looks at the first so many: more cannot start at once.
+DEEP = 300
+
+
+def waiting_jobs(conn: Connection, *, gain: float = 0.0, deep: int | None = None) -> list[Waiting]:
+    """The queue, without the bulk of its jobs.
+
+    `deep`: only the first so many of each user and group, by priority and age (`gain` points a second); those that
+    wait for other jobs or are paused come last.
+    """
+    since = func.coalesce(jobs.c.queued_at, jobs.c.submitted_at)
+    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts", "user", "not_before")
+    columns = [*(jobs.c[name] for name in names), since.label("since"), jobs.c.group_id.label("group")]
+    columns += [func.coalesce(jobs.c.paused_by, "").label("paused_by")]
+    query = select(*columns).where(jobs.c.state == JobState.QUEUED.value)
+    if deep is not None:
+        kept = case((or_(jobs.c.paused_by.is_not(None), _waits_for_another()), 1), else_=0)
+        place = func.row_number().over(
+            partition_by=(jobs.c.user, jobs.c.group_id), order_by=(kept, since * gain - jobs.c.priority, jobs.c.id)
+        )
+        inner = query.add_columns(place.label("place")).subquery()
+        query = select(*(inner.c[column.name] for column in columns)).where(inner.c.place <= deep)
+    rows = conn.execute(query.order_by("id")).all()
+    if not rows:
+        return []
+    of_queued = jobs.c.state == JobState.QUEUED.value
+    edges = select(dependencies).join(jobs, dependencies.c.job_id == jobs.c.id).where(of_queued)
+    after: dict[int, list[Any]] = {}
+    for edge in conn.execute(edges.order_by(dependencies.c.after_id)):
+        after.setdefault(edge.job_id, []).append(edge)
+    capped = select(groups.c.id, groups.c.at_once).where(groups.c.at_once.is_not(None))
+    caps = {row.id: row.at_once for row in conn.execute(capped)}
+    return [_waiting(row, after.get(row.id, ()), caps.get(row.group)) for row in rows]
+
+
+def _waits_for_another() -> Any:
+    other = jobs.alias()
+    pending = (dependencies.c.job_id == jobs.c.id, other.c.state != JobState.FINISHED.value)
+    return select(dependencies.c.job_id).join(other, dependencies.c.after_id == other.c.id).where(*pending).exists()
+
+
+def _waiting(row: Row[Any], edges: Sequence[Any], at_once: int | None) -> Waiting:
+    any_end = frozenset(edge.after_id for edge in edges if edge.any_end)
+    return Waiting(
+        **row._mapping, after=tuple(edge.after_id for edge in edges), after_any=any_end, at_once=at_once
+    )  # fmt: skip
+
+
+def last_event(conn: Connection) -> int:
+    """Grows with whatever happens to a job: as long as it does not, the queue has not changed."""
+    return conn.execute(select(func.max(job_events.c.id))).scalar() or 0
+
+
+def note(
+    conn: Connection, job_id: int, attempt: int, *, actor: str, at: float, kind: str, detail: Mapping[str, Any]
+) -> None:
+    """Enter something beside a change of state into the job's history."""
+    _record(conn, job_id, attempt, at, actor, kind, detail)
+
+
+def pause(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> list[int]:
+    """Keep queued jobs from starting until they are resumed; those that were queued and not paused already."""
+    return _set_paused(conn, ids, jobs.c.paused_by.is_(None), user, f"user:{user}", "paused", at)
+
+
+def resume(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> list[int]:
+    return _set_paused(conn, ids, jobs.c.paused_by.is_not(None), None, f"user:{user}", "resumed", at)
+
+
+def _set_paused(
+    conn: Connection, ids: Iterable[int], which: Any, value: str | None, actor: str, kind: str, at: float
+) -> list[int]:
+    guard = (jobs.c.id.in_(list(ids)), jobs.c.state != JobState.FINISHED.value, which)
+    found = conn.execute(select(jobs.c.id, jobs.c.attempt).where(*guard).order_by(jobs.c.id)).all()
+    for row in found:
+        conn.execute(update(jobs).where(jobs.c.id == row.id).values(paused_by=value))
+        _record(conn, row.id, row.attempt, at, actor, kind, {})
+    return [row.id for row in found]
 
 
 @dataclass(frozen=True)
@@ -265,10 +351,48 @@ def claimed_at(conn: Connection, job_id: int, attempt: int) -> float | None:
     return conn.execute(query).scalar()
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """How a live job's present attempt began."""
+
+    claimed_at: float
+    running_at: float | None  #: when training reported for the first time
+    step: int  #: at which it then stood
+
+
+def beginnings(conn: Connection, live: Sequence[Job]) -> dict[int, Beginning]:
+    attempts = {job.id: job.attempt for job in live}
+    kinds = (JobState.STARTING.value, JobState.RUNNING.value)
+    query = select(job_events).where(job_events.c.job_id.in_(list(attempts)), job_events.c.kind.in_(kinds))
+    found: dict[int, Beginning] = {}
+    for row in conn.execute(query.order_by(job_events.c.id)) if attempts else ():
+        if row.attempt != attempts[row.job_id]:
+            continue
+        if row.kind == JobState.STARTING:
+            found[row.job_id] = Beginning(row.at, None, 0)
+        elif row.job_id in found:
+            found[row.job_id] = replace(found[row.job_id], running_at=row.at, step=int(row.detail.get("step", 0)))
+    return found
+
+
+def count_queued(conn: Connection) -> int:
+    return conn.execute(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)).scalar() or 0
+
+
 def recently_finished(conn: Connection, limit: int) -> list[Job]:
     newest = select(jobs.c.id).where(jobs.c.state == JobState.FINISHED.value)
     ids = conn.execute(newest.order_by(jobs.c.finished_at.desc(), jobs.c.id.desc()).limit(limit)).scalars()
     return list_jobs(conn, ids=ids.all())
+
+
+def finished_since(conn: Connection, event: int, *, limit: int) -> list[tuple[int, Job]]:
+    """Jobs that have finished after this event, with the events that say so, oldest first."""
+    query = select(job_events.c.id, job_events.c.job_id).where(
+        job_events.c.id > event, job_events.c.kind == JobState.FINISHED.value
+    )
+    rows = conn.execute(query.order_by(job_events.c.id).limit(limit)).all()
+    found = {job.id: job for job in list_jobs(conn, ids={row.job_id for row in rows})}
+    return [(row.id, found[row.job_id]) for row in rows]
 
 
 def live_jobs_of(conn: Connection, run_id: int) -> list[Job]:
@@ -297,20 +421,29 @@ def resolve(conn: Connection, references: Sequence[str]) -> list[int]:
     return list(dict.fromkeys(ids))
 
 
+def completions(conn: Connection, start: str, *, limit: int) -> list[tuple[str, str]]:
+    """(id or group, what it is) for a shell that completes a name beginning so: the newest first."""
+    wanted = start.removeprefix("g")
+    if wanted and not wanted.isdecimal():
+        return []
+    found = []
+    if not start.startswith("g"):
+        state = func.coalesce(jobs.c.result, jobs.c.state).label("state")
+        named = select(jobs.c.id, jobs.c.name, jobs.c.user, state).where(cast(jobs.c.id, String).startswith(wanted))
+        rows = conn.execute(named.order_by(jobs.c.id.desc()).limit(limit))
+        found = [(str(row.id), f"{row.name}, {row.user}, {row.state}") for row in rows]
+    several = select(groups).where(cast(groups.c.id, String).startswith(wanted))
+    if start.startswith("g") or not start:
+        rows = conn.execute(several.order_by(groups.c.id.desc()).limit(limit))
+        found += [(f"g{row.id}", f"{row.name}, {row.user}") for row in rows]
+    return found
+
+
 def list_events(conn: Connection, job_id: int) -> list[JobEvent]:
     """What happened to the job, oldest first."""
     columns = [job_events.c[name] for name in JobEvent.__dataclass_fields__]
     rows = conn.execute(select(*columns).where(job_events.c.job_id == job_id).order_by(job_events.c.id))
     return [JobEvent(*row) for row in rows]
-
-
-def in_order_of_start(found: Iterable[Job]) -> list[Job]:
-    """Live jobs first, then the queue: higher priority first, then the older."""
-
-    def key(job: Job) -> tuple[bool, int, int]:
-        return (job.state == JobState.QUEUED, -job.priority if job.state == JobState.QUEUED else 0, job.id)
-
-    return sorted(found, key=key)
 
 
 _SELECT = (

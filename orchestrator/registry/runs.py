@@ -14,7 +14,9 @@ from sqlalchemy.engine import Row
 
 from orchestrator.errors import StaleAttempt
 from orchestrator.registry import jobs as job_verbs
-from orchestrator.registry.tables import jobs, leases, runs
+from orchestrator.registry import usage
+from orchestrator.registry.tables import jobs, leases, reservations, runs
+from orchestrator.settings import Policy
 from orchestrator.states import LIVE, JobState
 
 LEASE_SECONDS = 30.0
@@ -30,6 +32,7 @@ class Run:
     started_at: float
     ended_at: float | None
     exit: dict[str, Any] | None
+    port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Claim:
     run_id: int
     attempt: int
     token: str
+    port: int | None = None  #: for the rendezvous of its processes; no other open run of the box has it
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,15 @@ class Claimant:
 
 
 def claim(
-    conn: Connection, job_id: int, attempt: int, slots: Sequence[str], by: Claimant, *, token: str, at: float
+    conn: Connection,
+    job_id: int,
+    attempt: int,
+    slots: Sequence[str],
+    by: Claimant,
+    *,
+    token: str,
+    at: float,
+    port: int | None = None,
 ) -> Claim | None:
     """Take a queued job and its slots, in the caller's one transaction; None when another was faster.
 
@@ -74,6 +86,7 @@ def claim(
     if conn.execute(select(leases.c.id).where(*held)).first() is not None:
         return None
     row = {"worker_id": by.worker_id, "host": by.host, "boot_id": by.boot_id, "token": token, "started_at": at}
+    row["port"] = port
     run_id = int(conn.execute(insert(runs).values(row)).inserted_primary_key[0])  # type: ignore[index]
     for slot in slots:
         lease = {"run_id": run_id, "host": by.host, "slot": slot, "expires_at": at + LEASE_SECONDS}
@@ -82,7 +95,7 @@ def claim(
         taken = _start(conn, job_id, attempt, run_id, by, at=at, detail={"slots": list(slots)})
     except StaleAttempt:
         return None
-    return Claim(run_id=run_id, attempt=taken, token=token)
+    return Claim(run_id=run_id, attempt=taken, token=token, port=port)
 
 
 def join(conn: Connection, job_id: int, attempt: int, run_id: int, by: Claimant, *, at: float) -> Claim | None:
@@ -120,13 +133,48 @@ def end_run(conn: Connection, run_id: int, *, exit_record: Mapping[str, Any] | N
     open_run = (runs.c.id == run_id, runs.c.ended_at.is_(None))
     record = None if exit_record is None else dict(exit_record)
     conn.execute(update(runs).where(*open_run).values(ended_at=at, exit=record))
+    release(conn, run_id, at=at)
+
+
+def release(conn: Connection, run_id: int, *, at: float) -> None:
+    """Free the slots of a run; what it has taken of them since they were last charged is charged."""
     held = (leases.c.run_id == run_id, leases.c.released_at.is_(None))
+    _charge(conn, held, at=at, half_life=Policy.half_life)
     conn.execute(update(leases).where(*held).values(released_at=at))
 
 
-def renew(conn: Connection, host: str, *, at: float) -> None:
+def renew(conn: Connection, host: str, *, at: float, half_life: float = Policy.half_life) -> None:
+    """Say that somebody looks after this box's slots, and charge them to those who hold them."""
     held = (leases.c.host == host, leases.c.released_at.is_(None))
+    _charge(conn, held, at=at, half_life=half_life)
     conn.execute(update(leases).where(*held).values(expires_at=at + LEASE_SECONDS))
+
+
+def _charge(conn: Connection, which: Sequence[Any], *, at: float, half_life: float) -> None:
+    """A lease was last charged when it was last renewed: LEASE_SECONDS before it expires."""
+    rows = conn.execute(select(leases.c.run_id, leases.c.expires_at).where(*which)).all()
+    hosted = _hosted(conn, {row.run_id for row in rows})
+    persons = _reserved(conn, {row.run_id for row in rows})
+    shares: list[tuple[str, float]] = []
+    for row in rows:
+        jobs_here = hosted.get(row.run_id, [])
+        users = [job.user for job in jobs_here if job.state in LIVE] or [job.user for job in jobs_here]
+        users = users or persons.get(row.run_id, [])
+        seconds = max(0.0, at - (row.expires_at - LEASE_SECONDS))
+        shares += [(user, seconds / len(users)) for user in users]
+    usage.charge(conn, shares, half_life=half_life, at=at)
+
+
+def _reserved(conn: Connection, ids: Collection[int]) -> dict[int, list[str]]:
+    """run -> the person who holds it as a reservation."""
+    query = select(reservations.c.run_id, reservations.c.user).where(reservations.c.run_id.in_(list(ids)))
+    return {row.run_id: [row.user] for row in conn.execute(query)} if ids else {}
+
+
+def ports(conn: Connection, host: str) -> set[int]:
+    """Ports that open runs of this box have."""
+    query = select(runs.c.port).where(runs.c.ended_at.is_(None), runs.c.host == host, runs.c.port.is_not(None))
+    return set(conn.execute(query).scalars())
 
 
 def get_run(conn: Connection, run_id: int) -> Run | None:
@@ -153,6 +201,12 @@ def live_leases(conn: Connection, host: str | None = None) -> list[Lease]:
     rows = conn.execute(query).all()
     hosted = _hosted(conn, {row.run_id for row in rows})
     return [_lease(row, hosted.get(row.run_id, [])) for row in rows]
+
+
+def live_slots(conn: Connection, host: str) -> tuple[int, ...]:
+    """Which leases are live: a cheap sign of whether anything has changed."""
+    held = (leases.c.released_at.is_(None), leases.c.host == host)
+    return tuple(conn.execute(select(leases.c.id).where(*held).order_by(leases.c.id)).scalars())
 
 
 def _hosted(conn: Connection, ids: Collection[int]) -> dict[int, list[Any]]:

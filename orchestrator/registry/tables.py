@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -93,6 +95,7 @@ groups = Table(
     Column("name", String(100), nullable=False),
     Column("user", String(100), nullable=False),
     Column("submitted_at", Float, nullable=False),
+    Column("at_once", Integer, nullable=True),  #: how many of its jobs may run at a time
 )
 
 jobs = Table(
@@ -127,8 +130,13 @@ jobs = Table(
     Column("finished_at", Float, nullable=True),
     Column("uid", Integer, nullable=True),  #: the account that submitted it; None: before accounts were kept
     Column("not_before", Float, nullable=True),  #: a queued job that failed waits until then for its next try
+    Column("queued_at", Float, nullable=True),  #: since when it waits, where that is not since submission
+    Column("paused_by", String(100), nullable=True),  #: who keeps it from starting
     CheckConstraint("(state = 'finished') = (result IS NOT NULL)", name="result_when_finished"),
     Index(None, "state", "priority", "id"),
+    Index(None, "state", "finished_at"),
+    Index(None, "run_id"),
+    Index(None, "group_id"),
 )
 
 dependencies = Table(
@@ -136,6 +144,7 @@ dependencies = Table(
     metadata,
     Column("job_id", ForeignKey("jobs.id"), primary_key=True),
     Column("after_id", ForeignKey("jobs.id"), primary_key=True),
+    Column("any_end", Boolean, nullable=False, server_default=false()),  #: any end will do; else success
 )
 
 workers = Table(
@@ -150,6 +159,7 @@ workers = Table(
     Column("started_at", Float, nullable=False),
     Column("heartbeat_at", Float, nullable=False),
     Column("ended_at", Float, nullable=True),
+    Column("drained_by", String(100), nullable=True),  #: who has asked it to start nothing more and leave
 )
 
 runs = Table(
@@ -163,6 +173,15 @@ runs = Table(
     Column("started_at", Float, nullable=False),
     Column("ended_at", Float, nullable=True),
     Column("exit", JSON, nullable=True),  #: the supervisor's exit record
+    Column("port", Integer, nullable=True),  #: for its processes' rendezvous; its own as long as it is open
+    Index(
+        "uq_runs_live_port",
+        "host",
+        "port",
+        unique=True,
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    ),
 )
 
 leases = Table(
@@ -183,6 +202,43 @@ leases = Table(
         sqlite_where=text("released_at IS NULL"),
         postgresql_where=text("released_at IS NULL"),
     ),
+    Index(None, "run_id"),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("user", String(100), nullable=False),
+    Column("uid", Integer, nullable=False),  #: the account that may release it
+    Column("slots", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("submitted_at", Float, nullable=False),
+    Column("started_at", Float, nullable=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=True),  #: a run without processes, which holds the leases
+    Column("ended_at", Float, nullable=True),
+    Column("ended_by", String(100), nullable=True),
+    Index(None, "ended_at"),
+)
+
+#: What each user has taken of the boxes: slot-seconds, decayed to the moment `at`.
+usage = Table(
+    "usage",
+    metadata,
+    Column("user", String(100), primary_key=True),
+    Column("seconds", Float, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+#: Switches of the whole queue, by name (see registry.controls).
+controls = Table(
+    "controls",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("by", String(100), nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 metrics = Table(

@@ -24,6 +24,7 @@ class Worker:
     started_at: float
     heartbeat_at: float
     ended_at: float | None
+    drained_by: str | None = None  #: who has asked it to start nothing more and to leave when its runs have ended
 
 
 def register(
@@ -38,6 +39,16 @@ def register(
 
 def beat(conn: Connection, worker_id: int, *, at: float) -> None:
     conn.execute(update(workers).where(workers.c.id == worker_id).values(heartbeat_at=at))
+
+
+def drain(conn: Connection, host: str, *, by: str) -> int:
+    """Ask the worker of this box to start nothing more and to leave; how many were asked."""
+    here = (workers.c.host == host, workers.c.ended_at.is_(None))
+    return conn.execute(update(workers).where(*here).values(drained_by=by)).rowcount
+
+
+def drained_by(conn: Connection, worker_id: int) -> str | None:
+    return conn.execute(select(workers.c.drained_by).where(workers.c.id == worker_id)).scalar()
 
 
 def leave(conn: Connection, worker_id: int, *, at: float) -> None:

@@ -31,6 +31,7 @@ STEPS = 40
 STATUS_KEYS = [
     *("id", "name", "user", "state", "result", "reason", "attempt", "group", "base", "method", "dataset"),
     *("progress", "metrics", "artifact", "submitted_at", "started_at", "finished_at"),
+    *("waits", "ends_at"),
 ]
 EXPECTED = sum(1 / step for step in range(1, STEPS + 1))
 
@@ -373,7 +374,7 @@ def test_what_the_command_shows(
     done, queued = add_jobs(box.registry, 1)[0], add_jobs(box.registry, 1, slots=3)[0]
     box.work_until_idle()
     shown = json.loads(ptq("status", "--json"))
-    assert set(shown) == {"gpus", "jobs"}
+    assert list(shown) == ["gpus", "jobs", "reservations", "users", "paused"]
     assert [job["id"] for job in shown["jobs"]] == [queued, done]
     assert list(shown["jobs"][1]) == [
         "id",
@@ -393,6 +394,8 @@ def test_what_the_command_shows(
         "submitted_at",
         "started_at",
         "finished_at",
+        "waits",
+        "ends_at",
     ]
     assert shown["jobs"][1]["metrics"]["validation"] == {"bleu": 60.0}
     assert shown["jobs"][1]["progress"] == {"step": STEPS, "steps": STEPS}

@@ -96,6 +96,7 @@ def test_status_without_a_registry_is_friendly(home: Path) -> None:
         done = ptq(*arguments)
         assert done.returncode == 0
         assert "ptq demo" in done.stdout
-    assert json.loads(ptq("status", "--json").stdout) == {"gpus": [], "jobs": []}
+    empty = {"gpus": [], "jobs": [], "reservations": [], "users": [], "paused": None}
+    assert json.loads(ptq("status", "--json").stdout) == empty
     assert ptq("cancel", "1").returncode == 3
     assert list(home.iterdir()) == []

@@ -199,7 +199,7 @@ def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> Non
     host = Host(7, ("gpu:a",), (3, 5), "k", 800, 0, LIMITS)
     plan = schedule([waiting(8), waiting(9), waiting(10)], FREE[:1], {"gpu:a": 3}, {}, [host])
     assert plan.joins == {8: 7, 9: 7}
-    assert plan.reasons[10] == "needs 1 slot, 0 free, jobs 3, 5 hold 1, run 7 on its base is full"
+    assert plan.reasons[10] == "needs 1 GPU, 0 free, jobs 3, 5 hold 1, run 7 on its base is full"
 
 
 def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> None:
@@ -207,7 +207,7 @@ def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> No
     assert schedule([waiting(8)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
     assert schedule([waiting(8, tokens=99_999)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
     plan = schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [warm])
-    assert (plan.leave, plan.reasons[8]) == ([7], "needs 1 slot, 0 free, run 7 (ending) holds 1")
+    assert (plan.leave, plan.reasons[8]) == ([7], "needs 1 GPU, 0 free, run 7 (ending) holds 1")
     assert schedule([waiting(8, key="other")], FREE, {"gpu:a": 3}, {}, [warm]).leave == []
     busy = replace(warm, jobs=(3,))
     assert schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [busy]).leave == []
@@ -218,8 +218,8 @@ def test_who_is_behind_joins_only_what_goes_on_anyway() -> None:
     line = [waiting(1, slots=2, key=None), waiting(2, steps=50), waiting(4, steps=51), waiting(5, steps=None)]
     plan = schedule(line, FREE, {"gpu:a": 3}, {}, [host])
     assert plan.joins == {2: 7}
-    assert plan.reasons[4] == "waits behind job 1, which needs 2 slots"
-    assert plan.reasons[5] == "waits behind job 1, which needs 2 slots"
+    assert plan.reasons[4] == "waits behind job 1, which needs 2 GPUs"
+    assert plan.reasons[5] == "waits behind job 1, which needs 2 GPUs"
 
 
 def test_dependencies_come_first() -> None:

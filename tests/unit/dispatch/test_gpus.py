@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from orchestrator.dispatch.gpus import Gpu, GpuProcess, NoGpu, used_by
+from orchestrator.dispatch.gpus import Gpu, GpuProcess, NoGpu, Nvml, gpu_source, used_by
 from orchestrator.dispatch.launcher import run_environment, threads_per_process, training_command
 from orchestrator.dispatch.slots import CpuSlots, GpuSlots
 from orchestrator.errors import BadInput
 from orchestrator.jobspec import RunSpec
+from orchestrator.settings import load_settings
 
 GIB = 1 << 30
 IDLE = Gpu(0, "GPU-a", "H200", 139 * GIB, GIB // 2)
@@ -28,7 +36,7 @@ class FakeNvml:
 def test_a_stranger_on_a_gpu_is_named_and_the_gpu_not_given_away() -> None:
     slots = GpuSlots(source=FakeNvml(IDLE, BOBS))
     assert slots.names == ["gpu:GPU-a", "gpu:GPU-b"]
-    assert [slot.taken_by for slot in slots.look(())] == ["", "bob (pid 4711, 4.0 GiB)"]
+    assert [slot.taken_by for slot in slots.look(())] == ["", "bob, pid 4711, 4.0 GiB"]
 
 
 def test_our_own_processes_are_no_strangers() -> None:
@@ -36,14 +44,81 @@ def test_our_own_processes_are_no_strangers() -> None:
 
 
 def test_memory_without_a_visible_process_counts() -> None:
-    assert used_by(replace(IDLE, used_bytes=3 * GIB)) == "a process that cannot be seen from here (3.0 GiB)"
+    assert used_by(replace(IDLE, used_bytes=3 * GIB)) == "a process that cannot be seen from here, 3.0 GiB"
 
 
 def test_a_gpu_that_falls_off_the_bus_is_not_free() -> None:
     nvml = FakeNvml(IDLE, BOBS)
     slots = GpuSlots(source=nvml)
     nvml.gpus.pop(0)
-    assert slots.look(())[0].taken_by
+    assert slots.look(())[0].fault == "it does not answer"
+    assert not slots.look(())[0].usable
+
+
+def test_what_an_ended_run_has_left_keeps_the_card_in_quarantine() -> None:
+    left = replace(BOBS, processes=(GpuProcess(99, "ada", GIB, run="token"),))
+    [slot] = GpuSlots(source=FakeNvml(left)).look(())
+    assert (slot.taken_by, slot.fault) == ("", "pid 99 of an ended run is still on it")
+    assert GpuSlots(source=FakeNvml(left)).look({slot.name})[0].usable  # the run has not ended
+
+
+def test_a_card_that_the_driver_calls_broken_is_left_alone() -> None:
+    [slot] = GpuSlots(source=FakeNvml(replace(IDLE, fault="its memory is broken"))).look(())
+    assert (slot.usable, slot.fault) == (False, "its memory is broken")
+
+
+class DriverError(Exception):
+    pass
+
+
+class Driver:
+    """What `pynvml` answers, for the calls that we make."""
+
+    NVMLError = DriverError
+    nvmlMemory_v2 = 2
+    rows = (0, 0, 0, 0)
+    pid = os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetUUID": "GPU-x",
+            "nvmlDeviceGetName": "H200",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=139 * GIB, used=2 * GIB),
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=71),
+            "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=self.pid, usedGpuMemory=GIB)],
+            "nvmlDeviceGetRemappedRows": self.rows,
+        }
+        return lambda *_, **__: answers.get(name)
+
+
+def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    [gpu] = Nvml().look()
+    me = GpuProcess(os.getpid(), getpass.getuser(), GIB)
+    assert gpu == Gpu(0, "GPU-x", "H200", 139 * GIB, 2 * GIB, (me,), utilisation=71)
+    monkeypatch.setattr(Driver, "rows", (0, 1, 1, 0))
+    assert "needs a reset" in Nvml().look()[0].fault
+    monkeypatch.setattr(Driver, "nvmlDeviceGetRemappedRows", _refuses, raising=False)
+    monkeypatch.setattr(Driver, "nvmlDeviceGetUtilizationRates", _refuses, raising=False)
+    assert (Nvml().look()[0].fault, Nvml().look()[0].utilisation) == ("", None)
+
+
+def _refuses(*_: object) -> None:
+    raise DriverError("not supported")
+
+
+def test_a_file_in_the_place_of_a_driver(tmp_path: Path) -> None:
+    path = tmp_path / "gpus.json"
+    source = gpu_source(load_settings({"PTQ_FAKE_GPUS": str(path)}, tmp_path))
+    with pytest.raises(NoGpu, match="not a list of GPUs"):
+        source.look()
+    path.write_text(json.dumps([{}, {"processes": [{"pid": 8812, "user": "bob", "bytes": 2 * GIB}]}]))
+    assert [used_by(gpu) for gpu in source.look()] == ["", "bob, pid 8812, 2.0 GiB"]
+    path.write_text('{"error": "the driver is gone"}')
+    with pytest.raises(NoGpu, match="the driver is gone"):
+        source.look()
+    assert isinstance(gpu_source(load_settings({}, tmp_path)), Nvml)
 
 
 def test_gpus_by_index() -> None:

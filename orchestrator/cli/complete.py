@@ -1,0 +1,35 @@
+"""Shell completion: job ids and groups from the registry, recipes from disk. Whatever goes wrong, it offers nothing."""
+
+from __future__ import annotations
+
+SHOWN = 60  #: newest first; a shell that asks whether to show 100,000 ids is of no use
+
+
+def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
+    """(id, what it is)"""
+    try:
+        from orchestrator.registry import jobs
+        from orchestrator.registry.engine import Registry
+        from orchestrator.settings import load_settings
+
+        registry = Registry.open(load_settings())
+        with registry.read() as conn:
+            return jobs.completions(conn, incomplete, limit=SHOWN)
+    except Exception:  # a traceback in the middle of somebody's command line helps nobody
+        return []
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Folders and YAML files, as a path that is begun."""
+    from pathlib import Path
+
+    folder, _, start = incomplete.rpartition("/")
+    base = Path(folder or ("/" if incomplete.startswith("/") else ".")).expanduser()
+    prefix = f"{folder}/" if "/" in incomplete else ""
+    try:
+        here = sorted(base.iterdir())
+    except OSError:
+        return []
+    offered = [path for path in here if path.name.startswith(start) and (start or not path.name.startswith("."))]
+    files = [f"{prefix}{path.name}" for path in offered if path.suffix in {".yaml", ".yml"} and path.is_file()]
+    return files + [f"{prefix}{path.name}/" for path in offered if path.is_dir()]

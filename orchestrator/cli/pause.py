@@ -1,0 +1,54 @@
+"""`ptq pause` and `ptq resume`: keep the queue, or some of its jobs, from starting anything. What runs goes on."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import render
+from orchestrator.cli.complete import complete_jobs
+
+Jobs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[JOB]...", help="ids, or groups as g12; none: all", autocompletion=complete_jobs),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("pause")(pause)
+    app.command("resume")(resume)
+
+
+def pause(
+    jobs: Jobs = None,
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="of the whole queue: everybody sees it")] = "",
+) -> None:
+    """Start nothing more, or not these jobs, until `ptq resume`. What runs goes on."""
+    from orchestrator.cli.views import open_registry
+    from orchestrator.dispatch import control
+
+    registry = open_registry()
+    user, now = registry.settings.user, time.time()
+    if not jobs:
+        control.pause_queue(registry, why, user=user, now=now)
+        render.say("the queue is paused; `ptq resume` lets it go on")
+        return
+    for number in control.pause(registry, jobs, user=user, now=now):
+        render.say(f"job {number} paused")
+
+
+def resume(jobs: Jobs = None) -> None:
+    """Let the queue, or these jobs, start again."""
+    from orchestrator.cli.views import open_registry
+    from orchestrator.dispatch import control
+
+    registry = open_registry()
+    user, now = registry.settings.user, time.time()
+    if not jobs:
+        was = control.resume_queue(registry)
+        render.say("the queue goes on" if was else "the queue was not paused")
+        return
+    for number in control.resume(registry, jobs, user=user, now=now):
+        render.say(f"job {number} resumed")

@@ -1,0 +1,324 @@
+"""People who share a box: cards that others use, reservations, pauses, turns, quotas, notifications. Real workers and
+processes on cards that a file stands for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
+
+from orchestrator.cli.main import main
+from orchestrator.dispatch import processes
+from orchestrator.dispatch.gpus import gpu_source
+from orchestrator.dispatch.slots import GpuSlots
+from orchestrator.dispatch.worker import Taken, Worker
+from orchestrator.paths import read_json
+from orchestrator.registry import controls, jobs, reservations, runs, usage
+from orchestrator.settings import load_settings
+from orchestrator.states import JobResult, JobState
+
+WORKER = [sys.executable, str(FAKE_TRAINING.with_name("fake_worker.py")), str(FAKE_TRAINING), "gpus"]
+GIB = 1 << 30
+
+
+class Box:
+    def __init__(self, home: Path) -> None:
+        self.home, self.registry = home, open_registry(home)
+        self.cards = home.parent / "gpus.json"
+        self.started: list[subprocess.Popen[str]] = []
+
+    def has(self, *cards: dict[str, Any]) -> None:
+        """From now on the box has these cards."""
+        draft = self.cards.with_suffix(".new")
+        draft.write_text(json.dumps(cards))
+        draft.replace(self.cards)
+
+    def worker(self, *options: str) -> subprocess.Popen[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.started.append(subprocess.Popen([*WORKER, *options], text=True, **pipes))
+        return self.started[-1]
+
+    def until(self, job: int, state: JobState, *, step: int = 0) -> jobs.Job:
+        def there() -> bool:
+            return get(self.registry, job).state is state and get(self.registry, job).step >= step
+
+        wait_until(there, seconds=30, what=f"{state} of job {job}")
+        return get(self.registry, job)
+
+    def spec(self, job: jobs.Job) -> dict[str, Any]:
+        return dict(read_json(self.registry.paths.run(job.run_id or 0).spec))
+
+
+@pytest.fixture
+def box(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    made = Box(home)
+    monkeypatch.setenv("PTQ_FAKE_GPUS", str(made.cards))
+    monkeypatch.setenv("PTQ_USER", "ada")
+    made.has({})
+    yield made
+    for worker in made.started:
+        worker.kill()
+        worker.wait()
+        assert worker.stdout is not None
+        worker.stdout.close()
+    with made.registry.read() as conn:
+        tokens = [run.token for job in jobs.list_jobs(conn) if (run := runs.get_run(conn, job.run_id or 0))]
+    for token in tokens:
+        processes.kill_until_gone(lambda token=token: processes.members(token), timeout=10)  # type: ignore[misc]
+    made.registry.close()
+
+
+@pytest.fixture
+def ptq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["ptq", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        assert (end.value.code or 0) == code, said.out + said.err
+        return said.err if code else said.out
+
+    return run
+
+
+def test_a_card_that_somebody_uses_by_hand_is_left_alone_until_it_is_free(box: Box, ptq: Any) -> None:
+    box.has({"uuid": "GPU-a", "processes": [{"pid": 8812, "user": "bob", "bytes": 5 * GIB}]}, {"uuid": "GPU-b"})
+    [pair] = add_jobs(box.registry, slots=2, steps=5)
+    box.worker()
+
+    def waits() -> str:
+        return str(json.loads(ptq("status", "--json"))["jobs"][0]["waits"])
+
+    wait_until(lambda: "external" in waits(), what="a reason")
+    assert waits() == "needs 2 GPUs, 1 free, 1 external (bob, pid 8812, 5.0 GiB)"
+    shown = json.loads(ptq("status", "--json"))["gpus"]
+    assert [(card["state"], card["detail"]) for card in shown] == [("external", "bob, pid 8812, 5.0 GiB"), ("free", "")]
+    assert "external" in ptq("status")
+    box.has({"uuid": "GPU-a"}, {"uuid": "GPU-b"})
+    job = box.until(pair, JobState.FINISHED)
+    assert job.result is JobResult.SUCCEEDED
+    assert sorted(box.spec(job)["gpus"]) == ["GPU-a", "GPU-b"]
+
+
+def test_who_comes_between_the_plan_and_the_claim_keeps_the_card_and_costs_no_try(box: Box) -> None:
+    box.has({"uuid": "GPU-a"})
+    [job_id] = add_jobs(box.registry)
+    source = gpu_source(load_settings())
+    slots = GpuSlots(source=source)
+    look, said = slots.look, []
+
+    def bob_comes(held: Any) -> Any:
+        found = look(held)
+        box.has({"uuid": "GPU-a", "processes": [{"pid": 1, "user": "bob"}]})
+        return found
+
+    slots.look = bob_comes  # type: ignore[method-assign]
+    worker = Worker(box.registry, slots, log=said.append)
+    worker.work(until=lambda: bool(said))
+    assert said == ["worker: gpu:GPU-a was free a moment ago: bob, pid 1"]
+    job = get(box.registry, job_id)
+    assert (job.state, job.attempt, job.run_id) == (JobState.QUEUED, 0, None)
+    with box.registry.read() as conn:
+        assert runs.live_leases(conn) == []
+    assert issubclass(Taken, Exception)
+
+
+def test_a_reservation_takes_a_card_through_the_queue_and_gives_it_back(box: Box, ptq: Any) -> None:
+    box.has({"uuid": "GPU-a"}, {"uuid": "GPU-b"})
+    box.worker()
+    said = ptq("reserve", "--gpus", "1", "--for", "2h", "--note", "a notebook")
+    assert said == "export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=GPU-a\n"
+    [pair] = add_jobs(box.registry, slots=2, steps=5)
+    shown = json.loads(ptq("status", "--json"))
+    assert [card["state"] for card in shown["gpus"]] == ["reserved", "free"]
+    assert "a notebook" in ptq("status")
+    assert shown["jobs"][0]["waits"] == "needs 2 GPUs, 1 free, reservation r1 (ada) ends in about 2 h"
+    assert ptq("reserve", "--gpus", "2", "--for", "10m", "--no-wait") == "reservation r2\n"
+    assert "the largest worker here has 2" in ptq("reserve", "--gpus", "3", code=2)
+    assert "not a duration" in ptq("reserve", "--for", "soon", code=2)
+    assert "r2" in ptq("status")
+    assert ptq("release", "r2", "r1") == "reservation r2 released\nreservation r1 released\n"
+    assert box.until(pair, JobState.FINISHED).result is JobResult.SUCCEEDED
+    assert "there is no reservation r9" in ptq("release", "r9", code=3)
+    with box.registry.read() as conn:
+        assert usage.used(conn, half_life=1e9, now=0.0)["ada"] > 0
+
+
+def test_a_reservation_ends_by_itself(box: Box, ptq: Any) -> None:
+    box.worker()
+    ptq("reserve", "--for", "1s")
+    with box.registry.read() as conn:
+        [one] = reservations.unfinished(conn)
+    wait_until(lambda: not _unfinished(box), what="its end")
+    with box.registry.read() as conn:
+        assert reservations.get(conn, one.id).ended_by == "its time is over"
+        assert runs.live_leases(conn) == []
+
+
+def _unfinished(box: Box) -> list[Any]:
+    with box.registry.read() as conn:
+        return list(reservations.unfinished(conn))
+
+
+def test_pause_and_resume_the_queue_and_single_jobs(box: Box, ptq: Any) -> None:
+    assert ptq("pause", "--why", "a new driver").startswith("the queue is paused")
+    first, second = add_jobs(box.registry, 2, steps=3, fuse="never")
+    assert ptq("pause", str(second)) == f"job {second} paused\n"
+    box.worker()
+    wait_until(lambda: json.loads(ptq("status", "--json"))["gpus"] != [], what="a worker")
+    shown = json.loads(ptq("status", "--json"))
+    assert shown["paused"] == "the queue is paused by ada (a new driver): `ptq resume` lets it go on"
+    assert shown["jobs"][0]["waits"] == shown["paused"]
+    assert ptq("resume") == "the queue goes on\n"
+    assert ptq("resume") == "the queue was not paused\n"
+    box.until(first, JobState.FINISHED)
+    assert get(box.registry, second).state is JobState.QUEUED
+    assert "paused" in ptq("events", str(second))
+    assert ptq("resume", str(second)) == f"job {second} resumed\n"
+    box.until(second, JobState.FINISHED)
+
+
+def test_a_drained_worker_ends_what_runs_and_leaves(box: Box, ptq: Any) -> None:
+    [running] = add_jobs(box.registry, steps=150)
+    worker = box.worker()
+    box.until(running, JobState.RUNNING, step=1)
+    [waiting] = add_jobs(box.registry, fuse="never")
+    assert "leaves when its runs have ended" in ptq("worker", "--drain")
+    said, _ = worker.communicate(timeout=40)
+    assert "drained by ada" in said
+    assert get(box.registry, running).result is JobResult.SUCCEEDED
+    assert get(box.registry, waiting).state is JobState.QUEUED
+    assert "no worker is at work" in ptq("worker", "--drain", code=3)
+
+
+def test_turns_a_long_job_makes_room_and_goes_on_where_it_was(box: Box) -> None:
+    (box.home / "queue.toml").write_text('turn = "1s"\n')
+    [long] = add_jobs(box.registry, steps=150, fuse="never", user="ada")
+    box.worker()
+    box.until(long, JobState.RUNNING, step=10)
+    [short] = add_jobs(box.registry, steps=20, fuse="never", user="bob")
+    done = box.until(short, JobState.FINISHED)
+    ended = box.until(long, JobState.FINISHED)
+    assert (done.result, ended.result) == (JobResult.SUCCEEDED, JobResult.SUCCEEDED)
+    assert (ended.attempt, ended.counted_attempts) == (2, 1)
+    assert (ended.finished_at or 0) > (done.finished_at or 0)
+    with box.registry.read() as conn:
+        kinds = [event.kind for event in jobs.list_events(conn, long)]
+        detail = next(e.detail for e in jobs.list_events(conn, long) if e.kind == "preempting")
+    assert kinds == ["queued", "starting", "running", "preempting", "queued", "starting", "running", "finished"]
+    assert detail["message"] == f"makes room for job {short} of bob"
+    resumed = [json.loads(line) for line in box.registry.paths.job(long).events.read_text().splitlines()]
+    steps = [event["step"] for event in resumed if event["kind"] == "metric" and event["split"] == "train"]
+    assert steps == sorted(set(steps))  # no step was trained twice
+
+
+def test_what_can_never_run_is_refused_at_submit(box: Box, ptq: Any, tmp_path: Path) -> None:
+    from queue_helpers import recipe_file
+
+    add_jobs(box.registry)  # registers the dataset
+    (box.home / "queue.toml").write_text("[quota]\nada = 1\n")
+    recipe = str(recipe_file(tmp_path))
+    said = ptq("submit", recipe, "--set", "resources.gpus=2", code=2)
+    assert "2 slots are asked for, ada may have 1 at once" in said
+    (box.home / "queue.toml").write_text("[quota]\nada = many\n")
+    assert "queue.toml: not TOML" in ptq("submit", recipe, code=2)
+    (box.home / "queue.toml").write_text("quotas = 3\n")
+    assert "quotas: no such key" in ptq("submit", recipe, code=2)
+    assert "quotas: no such key" in ptq("worker", code=2)
+    assert get(box.registry, 1).state is JobState.QUEUED
+    with pytest.raises(Exception, match="there is no job 2"):
+        get(box.registry, 2)
+
+
+def test_dependencies_on_any_end_and_groups_with_a_cap(box: Box, ptq: Any, tmp_path: Path) -> None:
+    from queue_helpers import recipe_file
+
+    [bad] = add_jobs(box.registry, behaviour="nan", steps=9)
+    recipe = str(recipe_file(tmp_path))
+    assert ptq("submit", recipe, "--after-any", str(bad), "--set", "description=x") == "job 2\n"
+    several = ["--set", "train.seeds=[1,2,3]", "--at-once", "1"]
+    assert ptq("submit", recipe, *several) == "group g1: jobs 3-5\n"
+    with box.registry.read() as conn:
+        waiting = {job.id: job for job in jobs.waiting_jobs(conn)}
+    assert (waiting[2].after, waiting[2].after_any) == ((bad,), {bad})
+    assert [waiting[n].at_once for n in (3, 4, 5)] == [1, 1, 1]
+    assert "there is no job 77" in ptq("submit", recipe, "--after-any", "77", code=3)
+
+
+def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        script, log = tmp_path / "tell.sh", tmp_path / "told.txt"
+        script.write_text(f'#!/bin/sh\ncat >/dev/null\necho "$PTQ_JOB $PTQ_JOB_RESULT $PTQ_JOB_USER" >> "{log}"\n')
+        script.chmod(0o755)
+        policy = f'[notify]\ncommand = ["{script}"]\nwebhook = "http://127.0.0.1:{server.server_port}/x"\n'
+        (box.home / "queue.toml").write_text(policy)
+        [good] = add_jobs(box.registry, steps=2)
+        worker = box.worker()
+        wait_until(lambda: bool(told) and log.exists(), what="the first telling")
+        worker.kill()
+        worker.communicate()
+        [bad] = add_jobs(box.registry, steps=9, behaviour="nan")
+        box.worker()
+        wait_until(lambda: len(told) == 2 and log.read_text().count("\n") == 2, what="the second telling")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [(one["id"], one["result"], one["reason"]) for one in told] == [
+        (good, "succeeded", None), (bad, "failed", "nan_loss"),
+    ]  # fmt: skip
+    assert log.read_text() == f"{good} succeeded ada\n{bad} failed ada\n"
+    with box.registry.read() as conn:
+        assert controls.get(conn, controls.NOTIFIED) is not None
+
+
+def test_what_a_shell_completes(box: Box, tmp_path: Path) -> None:
+    add_jobs(box.registry, 12)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "one.yaml").touch()
+    (tmp_path / "recipes" / "notes.txt").touch()
+
+    def offered(line: str) -> list[str]:
+        words = line.split(" ")
+        environment = {
+            **os.environ,
+            "_PTQ_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        command = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return done.stdout.split()
+
+    assert offered("ptq cancel 1") == ["12", "11", "10", "1"]
+    assert offered("ptq submit recipes/") == ["recipes/one.yaml"]
+    assert offered("ptq submit rec") == ["recipes/"]
+
+
+def test_the_service_unit_keeps_runs_when_the_worker_is_restarted(box: Box, ptq: Any) -> None:
+    unit = ptq("worker", "--install-service", "--gpus", "0,1")
+    assert "\nKillMode=process\n" in unit
+    assert f'Environment="PTQ_HOME={box.home}"\n' in unit
+    [start] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert start.endswith('" -P -m orchestrator.cli.main worker --gpus 0,1')
