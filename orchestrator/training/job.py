@@ -167,19 +167,29 @@ class TrainedJob:
         with seeded(mixed_seed(self.recipe.seed, 3, self.step, use, *within), device):
             yield
 
-    def apply(self) -> float:
-        """One optimizer step with the gradients at hand; returns their norm before clipping."""
+    def apply(self) -> Tensor:
+        """One optimizer step with the gradients at hand; their norm before clipping, on the device."""
         assert self.optimizer is not None
         clip = self.recipe.train.clip
         norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip)
+        self.set_rates()
+        self.optimizer.step()
+        self.stepped()
+        return norm
+
+    def set_rates(self) -> None:
+        """The learning rates of the step to come."""
+        assert self.optimizer is not None
         factor = multiplier(self.step, self.recipe.train, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+
+    def stepped(self) -> None:
+        """The optimizer has taken its step."""
+        for parameter in self.parameters:
+            parameter.grad = None
         self.step += 1
         failpoints.reach("training.stepped")
-        return float(norm)
 
     def checkpoint(self) -> None:
         """Save the state; every event up to this step reaches the disk first, so that no metric is ever missing."""

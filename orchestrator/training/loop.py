@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+import torch
+from torch import Tensor
+
 from orchestrator.errors import PtqError
 from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
@@ -22,6 +25,7 @@ from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
 from orchestrator.training.step import Pace, Work, fused_step
 from orchestrator.training.stop import StopRequested
+from orchestrator.training.together import apply_together
 from orchestrator.tuning.host import BaseHost
 
 _REPORT_SECONDS = 0.5  # between writes of events: what `ptq status` sees is at most this old
@@ -36,6 +40,16 @@ class JobFailed(PtqError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """What one step told of its jobs: still on the device."""
+
+    jobs: list[TrainedJob]
+    steps: list[int]
+    told: Tensor  #: [2, k]: losses, norms of gradients
+    tokens: list[int]
+
+
 @dataclass
 class Loop:
     host: BaseHost
@@ -47,7 +61,10 @@ class Loop:
     on_trained: Callable[[TrainedJob], None]
     clock: Callable[[], float] = time.monotonic
     pace: Pace = field(default_factory=Pace)
+    defer: bool = False  #: losses are read every half second, not every step: a GPU works on meanwhile
     _reported: float = field(default=0.0)
+    _read_at: float = field(default=0.0)
+    _unread: list[_Unread] = field(default_factory=list)
 
     def run(self, jobs: Sequence[TrainedJob]) -> None:
         """Train all jobs, and those that join, to their ends. StopRequested leaves them checkpointed between two steps.
@@ -60,12 +77,15 @@ class Loop:
                 with self._own_failures(job, active):
                     self._resume(job, active)
             while not (news := self.company.news(active)).over:
+                if news:
+                    self._read(active)
                 self._change(news, active)
                 if active:
                     self._step(active)
                 elif not news:
                     time.sleep(_REST_SECONDS)
         except StopRequested:
+            self._read(active)
             for job in list(active):
                 with self._own_failures(job, active):
                     job.checkpoint()
@@ -89,7 +109,8 @@ class Loop:
             self._done(job, active)
 
     def _step(self, active: list[TrainedJob]) -> None:
-        started = self.clock()
+        if not self._unread:
+            self._read_at = self.clock()
         batches: list[list[Example]] = []
         for job in list(active):
             with self._own_failures(job, active):
@@ -97,10 +118,19 @@ class Loop:
         if not active:
             return
         work = fused_step(self.host, active, batches, self.processes, self.pace)
-        seconds = max(self.clock() - started, 1e-9)
         for w in work:
-            with self._own_failures(w.job, active):
-                self._finish_step(w, seconds, active)
+            if w.unfit:
+                with self._own_failures(w.job, active):
+                    raise _too_large(w.job)
+        fit = [w for w in work if w.job in active]
+        if fit:
+            self._apply(fit)
+        if self._must_read([w.job for w in fit]):
+            self._read(active)
+        for w in fit:
+            if w.job in active:
+                with self._own_failures(w.job, active):
+                    self._finish_step(w.job, active)
         if self.clock() - self._reported > _REPORT_SECONDS:
             self._reported = self.clock()
             for job in active:
@@ -129,19 +159,45 @@ class Loop:
                 active.remove(job)
             self.on_failed(job, error)
 
-    def _finish_step(self, work: Work, seconds: float, active: list[TrainedJob]) -> None:
-        job = work.job
-        if work.unfit:
-            advice = "try a lower task.max_input_tokens, or more GPUs with resources.zero: 3"
-            raise JobFailed(Reason.CUDA_OOM, f"out of memory with a single row, at step {job.step + 1}; {advice}")
-        if not math.isfinite(work.loss):
-            advice = "try a lower train.lr or a longer train.warmup"
-            raise JobFailed(Reason.NAN_LOSS, f"the loss became {work.loss} at step {job.step + 1}; {advice}")
-        norm = job.apply()
-        if not math.isfinite(norm):
-            raise JobFailed(Reason.NAN_LOSS, f"the gradient became {norm} at step {job.step}; try a lower train.lr")
-        job.events.write("metric", step=job.step, split="train", values={"loss": work.loss, "gradient_norm": norm})
-        job.events.write("progress", step=job.step, steps=job.steps, tokens_per_second=work.tokens / seconds)
+    def _apply(self, work: Sequence[Work]) -> None:
+        """The optimizers' step; what it says of losses and gradients stays on the device until `_read`."""
+        jobs = [w.job for w in work]
+        norms = apply_together(jobs) if self.host.fast.together else torch.stack([job.apply() for job in jobs])
+        losses = torch.stack([torch.as_tensor(w.loss, dtype=torch.float64, device=norms.device) for w in work])
+        told = torch.stack([losses, norms.double()])
+        self._unread.append(_Unread(jobs, [job.step for job in jobs], told, [w.tokens for w in work]))
+
+    def _must_read(self, jobs: Sequence[TrainedJob]) -> bool:
+        """Where the device is the CPU nothing waits; several ranks have agreed in this step anyway.
+
+        Nothing is done with a job (scored, saved, finished) whose losses are not known up to its last step.
+        """
+        if not self.defer or self.processes.world > 1 or any(self._due(job) for job in jobs):
+            return True
+        return self.clock() - self._read_at > _REPORT_SECONDS
+
+    def _due(self, job: TrainedJob) -> bool:
+        train = job.recipe.train
+        every = [train.checkpoint_every, *([train.eval_every] if train.eval_every else [])]
+        return job.finished or any(job.step % steps == 0 for steps in every)
+
+    def _read(self, active: list[TrainedJob]) -> None:
+        """Report the steps since the last time. A job ends at its first loss or gradient that is not finite."""
+        unread, self._unread = self._unread, []
+        now = self.clock()
+        seconds, self._read_at = max(now - self._read_at, 1e-9), now
+        tokens: dict[int, int] = {}
+        for one in unread:
+            for job, count in zip(one.jobs, one.tokens, strict=True):
+                tokens[id(job)] = tokens.get(id(job), 0) + count
+        for one in unread:
+            losses, norms = one.told.tolist()
+            for job, step, loss, norm in zip(one.jobs, one.steps, losses, norms, strict=True):
+                if job in active:
+                    with self._own_failures(job, active):
+                        _report(job, step, loss, norm, tokens[id(job)] / seconds)
+
+    def _finish_step(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         self._evaluate_when_due(job)
         if job.finished or job.step % job.recipe.train.checkpoint_every == 0:
             job.checkpoint()
@@ -164,6 +220,22 @@ class Loop:
     def _done(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         active.remove(job)
         self.on_trained(job)
+
+
+def _too_large(job: TrainedJob) -> JobFailed:
+    advice = "try a lower task.max_input_tokens, or more GPUs with resources.zero: 3"
+    return JobFailed(Reason.CUDA_OOM, f"out of memory with a single row, at step {job.step + 1}; {advice}")
+
+
+def _report(job: TrainedJob, step: int, loss: float, norm: float, speed: float) -> None:
+    """Events of one step. Raises JobFailed where its numbers are not finite."""
+    if not math.isfinite(loss):
+        advice = "try a lower train.lr or a longer train.warmup"
+        raise JobFailed(Reason.NAN_LOSS, f"the loss became {loss} at step {step}; {advice}")
+    if not math.isfinite(norm):
+        raise JobFailed(Reason.NAN_LOSS, f"the gradient became {norm} at step {step}; try a lower train.lr")
+    job.events.write("metric", step=step, split="train", values={"loss": loss, "gradient_norm": norm})
+    job.events.write("progress", step=step, steps=job.steps, tokens_per_second=speed)
 
 
 def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> list[Fields] | None:

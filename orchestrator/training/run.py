@@ -117,6 +117,7 @@ class Run:
             on_left=self._on_left,
             on_failed=lambda job, error: self._report_failure(job.spec, error, alone=True),
             on_trained=on_trained,
+            defer=self.processes.device.type == "cuda",
         ).run([job for spec in self._specs if (job := self._open(spec, host, first=True)) is not None])
 
     def _trained_weights(self, host: BaseHost) -> frozenset[str]:

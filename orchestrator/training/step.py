@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from orchestrator.training.distributed import Processes
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
@@ -57,7 +58,7 @@ class Work:
     batch: int  #: rows of the whole batch, on all ranks
     units: int  #: of the whole batch, on all ranks
     tokens: int  #: real tokens of the whole batch
-    loss: float = 0.0
+    loss: Tensor | float = 0.0  #: on the device: reading it would wait for the GPU
     unfit: bool = False  #: memory runs out with a single row of this job, here or on another rank
 
     def restart(self) -> None:
@@ -187,11 +188,11 @@ def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], 
             share = Share.of(output, first, part.positions, w.batch)
             loss = w.job.objective.loss_sum(share, part.examples, w.job.head)
         loss = loss * (part.weight / w.units)
-        losses.append(loss.item())
+        losses.append(loss.detach().double())
         total = total + loss
     total.backward()
     for (w, _), value in zip(chunk, losses, strict=True):
-        w.loss += value
+        w.loss = w.loss + value
 
 
 @contextmanager
@@ -217,9 +218,10 @@ def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, out_of_memory
             parameter.grad = torch.zeros_like(parameter)
     if processes.world == 1:
         return out_of_memory
-    told = [float(out_of_memory), *(float(w.unfit) for w in work), *(w.loss for w in work)]
-    tail = torch.tensor(told, device=processes.device, dtype=torch.float64)
-    flat = torch.cat([p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None] + [tail])
+    told = torch.tensor([float(out_of_memory), *(float(w.unfit) for w in work)], dtype=torch.float64)
+    losses = torch.stack([torch.as_tensor(w.loss, dtype=torch.float64, device=processes.device) for w in work])
+    gradients = [p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None]
+    flat = torch.cat([*gradients, told.to(processes.device), losses])
     processes.sum_(flat)
     at = 0
     for parameter in parameters:

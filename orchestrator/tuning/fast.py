@@ -1,4 +1,4 @@
-"""What the forward leaves out because no loss needs it. Each can be turned off, to measure what it is worth."""
+"""What a step leaves out or does at once. Each can be turned off, to measure what it is worth."""
 
 from __future__ import annotations
 
@@ -14,3 +14,4 @@ class Fast:
     pack: bool = True  #: no padding outside attention, and rows of like length together inside it
     share: bool = True  #: causal bases: what all rows of a prompt begin with is computed once; needs `pack`
     activation: bool = True  #: GPT-2's GELU in one operation; read when a base is loaded
+    together: bool = True  #: one optimizer step for all jobs of a run

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from training_fixtures import MadeRun, make_base, make_dataset, make_run, recipe
 
 from orchestrator.manifest import manifest_faults
-from orchestrator.training import finish, job, loop
+from orchestrator.training import finish, job, loop, together
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 
@@ -120,14 +120,14 @@ def test_an_interrupt_in_the_middle_of_a_step_saves_no_half_step(
     assert whole.train() == 0
     broken = run_of(tmp_path / "broken", [recipe(PROMPT)], bases, dataset)
     with monkeypatch.context() as patch:
-        step = torch.optim.AdamW.step
+        step = together.adamw_together
 
-        def interrupted(self: Any, *args: Any) -> Any:
-            step(self, *args)
-            if max(int(state["step"]) for state in self.state.values()) == 4:
+        def interrupted(optimizers: Any) -> None:
+            step(optimizers)
+            if max(int(state["step"]) for state in optimizers[0].state.values()) == 4:
                 raise KeyboardInterrupt
 
-        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        patch.setattr(together, "adamw_together", interrupted)
         with pytest.raises(KeyboardInterrupt):
             broken.train()
     again = run_of(tmp_path / "broken", [recipe(PROMPT)], bases, dataset, attempt=2)
@@ -204,8 +204,8 @@ def test_the_bases_dropout_is_resumed_and_reaches_no_neighbour(
     assert quiet.losses() != pytest.approx(alone[0].losses(), rel=1e-3)
     fused = run_of(tmp_path / "fused", [noisy, plain], bases, dataset)
     with monkeypatch.context() as patch:
-        apply = TrainedJob.apply
-        patch.setattr(TrainedJob, "apply", lambda self: (self.step == 2 and terminate(), apply(self))[1])
+        set_rates = TrainedJob.set_rates
+        patch.setattr(TrainedJob, "set_rates", lambda self: (self.step == 2 and terminate(), set_rates(self))[1])
         assert fused.train() == STOPPED_EXIT_CODE
     again = run_of(tmp_path / "fused", [noisy, plain], bases, dataset, attempt=2)
     assert again.train() == 0

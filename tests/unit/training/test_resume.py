@@ -22,14 +22,14 @@ METHODS: list[dict[str, Any]] = [
 
 def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM arrives while step `step` is applied."""
-    apply = TrainedJob.apply
+    set_rates = TrainedJob.set_rates
 
-    def applied(self: TrainedJob) -> float:
+    def applied(self: TrainedJob) -> None:
         if self.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return apply(self)
+        set_rates(self)
 
-    monkeypatch.setattr(TrainedJob, "apply", applied)
+    monkeypatch.setattr(TrainedJob, "set_rates", applied)
 
 
 def made(
@@ -72,7 +72,7 @@ def test_a_job_that_lost_steps_repeats_them(
     assert whole.train() == 0
     broken = made(tmp_path / "broken", METHODS[0], bases, dataset)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainedJob, "apply", _crash_at(6))
+        patch.setattr(TrainedJob, "set_rates", _crash_at(6))
         assert broken.train() == 1
     newest = max(broken.jobs[0].checkpoints.iterdir())
     for file in newest.iterdir():
@@ -86,12 +86,12 @@ def test_a_job_that_lost_steps_repeats_them(
 
 
 def _crash_at(step: int) -> Any:
-    apply = TrainedJob.apply
+    set_rates = TrainedJob.set_rates
 
-    def applied(self: TrainedJob) -> float:
+    def applied(self: TrainedJob) -> None:
         if self.step + 1 == step:
             raise RuntimeError("the machine is on fire")
-        return apply(self)
+        set_rates(self)
 
     return applied
 

@@ -17,7 +17,7 @@ from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.forward import packs
 from orchestrator.tuning.packing import Line
 
-PLAIN = Fast(labels=False, trim=False, pack=False, share=False, activation=False)
+PLAIN = Fast(labels=False, trim=False, pack=False, share=False, activation=False, together=False)
 EACH_ALONE = [Fast(labels=False), Fast(trim=False), Fast(pack=False), Fast(share=False)]
 
 
