@@ -7,20 +7,24 @@ from collections.abc import Mapping, Sequence
 from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
+from orchestrator.recipe.fit_patterns import pattern_findings
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
 from orchestrator.recipe.fit_trained import base_training_findings, training_findings
 from orchestrator.recipe.methods import (
+    AutoPrompt,
     FineTuning,
     Head,
     LmAdapt,
+    Pet,
     PrefixTuning,
     PromptDesign,
     PromptTuning,
     PTuning,
     PTuningV2,
+    Warp,
 )
 from orchestrator.recipe.schema import Recipe
-from orchestrator.recipe.starts import LabelsInit, VocabInit
+from orchestrator.recipe.starts import LabelsInit, MaskInit, VocabInit
 from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag, reads_states, task_templates
 from orchestrator.tasks import captions
 from orchestrator.tasks.template import parse
@@ -54,7 +58,7 @@ def recipe_findings(recipe: Recipe) -> list[Finding]:
     template = parse(recipe.task.input)
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
-    found += [*training_findings(recipe), *base_training_findings(recipe)]
+    found += [*training_findings(recipe), *base_training_findings(recipe), *pattern_findings(recipe)]
     if isinstance(recipe.task, Classify):
         return found + _classify_findings(recipe, recipe.task)
     return found + _other_task_findings(recipe)
@@ -82,14 +86,22 @@ def _other_task_findings(recipe: Recipe) -> list[Finding]:
 
 def virtual_tokens(recipe: Recipe) -> int:
     """n: how many positions the method adds to every row."""
-    if isinstance(recipe.method, Head | PromptDesign | FineTuning | LmAdapt):
+    if isinstance(recipe.method, Head | PromptDesign | FineTuning | LmAdapt | Pet):
         return 0
-    return recipe.method.length or parse(recipe.task.input).virtual_tokens
+    return getattr(recipe.method, "length", None) or parse(recipe.task.input).virtual_tokens
 
 
 def _placement(recipe: Recipe) -> list[Finding]:
-    method, placed = recipe.method, parse(recipe.task.input).virtual_tokens
-    if not isinstance(method, PTuning):
+    method, template = recipe.method, parse(recipe.task.input)
+    placed, searched = template.virtual_tokens, template.searched_tokens
+    if isinstance(method, AutoPrompt):
+        if searched and searched == placed:
+            return []
+        advice = "place them with [T:k], and no [P]"
+        return [Finding(INPUT, f"autoprompt finds the words at the template's trigger slots; {advice}")]
+    if searched:
+        return [Finding(INPUT, f"[T] is for autoprompt, which finds words; {method.type} trains no words: use [P:k]")]
+    if not isinstance(method, PTuning | Warp):
         where = {"prompt-tuning": "in front of the text", "prefix-tuning": "in front of every layer"}
         where["p-tuning-v2"] = where["prefix-tuning"]
         why = f"puts its virtual tokens {where[method.type]}" if method.type in where else "has no virtual tokens"
@@ -97,7 +109,7 @@ def _placement(recipe: Recipe) -> list[Finding]:
         return [Finding(INPUT, f"{method.type} {why}; {advice}")] if placed else []
     if method.length is None and not placed:
         advice = "give method.length (in front of the text), or place them in task.input with [P:k]"
-        return [Finding(LENGTH, f"p-tuning has no virtual tokens; {advice}")]
+        return [Finding(LENGTH, f"{method.type} has no virtual tokens; {advice}")]
     if method.length is not None and placed:
         advice = "take method.length out, or take [P] out of the template"
         return [Finding(LENGTH, f"task.input already places {placed} virtual tokens with [P]; {advice}")]
@@ -140,13 +152,17 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
 
 def _field_findings(recipe: Recipe, fields: Sequence[str]) -> list[Finding]:
     found = []
-    for key, text in task_templates(recipe.task):
+    patterns = [("method.patterns", text) for text in getattr(recipe.method, "patterns", [])]
+    for key, text in [*((f"task.{key}", text) for key, text in task_templates(recipe.task)), *patterns]:
         for name in parse(text).fields:
             if name not in fields:
                 meant = did_you_mean(name, fields)
                 known = f"its fields: {', '.join(fields) or 'none'}"
                 found.append(
-                    Finding(("task", key), f"the dataset {recipe.dataset} has no field `{name}`{meant or '; ' + known}")
+                    Finding(
+                        tuple(key.split(".")),
+                        f"the dataset {recipe.dataset} has no field `{name}`{meant or '; ' + known}",
+                    )
                 )
     return found
 
@@ -232,6 +248,9 @@ def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
         return [Finding(("method", "type"), what)]
     if isinstance(recipe.method, PrefixTuning) and recipe.method.placement == "infix":
         return _infix_findings(recipe, facts)
+    if isinstance(getattr(recipe.method, "init", None), MaskInit) and not facts.mask_token:
+        what = f"the tokenizer of {recipe.base.model} has no mask token to start from; write init: {{type: vocab}}"
+        return [Finding(("method", "init"), what)]
     return []
 
 
@@ -248,7 +267,7 @@ def _infix_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
 
 def _length_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     n, most, method = virtual_tokens(recipe), facts.max_positions, recipe.method
-    path = INPUT if isinstance(method, PTuning) and method.length is None else LENGTH
+    path = INPUT if getattr(method, "length", None) is None else LENGTH
     if most is not None and n + 1 >= most:
         # A prefix takes positions too: those of the text are shifted by n.
         return [Finding(path, f"{n} virtual tokens leave no room in {recipe.base.model}'s context of {most} positions")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.recipe.faults import Finding
-from orchestrator.recipe.methods import LmAdapt
+from orchestrator.recipe.methods import AutoPrompt, LmAdapt
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.tasks import PlainText
 from orchestrator.recipe.trained import trained_weights, trains_nothing
@@ -15,11 +15,14 @@ def training_findings(recipe: Recipe) -> list[Finding]:
     if trains_nothing(recipe):
         for key in ("steps", "epochs", "lr", "eval_every"):
             if getattr(train, key) is not None:
-                found.append(Finding(("train", key), "prompt-design trains nothing: take it out"))
+                found.append(Finding(("train", key), f"{recipe.method.type} trains nothing: take it out"))
         return found
     if train.steps is None and train.epochs is None:
         found.append(Finding(("train", "steps"), "is missing; give steps or epochs"))
-    if train.lr is None:
+    if isinstance(recipe.method, AutoPrompt):
+        if train.lr is not None or train.base_lr is not None:
+            found.append(Finding(("train", "lr"), "autoprompt tries words, and has no learning rate: take it out"))
+    elif train.lr is None:
         found.append(Finding(("train", "lr"), "is missing"))
     return found
 

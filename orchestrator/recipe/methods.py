@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from orchestrator.recipe.starts import Init, NormalInit, StatesInit, VocabInit
+from orchestrator.recipe.starts import Init, MaskInit, NormalInit, StatesInit, TextInit, VocabInit
 from orchestrator.recipe.strict import Strict
+from orchestrator.recipe.text import InputTemplate
 
 Length = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -150,6 +151,50 @@ class Head(Strict):
     type: Literal["head"]
 
 
+class Warp(Strict):
+    """Trained input embeddings at the template's [P] and trained label vectors (Hambardzumyan et al. 2021).
+
+    Needs a masked base, `type: classify` and [MASK]: a label's score is its vector times what the base's output matrix
+    would multiply at [MASK]. The vectors start as the label words' rows of that matrix, and train at `head_lr`.
+    """
+
+    type: Literal["warp"]
+    length: Length | None = Field(
+        None, description="number of virtual tokens in front of the text; leave out when the template places them"
+    )
+    init: Init | MaskInit = Field(
+        MaskInit(), discriminator="type", description="where the virtual tokens start; default: as [MASK], the paper's"
+    )
+
+
+class AutoPrompt(Strict):
+    """Words found by gradients at the template's [T:k]; nothing is trained (Shin et al. 2020).
+
+    A step takes the gradient at one slot, tries the `candidates` words that it promises most of on another batch, and
+    keeps the best if it is better than what stands there. The artifact names the words: they work in any tool.
+    """
+
+    type: Literal["autoprompt"]
+    candidates: int = Field(10, ge=1, le=10_000, description="words tried a step")
+    init: VocabInit | TextInit | MaskInit = Field(
+        MaskInit(), discriminator="type", description="the words at the start; default: [MASK], the paper's"
+    )
+    avoid: list[str] = Field([], description="words that are not to be found, besides label words and special tokens")
+
+
+class Pet(Strict):
+    """Hand-written patterns and label words (Schick & Schütze 2021).
+
+    Nothing is trained: the patterns are scored as an ensemble; or with `train.base_lr` the base is. The released code
+    trains a base for each pattern: sweep over `task.input` instead, and ask the artifacts together (`ptq predict`).
+    """
+
+    type: Literal["pet"]
+    patterns: list[InputTemplate] = Field(
+        [], description="templates besides task.input; a label's score is the mean over all, and rows train under each"
+    )
+
+
 class PromptDesign(Strict):
     """Nothing is trained: the frozen base reads the input as it is written, behind worked examples (Brown et al. 2020).
 
@@ -187,6 +232,16 @@ class LmAdapt(Strict):
 
 
 Method = Annotated[
-    PromptTuning | PrefixTuning | PTuning | PTuningV2 | Head | PromptDesign | FineTuning | LmAdapt,
+    PromptTuning
+    | PrefixTuning
+    | PTuning
+    | PTuningV2
+    | Warp
+    | AutoPrompt
+    | Pet
+    | Head
+    | PromptDesign
+    | FineTuning
+    | LmAdapt,
     Field(discriminator="type"),
 ]

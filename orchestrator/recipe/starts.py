@@ -53,6 +53,12 @@ class WordsInit(Strict):
     words: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
 
 
+class MaskInit(Strict):
+    """All as the base's mask token (Hambardzumyan et al. 2021; Shin et al. 2020)."""
+
+    type: Literal["mask"] = "mask"
+
+
 class LabelsInit(Strict):
     """Class labels: number i starts as the i-th word, the mean over its tokens; the rest as `vocab` (Lester et al.).
 

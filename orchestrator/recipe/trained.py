@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from orchestrator.recipe.methods import FineTuning, LmAdapt, PromptDesign
+from orchestrator.recipe.methods import FineTuning, LmAdapt, Pet, PromptDesign
 from orchestrator.recipe.schema import Recipe
 
 Weights = Literal["none", "biases", "all"]
@@ -21,4 +21,4 @@ def trained_weights(recipe: Recipe) -> Weights:
 
 def trains_nothing(recipe: Recipe) -> bool:
     """The job takes no step: it is scored, and leaves its artifact."""
-    return isinstance(recipe.method, PromptDesign) and recipe.train.base_lr is None
+    return isinstance(recipe.method, PromptDesign | Pet) and recipe.train.base_lr is None

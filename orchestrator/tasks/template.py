@@ -1,6 +1,6 @@
-r"""Templates: plain text with `{field}` of a row, `[P:3]` virtual tokens and `[MASK]`.
+r"""Templates: plain text with `{field}` of a row, `[P:3]` virtual tokens, `[T:3]` searched words and `[MASK]`.
 
-    template  = (text | "{" field "}" | "[P]" | "[P:" k "]" | "[MASK]")*
+    template  = (text | "{" field "}" | "[P]" | "[P:" k "]" | "[T]" | "[T:" k "]" | "[MASK]")*
     escapes   : `{{` and `}}` write braces; `\[` writes a bracket that opens nothing, `\\` a backslash
 
 A template is parsed once. A field's value is put in as it is and never parsed: a row that contains `[MASK]`, `{x}` or
@@ -10,7 +10,7 @@ A template is parsed once. A field's value is put in as it is and never parsed: 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import BadData, BadRecipe
@@ -25,6 +25,7 @@ class Text:
 class Virtual:
     start: int  #: number of virtual tokens before these, over the whole template
     count: int
+    searched: bool = False  #: [T]: words of the vocabulary that AutoPrompt finds
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Template:
     def virtual_tokens(self) -> int:
         """Number of virtual tokens that the template places."""
         return sum(part.count for part in self.parts if isinstance(part, Virtual))
+
+    @property
+    def searched_tokens(self) -> int:
+        """How many of them are words to be found."""
+        return sum(part.count for part in self.parts if isinstance(part, Virtual) and part.searched)
 
     @property
     def masks(self) -> int:
@@ -91,7 +97,7 @@ def parse(text: str) -> Template:
             parts.append(Text("".join(plain)))
             plain = []
         if isinstance(part, Virtual):
-            part = Virtual(placed, part.count)
+            part = Virtual(placed, part.count, part.searched)
             placed += part.count
         parts.append(part)
     if plain:
@@ -102,6 +108,19 @@ def parse(text: str) -> Template:
 def escape(text: str) -> str:
     """A template that renders as exactly `text`."""
     return text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}").replace("[", r"\[")
+
+
+def fill(template: Template, words: Sequence[str]) -> str:
+    """The template with words in place of its virtual tokens, spaces between them; it parses to the rest as it was."""
+    parts = []
+    for part in template.parts:
+        if isinstance(part, Virtual):
+            parts.append(" ".join(escape(word.strip()) for word in words[part.start : part.start + part.count]))
+        elif isinstance(part, Text):
+            parts.append(escape(part.text))
+        else:
+            parts.append("[MASK]" if isinstance(part, Mask) else f"{{{part.name}}}")
+    return "".join(parts)
 
 
 _PLAIN = re.compile(r"[^{}\[\\]+")
@@ -145,15 +164,13 @@ def _slot(body: str) -> Virtual | Mask:
     kind, colon, count = body.partition(":")
     if kind == "MASK":
         return Mask()
-    if kind == "P":
+    if kind in {"P", "T"}:
         if not colon:
-            return Virtual(0, 1)
+            return Virtual(0, 1, kind == "T")
         if re.fullmatch(r"[0-9]{1,6}", count) and 1 <= int(count) <= _MOST_VIRTUAL:
-            return Virtual(0, int(count))
-        raise BadRecipe(f"`[{body}]`: write [P:k] with a number k from 1 to {_MOST_VIRTUAL}, for example [P:3]")
-    if kind == "T":
+            return Virtual(0, int(count), kind == "T")
         raise BadRecipe(
-            rf"`[{body}]`: trigger slots belong to a method that is not here yet; write \[{body}] for plain text"
+            f"`[{body}]`: write [{kind}:k] with a number k from 1 to {_MOST_VIRTUAL}, for example [{kind}:3]"
         )
     upper = re.sub(r"^P(?=[0-9])", "P:", body.upper())
     raise BadRecipe(rf"`[{body}]`: write [{upper}], or \[{body}] for plain text")

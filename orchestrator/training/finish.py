@@ -13,6 +13,7 @@ from orchestrator import __version__
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
 from orchestrator.recipe.bases import ORIGIN
+from orchestrator.tasks.template import fill, parse
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation
 from orchestrator.training.job import TrainedJob, label_words
@@ -21,6 +22,7 @@ from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.own_weights import OwnWeights, save_weights
 
 _SPLITS = ("validation", "test")
@@ -142,6 +144,7 @@ def _facts(
         "best": None if job.best.step < 0 else {"step": job.best.step, "value": job.best.value},
         "trained_parameters": sum(p.numel() for p in job.parameters),
         "demonstrations": list(job.demonstrations),
+        "words": _found_words(job),
         "metrics": metrics,
         "baseline": baseline,
         "samples": samples,
@@ -149,6 +152,15 @@ def _facts(
         | {name: _version(name) for name in _PACKAGES},
         "created_at": time.time(),
     }
+
+
+def _found_words(job: TrainedJob) -> dict[str, Any] | None:
+    """AutoPrompt's words, and the template with them written out: it works in any tool, without the tensors."""
+    if not isinstance(job.method, AutoPrompt):
+        return None
+    tokens = job.method.tokens.tolist()
+    filled = fill(parse(job.recipe.task.input), [job.encoder.text([token]) for token in tokens])
+    return {"ids": tokens, "template": filled}
 
 
 def _version(package: str) -> str:

@@ -18,6 +18,7 @@ from orchestrator.errors import BadData
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
+from orchestrator.recipe import methods as recipe_methods
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe
@@ -36,16 +37,20 @@ from orchestrator.training.checkpoint import (
 )
 from orchestrator.training.demonstrations import demonstrations, show
 from orchestrator.training.objectives import Example, Objective, build_objective
-from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
+from orchestrator.training.search import TriggerSearch
 from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
+from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.own_weights import OwnWeights
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import RowBatch
 
 #: What a step needs random numbers for.
 FOR_PROMPT, FOR_HEAD, FOR_BASE = range(3)
@@ -101,6 +106,8 @@ class TrainedJob:
             demonstrations=demonstrations(recipe, rows),
         )
         show(encoder, recipe, objective, job.demonstrations)
+        if isinstance(method, AutoPrompt):
+            job.optimizer = job._search(method, host)
         job._resume(newest_checkpoint(job.paths, job.identity))
         return job
 
@@ -157,8 +164,11 @@ class TrainedJob:
 
     def batch(self) -> list[Example]:
         """The examples of the step to come, over all ranks together."""
+        return self._batch_of(self.step)
+
+    def _batch_of(self, step: int) -> list[Example]:
         train = self.recipe.train
-        numbers = batch_rows(self.step, seed=self.recipe.seed, rows=len(self.rows), batch_size=train.batch_size)
+        numbers = batch_rows(step, seed=self.recipe.seed, rows=len(self.rows), batch_size=train.batch_size)
         return [self._example(number) for number in numbers]
 
     @contextmanager
@@ -232,6 +242,26 @@ class TrainedJob:
         self.best = Best.of(_inside("best", checkpoint.tensors))
         self.step = self.resumed_from = self.saved = checkpoint.step
         self.evaluated = checkpoint.evaluated
+
+    def _search(self, method: AutoPrompt, host: BaseHost) -> TriggerSearch:
+        config = self.recipe.method
+        assert isinstance(config, recipe_methods.AutoPrompt)
+        words = [*config.avoid, *label_words(self.recipe.task)]
+        spelled = {token for word in words for text in (word, f" {word}") for token in self.encoder.tokens(text)}
+
+        def measure(step: int, prompts: Sequence[Prompt]) -> list[float]:
+            """On the batch after the step's own."""
+            examples = self._batch_of(step)
+            return [self._loss(host, examples, prompt) for prompt in prompts]
+
+        forbidden = spelled | set(host.tokenizer.all_special_ids)
+        return TriggerSearch(method, measure, candidates=config.candidates, forbidden=forbidden, seed=self.recipe.seed)
+
+    def _loss(self, host: BaseHost, examples: Sequence[Example], prompt: Prompt) -> float:
+        batch = RowBatch.collate([example.row for example in examples], pad_id=host.pad_id)
+        output = forward(host, batch, [prompt])
+        share = Share.of(output, 0, range(len(examples)), len(examples))
+        return float(self.objective.loss_sum(share, examples, None))
 
     def _example(self, number: int) -> Example:
         if number not in self._examples:

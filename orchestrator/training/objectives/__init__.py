@@ -5,12 +5,14 @@ An objective turns the text fields of a row into `Example`s, gives the loss of a
 
 from __future__ import annotations
 
+from orchestrator.recipe.methods import Pet
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag
 from orchestrator.training.objectives.cloze import ClozeWord
 from orchestrator.training.objectives.generation import Generation
 from orchestrator.training.objectives.head import HeadClassification
 from orchestrator.training.objectives.objective import Example, Objective
+from orchestrator.training.objectives.patterns import PatternEnsemble
 from orchestrator.training.objectives.running_text import RunningText
 from orchestrator.training.objectives.scoring import LabelScoring
 from orchestrator.training.objectives.spans import SpanFinding
@@ -35,8 +37,14 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
         case PlainText() as task:
             return RunningText(task, encoder)
         case Classify(head=None) as task:
-            return (
-                VerbalizerClassification(task, encoder) if encoder.has_mask(task.input) else LabelScoring(task, encoder)
-            )
+            return _by_words(recipe, task, encoder)
         case Classify() as task:
             return HeadClassification(task, encoder)
+
+
+def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder) -> Objective:
+    kind = VerbalizerClassification if encoder.has_mask(task.input) else LabelScoring
+    if not isinstance(recipe.method, Pet) or not recipe.method.patterns:
+        return kind(task, encoder)
+    templates = [task.input, *recipe.method.patterns]
+    return PatternEnsemble([kind(task.model_copy(update={"input": text}), encoder) for text in templates])

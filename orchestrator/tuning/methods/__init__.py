@@ -9,12 +9,14 @@ import torch
 
 from orchestrator.recipe.methods import Method
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.methods.method import TunedMethod
 from orchestrator.tuning.methods.no_prompt import NoPrompt
 from orchestrator.tuning.methods.p_tuning import PTuning
 from orchestrator.tuning.methods.p_tuning_v2 import PTuningV2
 from orchestrator.tuning.methods.prefix_tuning import prefix_tuning
 from orchestrator.tuning.methods.prompt_tuning import PromptTuning
+from orchestrator.tuning.methods.warp import warp
 
 __all__ = ["METHODS", "TunedMethod", "build_method"]
 
@@ -23,6 +25,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "prefix-tuning": prefix_tuning,
     "p-tuning": PTuning,
     "p-tuning-v2": PTuningV2,
+    "warp": warp,
+    "autoprompt": AutoPrompt,
+    "pet": NoPrompt,
     "head": NoPrompt,
     "prompt-design": NoPrompt,
     "fine-tuning": NoPrompt,

@@ -19,7 +19,7 @@ class PTuning(nn.Module):
     slots: Literal["front", "template"]
 
     def __init__(
-        self, config: recipe.PTuning, host: BaseHost, *, length: int | None, generator: torch.Generator
+        self, config: recipe.PTuning | recipe.Warp, host: BaseHost, *, length: int | None, generator: torch.Generator
     ) -> None:
         super().__init__()
         count = length or config.length
@@ -29,7 +29,8 @@ class PTuning(nn.Module):
         self.length = count
         self.slots = "template" if config.length is None else "front"
         self.inputs = nn.Parameter(starting.embeddings(config.init, host, count, generator))
-        self.encoder = _encoder(config.reparameterization, host.embedding_width, generator)
+        network = config.reparameterization if isinstance(config, recipe.PTuning) else recipe.NoReparameterization()
+        self.encoder = _encoder(network, host.embedding_width, generator)
 
     def prompt(self) -> Prompt:
         return Prompt(self.encoder(self.inputs))

@@ -16,6 +16,7 @@ from orchestrator.recipe.starts import (
     FileInit,
     Init,
     LabelsInit,
+    MaskInit,
     PromptInit,
     RandomInit,
     TextInit,
@@ -26,7 +27,7 @@ from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost
 
 
-def embeddings(init: Init, host: BaseHost, length: int, generator: torch.Generator) -> Tensor:
+def embeddings(init: Init | MaskInit, host: BaseHost, length: int, generator: torch.Generator) -> Tensor:
     """[n, H] fp32."""
     if isinstance(init, RandomInit):
         return (torch.rand(length, host.embedding_width, generator=generator) * 2 - 1) * init.scale
@@ -81,12 +82,24 @@ def array(path: Path, shape: tuple[int, int]) -> Tensor:
     return torch.from_numpy(found.astype(np.float32))
 
 
-def tokens(init: VocabInit | TextInit | WordsInit, host: BaseHost, length: int, generator: torch.Generator) -> Tensor:
+def tokens(
+    init: VocabInit | TextInit | WordsInit | MaskInit, host: BaseHost, length: int, generator: torch.Generator
+) -> Tensor:
     """[n] ids."""
+    if isinstance(init, MaskInit):
+        return mask_tokens(host, length)
     if isinstance(init, VocabInit):
         return vocab_tokens(host, length, init.top, generator)
     text, where = (init.text, "text") if isinstance(init, TextInit) else (" ".join(init.words), "words")
     return text_tokens(text, host, length, where=f"method.init.{where}")
+
+
+def mask_tokens(host: BaseHost, length: int) -> Tensor:
+    """[n] times the mask token. Raises MethodDoesNotFit."""
+    token = getattr(host.tokenizer, "mask_token_id", None)
+    if token is None:
+        raise MethodDoesNotFit("the base's tokenizer has no mask token to start from", where="method.init")
+    return torch.full((length,), int(token))
 
 
 def embedded(host: BaseHost, ids: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def test_plain_text_holds_nothing_to_fill_in(text: str) -> None:
         ("[P4]", "[P:4]"),
         ("[mask]", "[MASK]"),
         ("[p:3]", "[P:3]"),
-        ("[T:3]", "not here yet"),
+        ("[T:0]", "from 1 to 10000"),
     ],
 )
 def test_mistakes_are_refused_with_the_right_spelling(text: str, said: str) -> None:

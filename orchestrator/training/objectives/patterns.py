@@ -1,0 +1,88 @@
+"""Several hand-written patterns for one task (Schick & Schütze 2021, PET): rows train under each, and a label's score
+is the mean over all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
+from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.scoring import LabelScoring
+from orchestrator.training.objectives.verbalizer import VerbalizerClassification
+from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import Row
+
+_PATTERN = "\0pattern"  # no column of a dataset can be called so
+_LEAST = 1e-30  # of a probability, for its logarithm
+
+
+class PatternEnsemble:
+    reads_hidden = False
+
+    def __init__(self, patterns: Sequence[VerbalizerClassification | LabelScoring]) -> None:
+        self._patterns = patterns
+        self.metrics = patterns[0].metrics
+        self.references = patterns[0].references
+        self.shown = patterns[0].shown
+
+    def head(self, host: BaseHost) -> nn.Module | None:
+        return None
+
+    def example(self, fields: Fields) -> Example:
+        return self._patterns[int(fields.get(_PATTERN, "0"))].example(fields)
+
+    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+        return self._patterns[0].loss_sum(share, examples, head)
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
+
+    def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
+        """The untuned base is asked in the words of `task.input` alone, as often."""
+        asked = self._patterns if tuned else [self._patterns[0]] * len(self._patterns)
+        return [row for fields in rows for one in asked for row in one.questions([fields], tuned=tuned)]
+
+    def measured(self, share: Share, head: nn.Module | None) -> Tensor:
+        return self._patterns[0].measured(share, head)
+
+    def chosen(self, measured: Tensor) -> list[Answer]:
+        """The mean of log-probabilities: that of the patterns' scores, up to a number that all labels share."""
+        each = self._patterns[0].chosen(measured)
+        names = list(each[0].probabilities or ())
+        chances = torch.tensor([[(one.probabilities or {})[name] for name in names] for one in each])
+        means = chances.clamp_min(_LEAST).log().view(-1, len(self._patterns), len(names)).mean(1)
+        return softmax(names, means)
+
+    def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
+        return _UnderEach(rows, len(self._patterns))
+
+
+@dataclass(frozen=True)
+class _UnderEach(Sequence[Fields]):
+    """Each row once for each pattern."""
+
+    rows: Sequence[Fields]
+    patterns: int
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.patterns
+
+    @overload
+    def __getitem__(self, index: int) -> Fields: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Fields]: ...
+
+    def __getitem__(self, index: int | slice) -> Fields | Sequence[Fields]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        row, pattern = divmod(index, self.patterns)
+        return {**self.rows[row], _PATTERN: str(pattern)}
