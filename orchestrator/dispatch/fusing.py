@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 #: Methods that train tensors of the job's own and leave the base as it is. A method that is not named here is alone.
-FROZEN_BASE_METHODS = frozenset({"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "head", "prompt-design"})
+FROZEN_BASE_METHODS = frozenset(
+    {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "warp", "head", "prompt-design"}
+)
 #: A job that was in this many runs that went down while it shared them runs alone from then on.
 CRASHES_IN_COMPANY = 2
 #: `max_input_tokens` is a bound that most rows are far from; beyond this many it says nothing about a usual row.

@@ -18,6 +18,8 @@ def pattern_findings(recipe: Recipe) -> list[Finding]:
         advice = "take task.head out" if isinstance(task, Classify) else "use another method"
         return [Finding(("method", "type"), f"{method.type} works through words, not through a trained head; {advice}")]
     if isinstance(method, AutoPrompt):
+        if method.label_words is not None and not (isinstance(task, Classify) and parse(task.input).masks):
+            return [Finding(("method", "label_words"), "are found at the [MASK] of a `classify` task only")]
         return []
     if not isinstance(task, Classify):
         return [Finding(("task", "type"), f"{method.type} needs `type: classify`")]

@@ -179,6 +179,13 @@ class AutoPrompt(Strict):
     init: VocabInit | TextInit | MaskInit = Field(
         MaskInit(), discriminator="type", description="the words at the start; default: [MASK], the paper's"
     )
+    label_words: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="find so many words for each label too, by a regression on [MASK]; those of task.labels then only "
+        "stand until they are found",
+    )
     avoid: list[str] = Field([], description="words that are not to be found, besides label words and special tokens")
 
 

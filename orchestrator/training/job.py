@@ -36,6 +36,7 @@ from orchestrator.training.checkpoint import (
     save_checkpoint,
 )
 from orchestrator.training.demonstrations import demonstrations, show
+from orchestrator.training.label_search import with_found_labels
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.optimizers import build_optimizer
@@ -85,6 +86,7 @@ class TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
         recipe = JobRecipe.model_validate(spec.recipe)
         encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
+        recipe = with_found_labels(recipe, host, encoder, method, Rows.open(Path(spec.dataset.path), "train"))
         objective = build_objective(recipe, encoder)
         head = _new_head(objective, recipe.seed, host, device)
         rows = objective.usable(Rows.open(Path(spec.dataset.path), "train"))

@@ -29,6 +29,7 @@ class Output:
     row_of: Tensor  #: [M] long: the row of the batch it comes from
     hidden: Tensor | None  #: [B, S, H]: last hidden state of the encoder or of the base without its head
     text_mask: Tensor  #: [B, S] bool: true tokens, neither padding nor virtual
+    scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with; None: it has none
 
 
 def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool = False) -> Output:
@@ -134,8 +135,9 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     if whole:
         inputs |= _decoder_inputs(host, rows)
     active = _prefixes(host, rows, prompts)
-    logits, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
-    return Output(logits, labels, row_of, None if states is None else _as_given(states, rows, batch), batch.text_mask)
+    logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
+    given = None if states is None else _as_given(states, rows, batch)
+    return Output(logits, labels, row_of, given, batch.text_mask, scored)
 
 
 def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
@@ -161,10 +163,11 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     if host.kind != "masked":
         inputs["use_cache"] = False
     active = Packed.of(line, prompts, host.dtype)
-    logits, states = _called(host, inputs, active, (torch.zeros_like(asked), asked), whole=True, hidden=hidden)
+    at = (torch.zeros_like(asked), asked)
+    logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
-    return Output(logits, labels, row_of, states, batch.text_mask)
+    return Output(logits, labels, row_of, states, batch.text_mask, scored)
 
 
 def _called(
@@ -175,19 +178,22 @@ def _called(
     *,
     whole: bool,
     hidden: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Logits [M, V] at (row, column), and the last hidden states if asked for. `whole`: not the encoder alone."""
-    logits = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits [M, V] at (row, column), what they are made of [M, H], and the last hidden states if asked for.
+
+    `whole`: not the encoder alone.
+    """
+    logits = scored = None
     with ExitStack() as stack:
         stack.enter_context(host.injector.injecting(active))
         states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
         if whole:
-            logits = _logits_at(host, stack, *at)(host.module, inputs)
+            logits, scored = _logits_at(host, stack, *at)(host.module, inputs)
         else:
             host.body(**inputs)
     if logits is None:
         logits = torch.zeros(0, host.vocab_size, dtype=host.dtype, device=host.device)
-    return logits, states[0] if hidden else None
+    return logits, scored, states[0] if hidden else None
 
 
 def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Prefixes | None:
@@ -265,24 +271,26 @@ def _decoder_start(host: BaseHost) -> int:
 
 def _logits_at(
     host: BaseHost, stack: ExitStack, row_of: Tensor, columns: Tensor
-) -> Callable[[nn.Module, dict[str, Any]], Tensor | None]:
-    """A call of the model that gives logits [M, V] at (row_of, columns): its last matrix sees those positions only."""
+) -> Callable[[nn.Module, dict[str, Any]], tuple[Tensor | None, Tensor | None]]:
+    """A call of the model that gives logits [M, V] at (row_of, columns): its last matrix sees those positions only.
+    And what they are made of."""
     head = host.model.get_output_embeddings() if host.has_lm_head else None
-    picked: list[bool] = []
+    picked: list[Tensor] = []
 
-    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        picked.append(True)
+    def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         states = args[0].flatten(0, 1)
-        return (functional.embedding(row_of * args[0].shape[1] + columns, states), *args[1:])
+        picked.append(functional.embedding(row_of * args[0].shape[1] + columns, states))
+        return (picked[0], *args[1:]) if host.fast.labels else None
 
-    if head is not None and host.fast.labels:
+    if head is not None:
         stack.callback(head.register_forward_pre_hook(pick).remove)
 
-    def call(module: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    def call(module: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
         output = module(**inputs)
         if not host.has_lm_head:
-            return None
-        return output.logits if picked else output.logits[row_of, columns]
+            return None, None
+        whole = not picked or not host.fast.labels
+        return output.logits[row_of, columns] if whole else output.logits, picked[0] if picked else None
 
     return call
 

@@ -5,7 +5,7 @@ An objective turns the text fields of a row into `Example`s, gives the loss of a
 
 from __future__ import annotations
 
-from orchestrator.recipe.methods import Pet
+from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag
 from orchestrator.training.objectives.cloze import ClozeWord
@@ -17,6 +17,7 @@ from orchestrator.training.objectives.running_text import RunningText
 from orchestrator.training.objectives.scoring import LabelScoring
 from orchestrator.training.objectives.spans import SpanFinding
 from orchestrator.training.objectives.tags import Tagging
+from orchestrator.training.objectives.vectors import LabelVectors
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.training.texts import TextEncoder
 
@@ -43,6 +44,8 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
 
 
 def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder) -> Objective:
+    if isinstance(recipe.method, Warp):
+        return LabelVectors(task, encoder)
     kind = VerbalizerClassification if encoder.has_mask(task.input) else LabelScoring
     if not isinstance(recipe.method, Pet) or not recipe.method.patterns:
         return kind(task, encoder)

@@ -39,6 +39,7 @@ class Share:
     text_mask: Tensor  #: [rows, S]
     positions: Sequence[int]  #: of the rows in the job's batch of this step
     batch: int  #: rows of that batch, on all ranks and in all passes together
+    scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with
 
     @classmethod
     def of(cls, output: Output, first: int, positions: Sequence[int], batch: int) -> Share:
@@ -54,6 +55,7 @@ class Share:
             text_mask=output.text_mask[span],
             positions=positions,
             batch=batch,
+            scored=None if output.scored is None else output.scored[mine],
         )
 
 

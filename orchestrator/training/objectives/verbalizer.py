@@ -28,8 +28,9 @@ class VerbalizerClassification:
         self._task = task
         self._encoder = encoder
         self._classes = Classes(task, encoder)
-        self._words = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
-        refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self._words])
+        self.names = self._classes.names
+        self.tokens = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
+        refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self.tokens])
         self.metrics = task.metrics
         self.references = self._classes.references
         self.usable = all_rows
@@ -61,7 +62,7 @@ class VerbalizerClassification:
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
         limit, template = self._task.max_input_tokens, self._task.input
-        words = [[self._words[self._classes.number_of(fields)][0]] for fields in rows]
+        words = [[self.tokens[self._classes.number_of(fields)][0]] for fields in rows]
         return [
             self._encoder.body(template, fields, limit=limit, mask=word)
             for fields, word in zip(rows, words, strict=True)
@@ -69,7 +70,7 @@ class VerbalizerClassification:
 
     def _scores(self, logits: Tensor) -> Tensor:
         """[rows, V] -> [rows, labels]."""
-        return torch.stack([widened(logits[:, words]).mean(-1) for words in self._words], dim=-1)
+        return torch.stack([widened(logits[:, words]).mean(-1) for words in self.tokens], dim=-1)
 
     def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
         ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)

@@ -311,3 +311,49 @@ def test_metrics_that_need_java_are_refused_where_there_is_none(monkeypatch: pyt
     assert faults({**WRITE, "metrics": ["bleu", "nist"]}, PROMPT, GPT2) == []
     (fault,) = faults({**WRITE, "metrics": ["bleu", "meteor"]}, PROMPT, GPT2)
     assert fault == "task.metrics: meteor: a Java runtime is missing; add it, or take them out"
+
+
+WARP, AUTO, PET = {"type": "warp"}, {"type": "autoprompt"}, {"type": "pet", "patterns": ["{text} is [MASK]"]}
+SLOTS = {**MASK, "input": "[P:2] {text} it was [MASK] [P]."}
+TRIGGERS = {**MASK, "input": "[T:2] {text} it was [MASK] [T]."}
+NO_RATE = {"train": {"steps": 3}}
+
+
+def test_methods_that_live_by_their_template() -> None:
+    assert faults(SLOTS, WARP, BERT) == []
+    assert faults(MASK, {**WARP, "length": 4}, BERT) == []
+    assert faults(TRIGGERS, AUTO, BERT, **NO_RATE) == []
+    assert faults({**CLOZE, "input": "[T:2] {text} [MASK]"}, AUTO, BERT, **NO_RATE) == []
+    written = {**WORDS, "input": "[T:2] {text} is"}
+    assert faults(written, {**AUTO, "init": {"type": "vocab"}}, GPT2, **NO_RATE) == []
+    assert faults(MASK, PET, BERT, train={}) == []
+    assert faults(MASK, PET, BERT, train={"steps": 1, "lr": 1, "base_lr": 1e-5}) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "facts", "fault"),
+    [
+        (MASK, WARP, BERT, "method.length: warp has no virtual tokens"),
+        ({**WORDS, "input": "[P] {text}"}, WARP, GPT2, "task.input: warp scores labels at [MASK]"),
+        ({**HEAD, "input": "[P] {text}"}, WARP, BERT, "method.type: warp works through words"),
+        ({**CLOZE, "input": "[P] {text} [MASK]"}, WARP, BERT, "task.type: warp needs `type: classify`"),
+        (SLOTS, AUTO, BERT, "task.input: autoprompt finds the words at the template's trigger slots"),
+        (MASK, AUTO, BERT, "task.input: autoprompt finds the words"),
+        (TRIGGERS, P_TUNING, BERT, "task.input: [T] is for autoprompt"),
+        (TRIGGERS, PROMPT, BERT, "task.input: [T] is for autoprompt"),
+        (TRIGGERS, AUTO, BERT, "train.lr: autoprompt tries words"),
+        ({**WORDS, "input": "[T] {text}"}, AUTO, GPT2, "method.init: the tokenizer of b has no mask token"),
+        ({**CLOZE, "input": "[T] {text} [MASK]"}, {**AUTO, "label_words": 2}, BERT, "method.label_words: are found"),
+        (HEAD, PET, BERT, "method.type: pet works through words"),
+        (WRITE, PET, GPT2, "task.type: pet needs `type: classify`"),
+        (MASK, {**PET, "patterns": ["{text}"]}, BERT, "method.patterns[0]: has [MASK] where"),
+        (MASK, {**PET, "patterns": ["{texts} [MASK]"]}, BERT, "method.patterns: the dataset d has no field `texts`"),
+        (MASK, {**PET, "patterns": ["[P] {text} [MASK]"]}, BERT, "method.patterns[0]: holds [P] or [T]"),
+        (MASK, PET, BERT, "train.lr: pet trains nothing"),
+    ],
+)
+def test_templates_that_a_method_cannot_use(
+    task: dict[str, Any], method: dict[str, Any], facts: BaseFacts, fault: str
+) -> None:
+    found = faults(task, method, facts)
+    assert any(one.startswith(fault) for one in found), found

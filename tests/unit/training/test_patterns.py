@@ -174,3 +174,102 @@ def test_patterns_from_the_job_to_their_use(
     rows = list(Rows.open(dataset, "validation"))
     said = [r["prediction"] for r in Predictor.load(run.jobs[0].artifact(1), bases["bert"]).predict(rows)]
     assert [s["tuned"] for s in facts["samples"]] == said[:5]
+
+
+WARPED = {
+    "type": "classify",
+    "input": "[P:2] the {text} [P:1] is [MASK] [P:2]",
+    "labels": {"warm": ["red", "green"], "cold": "black"},
+}
+
+
+def test_warp_scores_its_vectors_at_the_mask(bases: dict[str, Path]) -> None:
+    """Written out with the parts of transformers' own BERT; loss and gradients of both kinds of vectors."""
+    host = BaseHost.load(bases["bert"], kind="masked")
+    one = JobRecipe.model_validate(recipe({"type": "warp"}, task=WARPED))
+    encoder, method = build_prompt(one, host, context=64)
+    objective = build_objective(one, encoder)
+    head = objective.head(host)
+    assert head is not None
+    model, tokenizer = (
+        AutoModelForMaskedLM.from_pretrained(bases["bert"]).eval(),
+        AutoTokenizer.from_pretrained(bases["bert"]),
+    )
+    table = model.get_input_embeddings().weight.detach()
+    words = [tokenizer.convert_tokens_to_ids(names) for names in (["red", "green"], ["black"])]
+    labels = list(one.task.labels)  # type: ignore[union-attr]
+    vectors = torch.stack([table[ids].mean(0) for ids in (words if labels[0] == "warm" else words[::-1])])
+    virtual = table[tokenizer.mask_token_id].repeat(5, 1)
+    torch.testing.assert_close(head.weight.detach(), vectors)
+    torch.testing.assert_close(method.prompt().embeddings.detach(), virtual)  # type: ignore[union-attr]
+    vectors.requires_grad_(True)
+    virtual.requires_grad_(True)
+    expected = torch.zeros(())
+    for row in ROWS:
+        texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"the {row['text']}", "is")]
+        cls, mask, sep = table[[4]], table[[tokenizer.mask_token_id]], table[[5]]
+        parts = [cls, virtual[:2], table[texts[0]], virtual[2:3], table[texts[1]], mask, virtual[3:], sep]
+        hidden = model.bert(inputs_embeds=torch.cat(parts)[None]).last_hidden_state[0]
+        at = sum(len(part) for part in parts[:5])
+        scores = vectors @ model.cls.predictions.transform(hidden[at])
+        expected = expected + cross_entropy(scores, torch.tensor(labels.index(row["label"])))
+    expected.backward()
+    examples = [objective.example(row) for row in ROWS]
+    batch = RowBatch.collate([example.row for example in examples], pad_id=0)
+    share = Share.of(forward(host, batch, [method.prompt()]), 0, range(len(ROWS)), len(ROWS))
+    loss = objective.loss_sum(share, examples, head)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.weight.grad, vectors.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.inputs.grad, virtual.grad, rtol=1e-4, atol=1e-5)  # type: ignore[attr-defined]
+
+
+def test_warp_from_the_job_to_its_use(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """Beside another job of the same run: its label vectors see its own rows alone."""
+    jobs = [
+        recipe({"type": "prompt-tuning", "length": 2}, task=WARPED | {"input": "{text} [MASK]"}),
+        recipe({"type": "warp"}, task=WARPED),
+    ]
+    run = make_run(tmp_path / "a", jobs, base=bases["bert"], dataset=dataset, kind="masked")
+    alone = make_run(tmp_path / "b", jobs[1:], base=bases["bert"], dataset=dataset, kind="masked")
+    assert [run.train(), alone.train()] == [0, 0]
+    assert run.losses(1) == pytest.approx(alone.losses(0), rel=1e-4)
+    facts = run.artifact(1)
+    rows = list(Rows.open(dataset, "validation"))
+    said = [r["prediction"] for r in Predictor.load(run.jobs[1].artifact(1), bases["bert"]).predict(rows)]
+    assert [s["tuned"] for s in facts["samples"]] == said[:5]
+
+
+def test_label_words_that_the_data_choose(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """The regression's words, against scikit-learn's on states of transformers' own model."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+
+    one = recipe({"type": "autoprompt", "candidates": 5, "label_words": 3}, task=FOUND, train__steps=2)
+    del one["train"]["lr"]
+    run = make_run(tmp_path, [one], base=bases["bert"], dataset=dataset, kind="masked")
+    assert run.train() == 0
+    chosen = run.artifact()["recipe"]["task"]["labels"]
+    model, tokenizer = (
+        AutoModelForMaskedLM.from_pretrained(bases["bert"]).eval(),
+        AutoTokenizer.from_pretrained(bases["bert"]),
+    )
+    states, labels, mask = [], [], tokenizer.mask_token_id
+    for row in Rows.open(dataset, "train"):
+        text = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+        ids = [4, mask, mask, *text, mask, *tokenizer("is", add_special_tokens=False)["input_ids"], mask, 5]
+        with torch.no_grad():
+            hidden = model.bert(torch.tensor([ids])).last_hidden_state[0, -2]
+            states.append(model.cls.predictions.transform(hidden).numpy())
+        labels.append(row["label"])
+    inputs = np.array(states)
+    fitted = LogisticRegression(C=1e3, max_iter=2000).fit((inputs - inputs.mean(0)) / inputs.std(0), labels)
+    direction = fitted.coef_[0] / inputs.std(0)  # of the second label, `warm`
+    scores = model.get_input_embeddings().weight.detach().numpy() @ direction
+    plain = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
+    ranked = [tokenizer.decode([i]) for i in sorted(plain, key=lambda i: scores[i])]
+    assert set(chosen) == {"warm", "cold"}
+    assert all(len(words) == 3 for words in chosen.values())
+    assert set(chosen["cold"]) & set(ranked[:4])
+    assert set(chosen["warm"]) & set(ranked[-4:])
+    assert not set(chosen["cold"]) & set(ranked[-8:])
