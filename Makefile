@@ -40,6 +40,7 @@ lint: $(VENV)/installed-test
 # Reference pages from the code; `make test` fails when they are stale.
 docs: $(VENV)/installed-test
 	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/generate_matrix.py
 
 # Rebuilds the demo's base from its recipe (about 15 minutes on two cores).
 demo-base: $(VENV)/installed

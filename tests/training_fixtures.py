@@ -34,7 +34,7 @@ KINDS = {"gpt2": "causal", "t5": "seq2seq", "bert": "masked"}
 
 def make_base(folder: Path, name: str) -> Path:
     """A random model of two layers with a word-level tokenizer of its own: gpt2, t5 or bert."""
-    tokenizer = _tokenizer(name)
+    tokenizer = make_tokenizer(name)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(tokenizer)}
     torch.manual_seed(7)
     if name == "gpt2":
@@ -144,7 +144,7 @@ def make_run(
     return run
 
 
-def _tokenizer(name: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     names = [*special.values(), "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))

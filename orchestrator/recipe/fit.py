@@ -26,6 +26,7 @@ from orchestrator.recipe.methods import (
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import LabelsInit, MaskInit, VocabInit
 from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag, reads_states, task_templates
+from orchestrator.recipe.trained import trained_weights
 from orchestrator.tasks import captions
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
@@ -248,6 +249,8 @@ def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
         return [Finding(("method", "type"), what)]
     if isinstance(recipe.method, PrefixTuning) and recipe.method.placement == "infix":
         return _infix_findings(recipe, facts)
+    if trained_weights(recipe) == "biases" and not facts.biases:
+        return [Finding(("method", "weights"), f"{recipe.base.model} ({facts.model_type}) has no biases; write all")]
     if isinstance(getattr(recipe.method, "init", None), MaskInit) and not facts.mask_token:
         what = f"the tokenizer of {recipe.base.model} has no mask token to start from; write init: {{type: vocab}}"
         return [Finding(("method", "init"), what)]

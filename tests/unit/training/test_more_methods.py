@@ -43,15 +43,14 @@ def test_worked_examples_stand_before_every_input(
     assert (facts["steps"], facts["trained_parameters"], facts["length"]) == (0, 0, 0)
     assert run.losses() == {}
     predictor = Predictor.load(run.jobs[0].artifact(1), bases[name])
-    tokenizer, seen = predictor.host.tokenizer, []
-    predictor.host.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0].tolist()))
     rows = list(Rows.open(dataset, "validation"))
     right = [r["prediction"] == row["label"] for r, row in zip(predictor.predict(rows), rows, strict=True)]
     assert sum(right) / len(right) == pytest.approx(facts["metrics"]["validation"]["accuracy"])
     words = {"warm": "red", "cold": "black"}
     told = " and ".join(f"the {row['text']} is {words[row['label']]}" for row in shown)
-    written = tokenizer.decode([t for t in max(seen, key=len)[0] if t != 0], skip_special_tokens=True)
-    assert written.startswith(f"{told} and the ")
+    asked = predictor.loaded[0].objective.questions(rows[:1], tuned=True)[0].ids  # type: ignore[attr-defined]
+    written = predictor.host.tokenizer.decode(asked, skip_special_tokens=True)
+    assert written.startswith(f"{told} and the {rows[0]['text']}")
 
 
 def test_the_seed_draws_the_examples(bases: dict[str, Path], dataset: Path) -> None:
