@@ -55,7 +55,6 @@ def read_base_facts(folder: Path) -> BaseFacts:
     config = _read_config(folder)
     model_type, architecture = _names(folder, config)
     kind = _kind(folder, config, model_type, architecture)
-    names = tensor_names(folder)
     hidden = _number(folder, config, "hidden_size", "n_embd", "d_model", "dim")
     return BaseFacts(
         kind=kind,
@@ -66,11 +65,11 @@ def read_base_facts(folder: Path) -> BaseFacts:
         vocab=_number(folder, config, "vocab_size"),
         max_positions=_max_positions(folder, config, model_type),
         mask_token=_has_mask_token(folder),
-        lm_head=_has_lm_head(names, config, kind, model_type),
+        lm_head=_has_lm_head(tensor_names(folder), config, kind, model_type),
         parameters=parameter_count(folder),
         remote_code=bool(config.get("auto_map")),
         embedding_width=next((config[name] for name in _NARROWER if isinstance(config.get(name), int)), hidden),
-        biases=any(name.endswith("bias") for name in names),
+        biases=any(name.endswith("bias") for name in tensor_names(folder)),
         origin=_json(folder / ORIGIN) or None,
     )
 
