@@ -3,6 +3,7 @@
 Every line carries `format`, `kind`, `attempt` and `at` (seconds since the epoch, UTC). Kinds and their fields:
 
     started    {processes, device, resumed_from, steps}  the run has loaded the base and enters the loop at this step
+    environment {versions, code, hardware}               what it computes with; follows `started`
     metric     {step, split, values: {name: number}}     split is train, validation or test
     progress   {step, steps, tokens_per_second}
     baseline   {split, values}                           the frozen base, untuned, on the same rows
@@ -33,6 +34,7 @@ FORMAT = 1
 #: kind -> the fields it carries, for the reference page and its test.
 KINDS: dict[str, tuple[str, ...]] = {
     "started": ("processes", "device", "resumed_from", "steps"),
+    "environment": ("versions", "code", "hardware"),
     "metric": ("step", "split", "values"),
     "progress": ("step", "steps", "tokens_per_second"),
     "baseline": ("split", "values"),

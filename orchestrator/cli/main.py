@@ -43,6 +43,7 @@ def build_app() -> typer.Typer:
         plot,
         predict,
         recipe,
+        reproduce,
         reserve,
         retry,
         run,
@@ -54,7 +55,7 @@ def build_app() -> typer.Typer:
 
     verbs = (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
-        cancel, retry, pause, reserve, artifact, lineage, predict, care,
+        cancel, retry, pause, reserve, reproduce, artifact, lineage, predict, care,
     )  # fmt: skip
     for verb in verbs:
         verb.register(app)

@@ -75,6 +75,7 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
         "took": render.duration(job.finished_at - job.started_at) if job.finished_at and job.started_at else None,
         "folder": str(registry.paths.job(job.id).root),
         "command": " ".join(job.command),
+        **ran_on(registry, job),
     }
     for name, value in facts.items():
         if value:
@@ -84,6 +85,33 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
         _comparison_table(("split", "metric", "tuned", "untuned base"), rows)
     render.say()
     render.say(job.source.rstrip())
+
+
+def environment_of(registry: Registry, job: Job) -> dict[str, Any]:
+    """What the newest attempt that told computed with: versions, code, hardware."""
+    from orchestrator.events import read_events
+
+    events = read_events(registry.paths.job(job.id).events, 0)[0] if _has_events(registry, job) else []
+    told = [event for event in events if event.get("kind") == "environment"]
+    return {key: told[-1].get(key) for key in ("versions", "code", "hardware")} if told else {}
+
+
+def ran_on(registry: Registry, job: Job) -> dict[str, str]:
+    """The same for people, in two lines."""
+    told = environment_of(registry, job)
+    if not told:
+        return {}
+    hardware, versions = told["hardware"], told["versions"]
+    cards = ", ".join(card["model"] for card in hardware.get("gpus", []))
+    where = (
+        f"{cards} (driver {hardware.get('driver')})" if cards else f"{hardware['cpu']}, {hardware['threads']} threads"
+    )
+    names = ", ".join(f"{name} {versions[name]}" for name in ("ptq", "python", "torch", "transformers"))
+    return {"ran on": f"{hardware['host']}: {where}", "versions": f"{names}; code {str(told['code'])[7:19]}"}
+
+
+def _has_events(registry: Registry, job: Job) -> bool:
+    return registry.paths.job(job.id).events.is_file()
 
 
 def _company(registry: Registry, job: Job) -> list[int]:
@@ -127,6 +155,7 @@ def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
             if job.artifact_id
             else None,
         },
+        "environment": environment_of(registry, job),
         "folder": str(registry.paths.job(job.id).root),
         "events": happened,
     }

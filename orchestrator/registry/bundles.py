@@ -42,7 +42,8 @@ DAMAGE: tuple[type[Exception], ...] = (*store.DAMAGE, KeyError, TypeError)
 INDEX = "bundle.json"
 _MOST_INDEX = 50_000_000
 _NAME = re.compile(r"(artifacts|datasets)/([0-9a-f]{64})/((?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*)")
-_KINDS = {"artifacts": (".safetensors", ".json", ".jsonl"), "datasets": (".arrow", ".json", ".jsonl")}
+#: Texts are a tokenizer's, beside the weights of an adapted base.
+_KINDS = {"artifacts": (".safetensors", ".json", ".jsonl", ".txt"), "datasets": (".arrow", ".json", ".jsonl")}
 
 
 def write_bundle(registry: Registry, artifact: Artifact, output: Path, *, with_data: bool) -> str:

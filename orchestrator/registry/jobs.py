@@ -101,8 +101,12 @@ def add_jobs(
     group_id: int | None = None,
     after: Sequence[int] = (),
     after_any: Sequence[int] = (),
+    reproduces: int | None = None,
 ) -> list[int]:
-    """Queue jobs, each after the success of all of `after` and after any end of all of `after_any`; their ids."""
+    """Queue jobs, each after the success of all of `after` and after any end of all of `after_any`; their ids.
+
+    `reproduces`: the job that they repeat.
+    """
     ids = []
     for job in new:
         row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
@@ -112,8 +116,9 @@ def add_jobs(
         for other in dict.fromkeys((*after, *after_any)):
             edge = {"job_id": job_id, "after_id": other, "any_end": other not in after}
             conn.execute(insert(dependencies).values(edge))
-        waits = {"after": list(after), "after_any": list(after_any)}
-        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, {key: ids for key, ids in waits.items() if ids})
+        facts = {"after": list(after), "after_any": list(after_any), "reproduces": reproduces}
+        detail = {key: value for key, value in facts.items() if value}
+        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, detail)
         ids.append(job_id)
     return ids
 
@@ -444,6 +449,20 @@ def list_events(conn: Connection, job_id: int) -> list[JobEvent]:
     columns = [job_events.c[name] for name in JobEvent.__dataclass_fields__]
     rows = conn.execute(select(*columns).where(job_events.c.job_id == job_id).order_by(job_events.c.id))
     return [JobEvent(*row) for row in rows]
+
+
+def repeats(conn: Connection, job_id: int) -> list[int]:
+    """The jobs that were submitted to reproduce this one, oldest first."""
+    first = (job_events.c.attempt == 0, job_events.c.kind == JobState.QUEUED.value)
+    named = job_events.c.detail["reproduces"].as_integer() == job_id
+    return [row.job_id for row in conn.execute(select(job_events.c.job_id).where(*first, named))]
+
+
+def company_of(conn: Connection, job_id: int) -> list[int]:
+    """The other jobs whose last run was this job's."""
+    run = select(jobs.c.run_id).where(jobs.c.id == job_id).scalar_subquery()
+    others = select(jobs.c.id).where(jobs.c.run_id == run, jobs.c.id != job_id).order_by(jobs.c.id)
+    return list(conn.execute(others).scalars())
 
 
 _SELECT = (

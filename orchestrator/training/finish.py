@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestrator import __version__
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
 from orchestrator.recipe.bases import ORIGIN
 from orchestrator.tasks.template import fill, parse
 from orchestrator.training.distributed import Processes
+from orchestrator.training.environment import environment
 from orchestrator.training.evaluate import Evaluation
 from orchestrator.training.job import TrainedJob, label_words
 from orchestrator.training.loop import evaluate_job, evaluation_rows
@@ -28,7 +26,6 @@ from orchestrator.tuning.own_weights import OwnWeights, save_weights
 _SPLITS = ("validation", "test")
 _SAMPLES = 5
 ADAPTED = "base"  #: folder in an artifact with the base that LM adaptation has made
-_PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "datasets", "safetensors", "tokenizers")
 
 
 def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Callable[[], None]) -> None:
@@ -58,7 +55,9 @@ def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Calla
         job.events.flush()
     near = _neighbours(host, job)
     if processes.first:
-        _write_artifact(host, job, metrics, baseline, samples, near)
+        ran_on = environment(processes.device.type, processes.world)
+        facts = _facts(job, metrics, baseline, samples) | ran_on
+        _write_artifact(host, job, facts, near)
 
 
 def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evaluation) -> list[dict[str, str]]:
@@ -80,19 +79,12 @@ def _neighbours(host: BaseHost, job: TrainedJob) -> dict[str, Any] | None:
     return None if embeddings is None else neighbours.neighbours(host, embeddings, label_words(job.recipe.task))
 
 
-def _write_artifact(
-    host: BaseHost,
-    job: TrainedJob,
-    metrics: dict[str, dict[str, float]],
-    baseline: dict[str, dict[str, float]],
-    samples: list[dict[str, str]],
-    near: dict[str, Any] | None,
-) -> None:
+def _write_artifact(host: BaseHost, job: TrainedJob, facts: dict[str, Any], near: dict[str, Any] | None) -> None:
     final = job.paths.artifact(job.spec.attempt)
     head = {} if job.head is None else {name: t.detach().cpu() for name, t in job.head.state_dict().items()}
     with folder_written_atomically(final) as folder:
         save_prompt(folder, job.folded(), head)
-        write_json(folder / "artifact.json", _facts(job, metrics, baseline, samples))
+        write_json(folder / "artifact.json", facts)
         if job.weights is not None:
             _save_base(folder, host, job, job.weights)
         if near is not None:
@@ -148,8 +140,6 @@ def _facts(
         "metrics": metrics,
         "baseline": baseline,
         "samples": samples,
-        "versions": {"ptq": __version__, "python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
         "created_at": time.time(),
     }
 
@@ -161,11 +151,3 @@ def _found_words(job: TrainedJob) -> dict[str, Any] | None:
     tokens = job.method.tokens.tolist()
     filled = fill(parse(job.recipe.task.input), [job.encoder.text([token]) for token in tokens])
     return {"ids": tokens, "template": filled}
-
-
-def _version(package: str) -> str:
-    """A missing package must not cost a trained prompt at its very end."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -34,6 +34,7 @@ from orchestrator.settings import load_settings
 from orchestrator.states import Reason
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
+from orchestrator.training.environment import environment
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import JobFailed, Loop
@@ -165,6 +166,7 @@ class Run:
                 resumed_from=job.resumed_from,
                 steps=job.steps,
             )
+            present.events.write("environment", **environment(self.processes.device.type, self.processes.world))
             present.events.flush()
         except Exception as error:
             # Several ranks go on only after what all of them meet: faults of recipe and data.

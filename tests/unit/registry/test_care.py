@@ -58,7 +58,7 @@ def test_every_kind_of_damage_is_named(registry: Registry, tmp_path: Path) -> No
     with registry.write() as conn:
         conn.execute(sa.update(latest_metrics).values(value=7.0))
     with sqlite3.connect(registry.where) as raw:  # no foreign keys here
-        raw.execute("INSERT INTO dependencies VALUES (77, 78)")
+        raw.execute("INSERT INTO dependencies (job_id, after_id, any_end) VALUES (77, 78, 0)")
         raw.execute("UPDATE jobs SET id = id")
     raw.close()
     (waiting,) = add_jobs(registry)
