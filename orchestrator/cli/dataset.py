@@ -1,4 +1,4 @@
-"""`ptq dataset`: add, list, show and verify datasets."""
+"""`ptq dataset`: add, list, show and verify datasets; dataset_more.py holds the other verbs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli import dataset_more
 from orchestrator.cli.common import Json, when, words
 from orchestrator.cli.render import note, print_json, progress, say, table
 from orchestrator.errors import BadInput, NotFound
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.data.rows import ReadOptions
     from orchestrator.data.splits import SplitPlan
     from orchestrator.data.staging import Staged
-    from orchestrator.registry.datasets import DatasetVersion
+    from orchestrator.registry.datasets import DatasetVersion, Notes
     from orchestrator.registry.engine import Registry
 
 _SHOWN_CHARACTERS = 200
@@ -28,11 +29,17 @@ _SHOWN_CHARACTERS = 200
 
 def register(app: typer.Typer) -> None:
     """Add `ptq dataset`."""
-    verbs = typer.Typer(help="Add, list, show and verify datasets.", no_args_is_help=True, rich_markup_mode=None)
+    verbs = typer.Typer(
+        help="Add, list, show, verify, derive and compare datasets.", no_args_is_help=True, rich_markup_mode=None
+    )
     verbs.command("add")(add)
     verbs.command("list")(list_datasets)
     verbs.command("show")(show)
     verbs.command("verify")(verify)
+    verbs.command("derive")(dataset_more.derive)
+    verbs.command("diff")(dataset_more.diff)
+    verbs.command("note")(dataset_more.note_)
+    verbs.command("export")(dataset_more.export)
     app.add_typer(verbs, name="dataset")
 
 
@@ -76,10 +83,14 @@ def add(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Set bad rows aside instead of refusing; see them with `show --bad`.")
     ] = False,
+    licence: dataset_more.Licence = None,
+    origin: dataset_more.Origin = None,
+    tag: dataset_more.Tags = None,
     json: Json = False,
 ) -> None:
     """Read every row, check it, and keep the rows as a version that never changes."""
     from orchestrator.data.rows import ReadOptions
+    from orchestrator.registry.datasets import Notes, check_tags
     from orchestrator.registry.names import check_name
 
     check_name(name, "dataset")
@@ -96,7 +107,9 @@ def add(
     )
     given = {"train": train, "validation": validation, "test": test}
     request = _request(sources or [], {key: paths for key, paths in given.items() if paths}, split, seed)
-    _add(name, request, options, json)
+    notes = Notes(licence, origin, tuple(tag or ()))
+    check_tags(notes.tags)
+    _add(name, request, options, notes, json)
 
 
 @dataclass(frozen=True)
@@ -110,10 +123,11 @@ class _Request:
 
 
 def _request(sources: list[str], files: dict[str, list[Path]], split: str | None, seed: int) -> _Request:
+    from orchestrator.data.hub import is_saved_folder
     from orchestrator.data.splits import parse_split
 
     plan = None if split is None else parse_split(split, seed)
-    hub = next((source for source in sources if source.startswith("hub:")), None)
+    hub = next((source for source in sources if source.startswith("hub:") or is_saved_folder(source)), None)
     if hub and (len(sources) > 1 or files):
         raise BadInput("a dataset of the hub comes alone, with its own splits", where=hub)
     if not sources and not files:
@@ -133,7 +147,7 @@ def _request(sources: list[str], files: dict[str, list[Path]], split: str | None
     return _Request(files, None, plan, only_train=plan is None and list(files) == ["train"] and bool(sources))
 
 
-def _add(name: str, request: _Request, options: ReadOptions, json: bool) -> None:
+def _add(name: str, request: _Request, options: ReadOptions, notes: Notes, json: bool) -> None:
     from orchestrator.data.staging import stage
     from orchestrator.registry.datasets import add_version
     from orchestrator.registry.engine import Registry
@@ -150,7 +164,7 @@ def _add(name: str, request: _Request, options: ReadOptions, json: bool) -> None
             ) as staged,
         ):
             now = time.time()
-            version = add_version(registry, name, staged, user=settings.user, now=now)
+            version = add_version(registry, name, staged, user=settings.user, now=now, notes=notes)
     _report(version, staged, new=version.created_at == now, request=request, json=json)
 
 
@@ -167,7 +181,7 @@ def _read_from(request: _Request, options: ReadOptions) -> Iterator[_Reading]:
         yield request.files, options, {}, None
         return
     with tempfile.TemporaryDirectory(prefix="ptq-hub-") as folder:
-        note(f"asking the hub for {source.id}")
+        note(f"reading {source.id}" if Path(source.id).is_absolute() else f"asking the hub for {source.id}")
         splits = fetch(source, Path(folder))
         if request.plan and len(splits) > 1:
             raise BadInput(
@@ -210,19 +224,22 @@ def _report(version: DatasetVersion, staged: Staged, *, new: bool, request: _Req
     say(f"  digest  {version.digest}")
     if staged.duplicates:
         note(f"{staged.duplicates:,} rows repeat an earlier row of their split")
-    if staged.shared:
-        note(f"{staged.shared:,} rows also stand in an earlier split")
+    for leak in (staged.statistics or {}).get("shared", []):
+        note(f"leak: {leak['rows']:,} rows of {leak['split']} stand in {leak['with']} too")
     if staged.bad_rows:
         note(f"{staged.bad_rows:,} bad rows were set aside: `ptq dataset show {version.ref} --bad`")
     if request.only_train:
         note("all rows are in the split train; for another one: --validation FILE, or --split 0.9/0.1")
 
 
-def list_datasets(json: Json = False) -> None:
+def list_datasets(
+    tag: Annotated[str | None, typer.Option("--tag", help="Only versions with this tag.")] = None,
+    json: Json = False,
+) -> None:
     """List all datasets and their versions."""
     from orchestrator.registry.datasets import list_versions
 
-    versions = list_versions(_registry())
+    versions = [version for version in list_versions(_registry()) if tag is None or tag in version.tags]
     if json:
         print_json([version.as_json() for version in versions])
         return
@@ -230,7 +247,7 @@ def list_datasets(json: Json = False) -> None:
         note("no datasets yet; add one with `ptq dataset add NAME FILE`")
         return
     table(
-        ["dataset", "rows", "splits", "fields", "bad", "added", "by"],
+        ["dataset", "rows", "splits", "fields", "bad", "tags", "added", "by"],
         [
             [
                 version.ref,
@@ -238,6 +255,7 @@ def list_datasets(json: Json = False) -> None:
                 _splits(version),
                 ", ".join(version.fields),
                 version.bad_rows or "",
+                " ".join(version.tags),
                 when(version.created_at),
                 version.created_by,
             ]
@@ -252,19 +270,25 @@ def show(
     rows: Annotated[int, typer.Option("--rows", "-n", min=0, help="Rows to show of each split.")] = 3,
     split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
     bad: Annotated[bool, typer.Option("--bad", help="The rows that --skip-bad set aside.")] = False,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", metavar="BASE", help="Count the tokens of this base's tokenizer too.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show a version: what it is, where it came from, its first rows."""
     from orchestrator.data.layout import bad_rows
     from orchestrator.registry.datasets import get_version
 
-    version = get_version(_registry(), ref)
+    registry = _registry()
+    version = get_version(registry, ref)
     if split is not None and split not in version.splits:
         raise NotFound(f"{version.ref} has no split {split!r}", hint=f"it has: {', '.join(version.splits)}")
     if bad:
         aside = bad_rows(version.path)
         _show_bad(version, aside, json)
         return
+    if tokens is not None:
+        version = dataset_more.count_tokens(registry, version, tokens)
     heads = {name: _head(version, name, rows) for name in version.splits if split in (None, name)}
     if json:
         print_json({**version.as_json(), "rows": heads})
@@ -325,10 +349,16 @@ def _show_facts(version: DatasetVersion) -> None:
         "digest": version.digest,
         "bad rows": f"{version.bad_rows:,} set aside" if version.bad_rows else "none",
         "source": _origin(version.source),
+        "licence": version.licence or "",
+        "origin": version.origin or "",
+        "tags": " ".join(version.tags),
         "added": f"{when(version.created_at)} by {version.created_by}",
         "folder": version.path,
     }.items():
-        say(f"{name:9} {value}")
+        if value != "":
+            say(f"{name:9} {value}")
+    for line in dataset_more.statistics_lines(version):
+        say(line)
 
 
 def _show_bad(version: DatasetVersion, aside: list[dict[str, Any]], json: bool) -> None:
@@ -344,7 +374,12 @@ def _show_bad(version: DatasetVersion, aside: list[dict[str, Any]], json: bool) 
 
 def _origin(source: dict[str, Any]) -> str:
     if "hub" in source:
-        return f"hub:{source['hub']['id']}"
+        named = source["hub"]["id"]
+        return named if Path(named).is_absolute() else f"hub:{named}"
+    if "derived" in source:
+        return f"{source['derived']['from']}, {dataset_more.in_words(source['derived']['operation'])}"
+    if "bundle" in source:
+        return f"bundle {source['bundle']}"
     return ", ".join(path for paths in source.get("files", {}).values() for path in paths)
 
 

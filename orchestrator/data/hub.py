@@ -23,7 +23,9 @@ class HubSource:
 
 
 def parse_hub_source(text: str) -> HubSource | None:
-    """`hub:ID[:CONFIG][@REVISION]`; None for anything that does not begin with `hub:`. Raises BadInput."""
+    """`hub:ID[:CONFIG][@REVISION]`, or a folder that `datasets` saved; None for anything else. Raises BadInput."""
+    if is_saved_folder(text):
+        return HubSource(str(Path(text).absolute()), None, None)
     if not text.startswith("hub:"):
         return None
     match = _SOURCE.fullmatch(text)
@@ -33,6 +35,11 @@ def parse_hub_source(text: str) -> HubSource | None:
             hint="write hub:ORG/NAME, hub:ORG/NAME:CONFIG or hub:ORG/NAME@REVISION",
         )
     return HubSource(match["id"], match["config"], match["revision"])
+
+
+def is_saved_folder(text: str) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote it."""
+    return any((Path(text) / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def fetch(source: HubSource, folder: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from orchestrator.data.gather import Gatherer, refuse_unreadable
 from orchestrator.data.readers import check_options
 from orchestrator.data.rows import Advance, ReadOptions
 from orchestrator.data.splits import SplitPlan, assign
+from orchestrator.data.statistics import Statistics
 from orchestrator.errors import BadData, RegistryUnusable
 from orchestrator.paths import HomePaths, fsync_file, fsync_folder
 
@@ -38,9 +39,18 @@ class Staged:
     fields: tuple[str, ...]
     splits: dict[str, int]  #: {split: rows}
     bad_rows: int
-    duplicates: int  #: rows that repeat an earlier row of their split
-    shared: int  #: rows that repeat a row of an earlier split
     source: dict[str, Any]
+    statistics: dict[str, Any] | None = None  #: see `data.statistics`; None: not counted (from a bundle)
+
+    @property
+    def duplicates(self) -> int:
+        """Rows that repeat an earlier row of their split."""
+        return sum((self.statistics or {}).get("duplicates", {}).values())
+
+    @property
+    def shared(self) -> int:
+        """Rows that repeat a row of an earlier split."""
+        return sum(one["rows"] for one in (self.statistics or {}).get("shared", []))
 
 
 @contextlib.contextmanager
@@ -71,38 +81,51 @@ def stage(
         yield _complete(folder, gatherer, builder, origin)
 
 
+@contextlib.contextmanager
+def stage_rows(
+    paths: HomePaths, rows: Iterable[tuple[str, tuple[str, ...]]], fields: Sequence[str], source: Mapping[str, Any]
+) -> Iterator[Staged]:
+    """Stage rows that are there already as texts: (split, values in the order of `fields`), split by split.
+
+    Raises BadData when there are none.
+    """
+    with staging_folder(paths) as folder, _disk_errors(folder):
+        builder = _Builder(folder)
+        with builder:
+            for split, values in rows:
+                builder.add(split, values, tuple(fields))
+        if not builder.writers:
+            raise BadData("no rows are left; nothing was written")
+        yield _completed(folder, tuple(fields), builder, 0, dict(source))
+
+
 class _Builder:
-    """Writes the splits, and counts rows that stand more than once: about 100 bytes of memory a row."""
+    """Writes the splits, and counts what is in them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # By 64-bit hash: the odds that ten million rows hold one false repetition are 3 in a million.
-        self._first_in: dict[int, str] = {}
+        self.statistics = Statistics(folder)
         self.writers: dict[str, store.SplitWriter] = {}
-        self.duplicates = 0
-        self.shared = 0
 
     def add(self, split: str, values: tuple[str, ...], fields: tuple[str, ...]) -> None:
         if split not in self.writers:
             self.writers[split] = store.SplitWriter(layout.split_file(self._folder, split), fields)
         self.writers[split].add(values)
-        key = hash(values)
-        first = self._first_in.get(key)
-        if first is None:
-            self._first_in[key] = split
-        elif first == split:
-            self.duplicates += 1
-        else:
-            self.shared += 1
+        self.statistics.add(split, values)
 
-    def close(self) -> None:
+    def __enter__(self) -> _Builder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for writer in self.writers.values():
             writer.close()
+        if kind is not None:
+            self.statistics.close()
 
 
 def _build(folder: Path, gatherer: Gatherer, plan: SplitPlan | None) -> _Builder:
     builder = _Builder(folder)
-    try:
+    with builder:
         if plan is None:
             for split in gatherer.files:
                 for values in gatherer.rows(split):
@@ -113,8 +136,6 @@ def _build(folder: Path, gatherer: Gatherer, plan: SplitPlan | None) -> _Builder
                     raise _empty(split, paths, gatherer)
         else:
             _divide(folder, gatherer, plan, builder)
-    finally:
-        builder.close()
     return builder
 
 
@@ -149,17 +170,21 @@ def _empty(split: str, paths: Sequence[Path], gatherer: Gatherer) -> BadData:
 def _complete(folder: Path, gatherer: Gatherer, builder: _Builder, origin: dict[str, Any]) -> Staged:
     if not gatherer.fault_count:
         (folder / layout.BAD_ROWS).unlink()
+    return _completed(folder, gatherer.fields, builder, gatherer.fault_count, origin)
+
+
+def _completed(folder: Path, fields: tuple[str, ...], builder: _Builder, bad: int, origin: dict[str, Any]) -> Staged:
     splits = {split: writer.rows for split, writer in builder.writers.items()}
     parts = [(split, writer.rows, writer.digest) for split, writer in builder.writers.items()]
-    digest = store.dataset_digest(gatherer.fields, parts)
-    layout.write_version(folder, digest, gatherer.fields, splits)
+    digest = store.dataset_digest(fields, parts)
+    statistics = builder.statistics.result(fields)
+    builder.statistics.close()
+    layout.write_version(folder, digest, fields, splits)
     manifest.write_manifest(folder)
     for path in folder.iterdir():
         fsync_file(path)
     fsync_folder(folder)
-    return Staged(
-        folder, digest, gatherer.fields, splits, gatherer.fault_count, builder.duplicates, builder.shared, origin
-    )
+    return Staged(folder, digest, fields, splits, bad, origin, statistics)
 
 
 def _origin(files: Mapping[str, Sequence[Path]], options: ReadOptions, plan: SplitPlan | None) -> dict[str, Any]:

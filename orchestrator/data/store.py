@@ -81,6 +81,14 @@ def read_rows(folder: Path, split: str) -> Iterator[tuple[str, ...]]:
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
+def read_columns(folder: Path, split: str, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """As `read_rows`, of some fields only, in the order asked for."""
+    with pa.memory_map(str(split_file(folder, split))) as source, pa.ipc.open_file(source) as file:
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            yield from zip(*(batch.column(name).to_pylist() for name in fields), strict=True)
+
+
 def digest_of(folder: Path, fields: Sequence[str], splits: Iterable[str]) -> str:
     """The digest of what lies in the folder, read again row by row. Raises pyarrow's errors on a damaged file."""
     parts = []

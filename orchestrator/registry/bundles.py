@@ -30,7 +30,7 @@ from orchestrator.manifest import digest_of, manifest_faults
 from orchestrator.paths import folder_name, fsync_file, fsync_folder, read_json
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry.artifacts import Artifact, get_artifact, keep_import, stage_artifact
-from orchestrator.registry.datasets import DatasetVersion, add_version, list_versions
+from orchestrator.registry.datasets import DatasetVersion, Notes, add_version, list_versions
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.lineage import parents_of
 from orchestrator.registry.names import check_name
@@ -124,8 +124,9 @@ def _versions(registry: Registry, records: list[dict[str, Any]]) -> list[Dataset
 
 
 def _described(version: DatasetVersion) -> dict[str, Any]:
-    names = ("name", "version", "digest", "splits", "bad_rows", "source")
-    return {name: getattr(version, name) for name in names} | {"fields": list(version.fields)}
+    names = ("name", "version", "digest", "splits", "bad_rows", "source", "statistics", "licence", "origin")
+    more = {"fields": list(version.fields), "tags": list(version.tags)}
+    return {name: getattr(version, name) for name in names} | more
 
 
 def _refuse_faults(folder: Path, ref: str) -> None:
@@ -269,5 +270,7 @@ def _keep_rows(
     source = {"bundle": str(path.absolute()), "of": record.get("source")}
     splits = {str(name): int(rows) for name, rows in record["splits"].items()}
     bad = int(record.get("bad_rows", 0))
-    staged = Staged(folder, record["digest"], tuple(record["fields"]), splits, bad, 0, 0, source)
-    add_version(registry, str(record["name"]), staged, user=user, now=now)
+    statistics = record.get("statistics")
+    staged = Staged(folder, record["digest"], tuple(record["fields"]), splits, bad, source, statistics)
+    notes = Notes(record.get("licence"), record.get("origin"), tuple(record.get("tags") or ()))
+    add_version(registry, str(record["name"]), staged, user=user, now=now, notes=notes)

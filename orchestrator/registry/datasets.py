@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from orchestrator.errors import BadData, BadInput, NotFound
 from orchestrator.paths import HomePaths, fsync_folder, is_touched
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import check_name, did_you_mean
-from orchestrator.registry.tables import dataset_versions, datasets
+from orchestrator.registry.tables import dataset_versions, datasets, derivations
 
 if TYPE_CHECKING:
     from orchestrator.data.staging import Staged
@@ -39,21 +39,53 @@ class DatasetVersion:
     path: Path  #: folder in the store
     created_at: float
     created_by: str
+    statistics: dict[str, Any] | None = None  #: see `data.statistics`; None: not counted
+    licence: str | None = None
+    origin: str | None = None  #: where the rows were published, or who made them
+    tags: tuple[str, ...] = ()
 
     @property
     def ref(self) -> str:
         return f"{self.name}@{self.version}"
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "ref": self.ref, "fields": list(self.fields), "path": str(self.path)}
+        lists = {"fields": list(self.fields), "tags": list(self.tags)}
+        return {**vars(self), "ref": self.ref, "path": str(self.path), **lists}
 
 
-def add_version(registry: Registry, name: str, staged: Staged, *, user: str, now: float) -> DatasetVersion:
+@dataclass(frozen=True)
+class Notes:
+    """What people say of a version. It may change; the rows never do."""
+
+    licence: str | None = None
+    origin: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Derived:
+    """From which version, and how."""
+
+    parent_id: int
+    operation: Mapping[str, Any]
+
+
+def add_version(
+    registry: Registry,
+    name: str,
+    staged: Staged,
+    *,
+    user: str,
+    now: float,
+    notes: Notes = Notes(),
+    derived: Derived | None = None,
+) -> DatasetVersion:
     """Move the staged rows into the store and name them. The same rows again give the version that is there already.
 
     Raises BadInput for a name that cannot be one.
     """
     check_name(name, "dataset")
+    check_tags(notes.tags)
     registry.create()
     _place(registry.paths, staged)
     with registry.write() as connection:
@@ -65,11 +97,48 @@ def add_version(registry: Registry, name: str, staged: Staged, *, user: str, now
             connection, dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == staged.digest
         )
         if not known:
-            _insert(connection, dataset_id, staged, user, now)
+            _insert(connection, dataset_id, staged, user, now, notes)
             known = _select(
                 connection, dataset_versions.c.dataset_id == dataset_id, dataset_versions.c.digest == staged.digest
             )
+        if derived is not None:
+            _keep_derivation(connection, known[0]["id"], derived)
     return _version(known[0], registry.paths)
+
+
+def annotate(registry: Registry, version: DatasetVersion, notes: Notes) -> DatasetVersion:
+    """Replace what is said of a version. Raises BadInput for tags that cannot be any."""
+    check_tags(notes.tags)
+    values = {"licence": notes.licence, "origin": notes.origin, "tags": list(notes.tags)}
+    with registry.write() as connection:
+        connection.execute(sa.update(dataset_versions).where(dataset_versions.c.id == version.id).values(values))
+    return get_version(registry, version.ref)
+
+
+def keep_tokens(registry: Registry, version: DatasetVersion, base: str, counted: Mapping[str, Any]) -> DatasetVersion:
+    """Keep how many tokens of a base's tokenizer the version has."""
+    with registry.write() as connection:
+        row = sa.select(dataset_versions.c.statistics).where(dataset_versions.c.id == version.id)
+        known = dict(connection.execute(row).scalar() or {})
+        known["tokens"] = {**known.get("tokens", {}), base: dict(counted)}
+        mine = dataset_versions.c.id == version.id
+        connection.execute(sa.update(dataset_versions).where(mine).values(statistics=known))
+    return get_version(registry, version.ref)
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    for tag in tags:
+        check_name(tag, "tag")
+
+
+def _keep_derivation(connection: Connection, child: int, derived: Derived) -> None:
+    """Rows that another operation has made already are the same rows: each parent is kept once."""
+    if child == derived.parent_id:
+        return
+    same = (derivations.c.child_id == child, derivations.c.parent_id == derived.parent_id)
+    if connection.execute(sa.select(derivations.c.child_id).where(*same)).first() is None:
+        row = {"child_id": child, "parent_id": derived.parent_id, "operation": dict(derived.operation)}
+        connection.execute(sa.insert(derivations).values(row))
 
 
 def get_version(registry: Registry, ref: str) -> DatasetVersion:
@@ -162,7 +231,7 @@ def _lines(folder: Path) -> list[str]:
     return [json.dumps(row) for row in layout.bad_rows(folder)]
 
 
-def _insert(connection: Connection, dataset_id: int, staged: Staged, user: str, now: float) -> None:
+def _insert(connection: Connection, dataset_id: int, staged: Staged, user: str, now: float, notes: Notes) -> None:
     newest = connection.execute(
         sa.select(sa.func.max(dataset_versions.c.version)).where(dataset_versions.c.dataset_id == dataset_id)
     ).scalar()
@@ -177,6 +246,10 @@ def _insert(connection: Connection, dataset_id: int, staged: Staged, user: str, 
             source=staged.source,
             created_at=now,
             created_by=user,
+            statistics=staged.statistics,
+            licence=notes.licence,
+            origin=notes.origin,
+            tags=list(notes.tags),
         )
     )
 
@@ -199,4 +272,8 @@ def _version(row: RowMapping, paths: HomePaths) -> DatasetVersion:
         path=paths.dataset(row["digest"]),
         created_at=row["created_at"],
         created_by=row["created_by"],
+        statistics=row["statistics"],
+        licence=row["licence"],
+        origin=row["origin"],
+        tags=tuple(row["tags"] or ()),
     )

@@ -16,11 +16,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, FromClause
 
+from orchestrator.data.where import HINT, All, AnyOf, Compare, Condition, Not, parse
 from orchestrator.errors import BadInput
 from orchestrator.registry.metrics import BASE
 from orchestrator.registry.names import did_you_mean
 from orchestrator.registry.tables import artifacts, dataset_versions, datasets, jobs, latest_metrics
-from orchestrator.registry.where import HINT, All, AnyOf, Compare, Condition, Not, parse
 
 #: `metrics.bleu` is the test split's, else the validation split's, else what training reports.
 SPLITS = ("test", "validation", "train")

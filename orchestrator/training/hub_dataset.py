@@ -30,7 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(arguments.id, arguments.config, revision=arguments.revision)
+        loaded = _load(arguments)
     except (datasets.exceptions.DatasetNotFoundError, OSError) as error:  # OSError: no network, offline, no cache
         return _refuse(3, error)
     except (ValueError, RuntimeError) as error:  # a configuration must be named; a dataset with its own code
@@ -38,6 +38,14 @@ def main() -> int:
     files = {split: _write(rows, arguments.out, str(split)) for split, rows in loaded.items()}
     print(json.dumps({"splits": files}))
     return 0
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """By its name on the hub, or a folder that `save_to_disk` wrote."""
+    if not any((Path(arguments.id) / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return datasets.load_dataset(arguments.id, arguments.config, revision=arguments.revision)
+    loaded = datasets.load_from_disk(arguments.id)
+    return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
 
 def _write(rows: Any, folder: Path, split: str) -> str:

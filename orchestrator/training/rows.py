@@ -12,7 +12,7 @@ class Rows(Sequence[dict[str, str]]):
     """The rows of one split; every value is text."""
 
     def __init__(self, table: pa.Table) -> None:
-        self._table = table
+        self.table = table
         self.fields: list[str] = table.column_names
 
     @classmethod
@@ -21,13 +21,13 @@ class Rows(Sequence[dict[str, str]]):
             return cls(pa.ipc.open_file(source).read_all())
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> dict[str, str]:  # type: ignore[override]
-        return {name: self._table.column(name)[index].as_py() for name in self.fields}
+        return {name: self.table.column(name)[index].as_py() for name in self.fields}
 
     def __iter__(self) -> Iterator[dict[str, str]]:
-        for batch in self._table.to_batches(max_chunksize=1024):
+        for batch in self.table.to_batches(max_chunksize=1024):
             yield from batch.to_pylist()
 
 

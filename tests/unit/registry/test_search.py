@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from queue_helpers import add_jobs, open_registry
 
+from orchestrator.data.where import parse
 from orchestrator.errors import BadInput
 from orchestrator.registry import metrics, search
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.metrics import Point
 from orchestrator.registry.tables import jobs, latest_metrics
-from orchestrator.registry.where import parse
 
 METHODS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 

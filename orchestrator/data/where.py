@@ -1,4 +1,4 @@
-"""The filter language of `ptq jobs --where`: text in, a tree out. What the names mean is `registry.search`'s matter.
+"""The filter language of `ptq jobs --where` and `ptq dataset derive --where`: text in, a tree out.
 
     method=prefix-tuning and metrics.bleu>60
     (user=ann or user=bob) and not state=finished
