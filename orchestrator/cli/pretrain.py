@@ -19,7 +19,7 @@ def pretrain(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a value of the recipe")
     ] = None,
 ) -> None:
-    """Pretrain a small causal base from scratch; add it with `ptq base add NAME DIR`."""
+    """Pretrain a small base from scratch, causal or masked; add it with `ptq base add NAME DIR`."""
     from orchestrator.recipe.load import load_model
     from orchestrator.recipe.pretrain import PretrainRecipe
     from orchestrator.registry.datasets import get_version
@@ -30,7 +30,7 @@ def pretrain(
     if output.exists():
         raise BadInput("there is something already", where=str(output), hint="name a folder that does not exist")
     version = get_version(Registry.open(load_settings()), wanted.dataset)
-    used = {f for d in wanted.documents for t in (d.input, d.target) for f in parse(t).fields}
+    used = {f for d in wanted.documents for t in (d.input, d.target or "") for f in parse(t).fields}
     if missing := sorted(used - set(version.fields)):
         raise BadInput(
             f"{version.ref} has no field {', '.join(missing)}",

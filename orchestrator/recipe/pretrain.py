@@ -15,7 +15,7 @@ from orchestrator.recipe.strict import Strict
 
 
 class Architecture(Strict):
-    type: Literal["gpt2", "llama"] = "gpt2"
+    type: Literal["gpt2", "llama", "bert"] = Field("gpt2", description="bert: a masked base, with words for tokens")
     layers: int = Field(4, ge=1, le=100)
     hidden: int = Field(128, ge=8)
     heads: int = Field(4, ge=1)
@@ -29,10 +29,10 @@ class Architecture(Strict):
 
 
 class Document(Strict):
-    """One form of a row: input, beginning-of-sequence token, target, end-of-sequence token."""
+    """One form of a row: input, beginning-of-sequence token, target, end-of-sequence token; of a masked base: input."""
 
     input: str = Field(min_length=1)
-    target: str = Field(min_length=1)
+    target: str | None = Field(None, min_length=1, description="of causal bases")
     weight: float = Field(1.0, gt=0)
 
 
@@ -46,7 +46,7 @@ class PretrainSchedule(Strict):
 
 
 class PretrainRecipe(Strict):
-    """Pretrain a small causal language model from scratch."""
+    """Pretrain a small language model from scratch, causal or masked."""
 
     pretrain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the base")
     description: str = ""
@@ -55,6 +55,15 @@ class PretrainRecipe(Strict):
         description="NAME or NAME@VERSION; the train split is used",
     )
     architecture: Architecture = Architecture()
-    vocab: int = Field(1000, ge=260, description="tokens of the byte-level BPE trained on the documents")
+    vocab: int = Field(1000, ge=260, description="tokens of the BPE (bert: WordPiece) trained on the documents")
     documents: list[Document] = Field(min_length=1)
     train: PretrainSchedule
+
+    @model_validator(mode="after")
+    def _targets(self) -> PretrainRecipe:
+        masked = self.architecture.type == "bert"
+        if any((document.target is None) != masked for document in self.documents):
+            raise ValueError(
+                "a masked base has no targets" if masked else "every document of a causal base has a target"
+            )
+        return self

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.data.store import SplitWriter
+from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.pretrain import PretrainRecipe, PretrainSchedule
 from orchestrator.training import pretrain as module
 from orchestrator.training.pretrain import learning_rate, pretrain
@@ -77,3 +78,23 @@ def test_the_rate_warms_up_and_decays_to_a_tenth() -> None:
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 <= rates[-1] < 0.11
+
+
+def test_a_masked_base_fills_in_what_it_has_read(tmp_path: Path) -> None:
+    data = rows(tmp_path / "data", [("red", "cat"), ("blue", "bird"), ("好 的", "tree")])
+    raw = recipe(steps=150).model_dump()
+    raw["architecture"]["type"] = "bert"
+    with pytest.raises(ValueError, match="a masked base has no targets"):
+        PretrainRecipe.model_validate(raw)
+    raw["documents"] = [{"input": "{text} {target}"}]
+    pretrain(PretrainRecipe.model_validate(raw), data, tmp_path / "base")
+    host = BaseHost.load(tmp_path / "base", kind="masked")
+    assert host.has_lm_head
+    facts = read_base_facts(tmp_path / "base")
+    assert (facts.kind, facts.mask_token, facts.lm_head) == ("masked", True, True)
+    words = host.tokenizer
+    assert words.tokenize("好的red") == ["好", "的", "red"]
+    for text, target in (("red", "cat"), ("blue", "bird")):
+        ids = torch.tensor([words(f"{text} [MASK]")["input_ids"]])
+        logits = host.model(ids).logits[0, ids[0].tolist().index(words.mask_token_id)]
+        assert words.decode([int(logits.argmax())]) == target
