@@ -67,7 +67,7 @@ def _one(plain: dict[str, Any], chosen: dict[str, Any], seed: int, name: str) ->
         problem = put(data, tuple(key.split(".")), copy.deepcopy(value))
         if problem:
             return None, [Finding(("sweep", key), problem)]
-    data["train"]["seeds"] = [seed]
+    data.setdefault("train", {})["seeds"] = [seed]
     data["name"] = name
     found = boolean_findings(JobRecipe, data)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
@@ -154,6 +155,8 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
 def _field_findings(recipe: Recipe, fields: Sequence[str]) -> list[Finding]:
     found = []
     patterns = [("method.patterns", text) for text in getattr(recipe.method, "patterns", [])]
+    if recipe.train.mixture is not None:
+        patterns.append(("train.mixture.by", recipe.train.mixture.by))
     for key, text in [*((f"task.{key}", text) for key, text in task_templates(recipe.task)), *patterns]:
         for name in parse(text).fields:
             if name not in fields:
@@ -195,6 +198,8 @@ def _task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
             return []
         advice = "take task.head out: the base then scores the label words, or use an encoder such as BERT"
         return [Finding(("task", "head"), f"a head needs an encoder; {name} is not one; {advice}")]
+    if isinstance(task, Cloze) and task.vocabulary is not None and not Path(task.vocabulary).is_file():
+        return [Finding(("task", "vocabulary"), f"{task.vocabulary}: there is no such file")]
     if isinstance(task, Cloze) and facts.kind == "seq2seq":
         return [Finding(("task", "type"), f"`type: cloze` needs a masked or causal base; {name} is neither")]
     if parse(task.input).masks:

@@ -11,6 +11,7 @@ from orchestrator.recipe.methods import Method
 from orchestrator.recipe.optimizers import AdamW, Optimizer
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.tasks import Task
+from orchestrator.recipe.text import TextTemplate
 from orchestrator.settings import parse_duration
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -56,6 +57,20 @@ def _also_seed(schema: dict[str, Any]) -> None:
     schema["properties"]["seed"] = _SEED_SCHEMA
 
 
+class Mixture(Strict):
+    """Several tasks in one dataset, drawn at rates of their own (Raffel et al. 2020, §3.5.2)."""
+
+    by: TextTemplate = Field(
+        description="template of a row's task, for example {task}: rows with the same text are one"
+    )
+    sampling: Literal["proportional", "equal"] = Field(
+        "proportional", description="as often as a task has rows, or all tasks equally often"
+    )
+    cap: int | None = Field(
+        None, ge=1, description="of proportional rates: a task with more rows counts as if it had so many (T5: 2**18)"
+    )
+
+
 class Train(Strict):
     """How the prompt is trained: an optimizer over the prompt (and its network and head) alone."""
 
@@ -83,6 +98,9 @@ class Train(Strict):
         description="decoupled from the gradient; AdamW multiplies it by the learning rate, Adafactor not",
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
+    mixture: Mixture | None = Field(
+        None, description="draw each row's task first, and then one of its rows; default: passes over all rows"
+    )
     accumulation: int = Field(
         1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)"
     )

@@ -37,6 +37,7 @@ from orchestrator.training.checkpoint import (
 )
 from orchestrator.training.demonstrations import demonstrations, show
 from orchestrator.training.label_search import with_found_labels
+from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.optimizers import build_optimizer
@@ -73,6 +74,7 @@ class TrainedJob:
     weights: OwnWeights | None  #: of the base, where the job trains them
     optimizer: optim.Optimizer | None  #: None: nothing is trained
     steps: int
+    mixed: MixedTasks | None = None  #: None: passes over all rows
     demonstrations: list[Fields] = field(default_factory=list)  #: rows that stand before every input
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
@@ -105,6 +107,7 @@ class TrainedJob:
             weights=weights,
             optimizer=_optimizer(recipe, method, head, weights),
             steps=0 if trains_nothing(recipe) else total_steps(recipe.train, len(rows)),
+            mixed=None if recipe.train.mixture is None else MixedTasks(recipe.train.mixture, rows),
             demonstrations=demonstrations(recipe, rows),
         )
         show(encoder, recipe, objective, job.demonstrations)
@@ -169,8 +172,11 @@ class TrainedJob:
         return self._batch_of(self.step)
 
     def _batch_of(self, step: int) -> list[Example]:
-        train = self.recipe.train
-        numbers = batch_rows(step, seed=self.recipe.seed, rows=len(self.rows), batch_size=train.batch_size)
+        size, seed = self.recipe.train.batch_size, self.recipe.seed
+        if self.mixed is not None:
+            numbers = self.mixed.rows(step, seed=seed, batch_size=size)
+        else:
+            numbers = batch_rows(step, seed=seed, rows=len(self.rows), batch_size=size)
         return [self._example(number) for number in numbers]
 
     @contextmanager

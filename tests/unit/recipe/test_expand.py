@@ -117,3 +117,9 @@ def test_the_jobs_are_the_product(lengths: list[int], rates: list[float], seeds:
     made = [(job.method.length, job.train.lr, job.seed) for job in jobs]  # type: ignore[union-attr]
     assert made == [(length, rate, seed) for length in lengths for rate in rates for seed in seeds]
     assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_a_recipe_that_trains_nothing_needs_no_train() -> None:
+    raw = {"name": "n", "base": "b", "dataset": "d", "task": {"type": "classify", "input": "{t}", "labels": ["a", "b"]}}
+    recipe = Recipe.model_validate({**raw, "method": {"type": "prompt-design"}, "sweep": {"method.shots": [0, 2]}})
+    assert [(job.name, job.seed) for job in expand(recipe)] == [("n-shots-0", 1), ("n-shots-2", 1)]

@@ -267,6 +267,12 @@ def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any]
         (CLOZE, PROMPT, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]"),
         (CLOZE, PROMPT, MINILM, "base.model: the weights of b"),
         (
+            {**CLOZE, "vocabulary": "/nowhere/words.txt"},
+            PROMPT,
+            BERT,
+            "task.vocabulary: /nowhere/words.txt: there is no",
+        ),
+        (
             {**CLOZE, "input": "{text} is"},
             PROMPT,
             BERT,
