@@ -65,7 +65,7 @@ class Policy:
     """How the queue shares a box: PTQ_HOME/queue.toml; every key may be left out (see docs/howto/shared-box.md)."""
 
     half_life: float = 7 * 86400.0  #: seconds after which a used GPU-hour counts half
-    ageing: float = 86400.0  #: waiting this many seconds lifts a job by one priority class
+    ageing: float = 3 * 86400.0  #: waiting this many seconds lifts a job by one priority class
     turn: float | None = 3600.0  #: seconds that a run is left alone before it may have to make room; None: always
     quotas: Mapping[str, int] = field(default_factory=dict)  #: user (or *: everybody else) -> GPUs at once
     weights: Mapping[str, float] = field(default_factory=dict)  #: user -> part of the box; default: 1

@@ -113,14 +113,14 @@ def _tell(found: list[Finding], box: dict[str, Any]) -> None:
 def _box(registry: Registry) -> dict[str, Any]:
     import shutil
 
-    from orchestrator.dispatch.gpus import NoGpu, Nvml, used_by
+    from orchestrator.dispatch.gpus import NoGpu, fault_of, gpu_source, used_by
 
     facts: dict[str, Any] = {"home": str(registry.paths.root), "gpus": [], "no_gpu": ""}
     facts["free"] = shutil.disk_usage(registry.paths.root).free
     try:
-        for gpu in Nvml().look():
-            user = used_by(gpu)
-            facts["gpus"].append(f"{gpu.name} ({gpu.slot})" + (f", in use by {user}" if user else ""))
+        for gpu in gpu_source(registry.settings).look():
+            said = [f"in use by {user}" if (user := used_by(gpu)) else "", fault_of(gpu)]
+            facts["gpus"].append(", ".join([f"{gpu.name} ({gpu.slot})", *(one for one in said if one)]))
     except NoGpu as error:
         facts["no_gpu"] = f"none ({error.message})" if error.message else "none"
     return facts

@@ -4,7 +4,7 @@ A job's rank is a sum of three parts, in points; a priority class (low, normal, 
 
 - its class: 0, 50 or 100;
 - ageing: `CLASS` points for each `policy.ageing` seconds that it has waited, without end, so that every job comes first
-  some day, whatever arrives after it;
+  some day, whatever arrives after it (of a user's jobs of one class, those that had a turn go before new ones);
 - its user's share: `CLASS` x 2^-(used / fair), where `used` is the user's part of all GPU-hours (decayed by
   `policy.half_life`, plus an hour for each slot held now) and `fair` is the user's weight among those who are here.
   This is Slurm's classic fair-share factor. It lies between 0 and `CLASS`, so among jobs that have waited equally long
@@ -41,8 +41,9 @@ class Line:
         self._all_used = sum(self._used.values())
         for user, slots in holding.items():
             self.gives(user, slots)
+        self._points = self._points_of(waiting)
         self._lines: dict[str, deque[Waiting]] = {}
-        for job in sorted(waiting, key=lambda job: (-self._own(job), job.id < 0, abs(job.id))):
+        for job in sorted(waiting, key=lambda job: (-self._own(job), job.attempt == 0, job.id < 0, abs(job.id))):
             self._lines.setdefault(job.user, deque()).append(job)
         here = {*self._lines, *(user for user, slots in holding.items() if slots > 0)}
         self._weights = sum(policy.weights.get(user, 1.0) for user in here)
@@ -70,15 +71,32 @@ class Line:
         return float(2.0 ** -(used / self._all_used / fair))
 
     def rank(self, job: Waiting) -> float:
+        """Of one of the waiting jobs."""
         return self._own(job) + CLASS * self.share(job.user)
 
-    def rank_if_queued_now(self, users: Sequence[str], priority: int) -> float:
-        """Of the best of these users' jobs, had it just been submitted."""
+    def standing(self, users: Sequence[str], priority: int) -> float:
+        """The rank without age: what decides whose turn it is. Of several users the best."""
         return priority + CLASS * max((self.share(user) for user in users), default=0.0)
 
     def _own(self, job: Waiting) -> float:
-        """What does not depend on the user. A clock that was set back makes nobody younger than new."""
-        return job.priority + CLASS * max(0.0, self._now - job.since) / self._policy.ageing
+        """What does not depend on the user's share: class and age."""
+        return self._points[job.id]
+
+    def _points_of(self, waiting: Sequence[Waiting]) -> dict[int, float]:
+        """A user's jobs of one class change places among themselves: one that had a turn already goes on before another
+        begins, and takes over the age of the one that it passes."""
+        alike: dict[tuple[str, int], list[Waiting]] = {}
+        for job in waiting:
+            alike.setdefault((job.user, job.priority), []).append(job)
+        points: dict[int, float] = {}
+        for (_, priority), jobs in alike.items():
+            # A clock that was set back makes nobody younger than new.
+            ages = sorted((max(0.0, self._now - job.since) for job in jobs), reverse=True)
+            jobs.sort(key=lambda job: (job.attempt == 0, job.since, job.id < 0, abs(job.id)))
+            points |= {
+                job.id: priority + CLASS * age / self._policy.ageing for job, age in zip(jobs, ages, strict=True)
+            }
+        return points
 
     def _key(self, job: Waiting, share: float) -> tuple[float, bool, int]:
         return (-(self._own(job) + CLASS * share), job.id < 0, abs(job.id))

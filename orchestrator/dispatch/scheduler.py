@@ -225,6 +225,8 @@ class _Planner:
 
     def _quotas(self, user: str) -> list[tuple[str, int, frozenset[str]]]:
         """(whose, how many, who counts)"""
+        if not self.policy.quotas and not self.policy.teams:
+            return []
         own = self.policy.quota(user)
         found = [] if own is None else [(user or "the user", own, frozenset({user}))]
         teams = [(name, self.policy.teams[name]) for name in self.policy.teams_of(user)]
@@ -292,7 +294,7 @@ class _Planner:
             for host in self.hosts
             if self._gives_way(host, first) and self.now - host.started_at >= self.policy.turn
         ]
-        over.sort(key=lambda host: (self._rank_of(host), -len(host.slots), host.run))
+        over.sort(key=lambda host: (self._standing(host), -len(host.slots), host.run))
         if sum(len(host.slots) for host in over) < missing:
             return []
         chosen: list[Host] = []
@@ -310,10 +312,10 @@ class _Planner:
             return False
         if first.user in host.users:
             return first.priority > host.priority
-        return self.line.rank(first) > self._rank_of(host)
+        return self.line.standing((first.user,), first.priority) > self._standing(host)
 
-    def _rank_of(self, host: Host) -> float:
-        return self.line.rank_if_queued_now(host.users, host.priority)
+    def _standing(self, host: Host) -> float:
+        return self.line.standing(host.users, host.priority)
 
     def _why(self, job: Waiting) -> str:
         placed = {one.id: count for one, count in self.started}

@@ -32,6 +32,7 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.trained import trained_weights
 from orchestrator.settings import load_settings
 from orchestrator.states import Reason
+from orchestrator.training.cards import check_cards
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
 from orchestrator.training.environment import environment
@@ -72,7 +73,7 @@ class Run:
     """The jobs of one run, their event files, and how each ended."""
 
     def __init__(self, processes: Processes, paths: RunPaths, spec: RunSpec) -> None:
-        self.processes = processes
+        self.processes, self.cards = processes, spec.gpus
         self.stop = StopFlag(processes)
         self.company = Company(paths, spec, processes, self.stop)
         self.failed = False
@@ -99,6 +100,7 @@ class Run:
         return 1 if self.failed else 0
 
     def _train(self) -> None:
+        check_cards(self.cards)
         host = self._load_base()
         trained = self._trained_weights(host)
         checksum = host.checksum(without=trained)

@@ -287,7 +287,7 @@ def test_a_class_outranks_a_share_and_age_outranks_both_in_the_end() -> None:
     heavy = Waiting(1, 0, 50, 1, user="ada", since=NOW)
     light = Waiting(2, 0, 0, 1, user="bob", since=NOW)
     assert schedule([light, heavy], SLOTS, {}, {}, usage={"ada": 1e9}, now=NOW).order == [1, 2]
-    old = replace(light, since=NOW - 4 * 86400)
+    old = replace(light, since=NOW - 10 * 86400)
     fresh = Waiting(3, 0, 100, 1, user="eve", since=NOW)
     assert schedule([old, fresh], SLOTS, {}, {}, usage={"bob": 1e9}, now=NOW).order == [2, 3]
 
@@ -333,6 +333,25 @@ def test_a_run_that_has_had_its_turn_makes_room_for_another_user_but_not_for_its
     assert preempted(bobs, reservation=3) == {}
     assert preempted(replace(bobs, user="ada", since=NOW - 9 * HOUR)) == {}
     assert preempted(replace(bobs, user="ada", priority=100)) == {4: 5}
+
+
+def test_age_brings_a_job_to_the_front_but_takes_nobodys_turn_away() -> None:
+    """Else who has a long queue would take the cards of those who have used little, an hour at a time."""
+    host = Host(4, ("gpu:a",), (9,), users=("bob",), priority=50, started_at=NOW - 2 * HOUR)
+    aged = Waiting(5, 0, 50, 1, user="ada", since=NOW - 9 * 86400)
+    usage = {"ada": 100 * HOUR, "bob": HOUR}
+    assert schedule([aged], CARDS[:1], {"gpu:a": 9}, {}, [host], usage=usage, now=NOW).preempt == {}
+    assert schedule([aged], CARDS[:1], {"gpu:a": 9}, {}, [host], usage={"bob": HOUR}, now=NOW).preempt == {4: 5}
+
+
+def test_of_a_users_jobs_one_that_had_a_turn_goes_on_before_another_begins() -> None:
+    waiting = [
+        Waiting(1, 0, 50, 1, user="ada", since=NOW - 9 * HOUR),
+        Waiting(2, 1, 50, 1, user="ada", since=NOW),
+        Waiting(3, 0, 100, 1, user="ada", since=NOW),
+        Waiting(4, 0, 50, 1, user="bob", since=NOW - 8 * HOUR),
+    ]
+    assert schedule(waiting, SLOTS, {}, {}, now=NOW, paused="nothing is given").order == [3, 2, 4, 1]
 
 
 def test_quotas_of_users_and_teams_say_what_is_full() -> None:
@@ -390,4 +409,4 @@ def test_nothing_starves() -> None:
             break
         running += [(now + 3 * HOUR, number) for number in plan.placements]
         stream, hour = stream + 2, hour + 1
-    assert hour < 24 * 5
+    assert hour < 24 * 7  # two classes are six days
