@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test lint types docs demo-base proofs proof-e2e proof-sst2 proof-processes proof-kills clean
+.PHONY: install demo test lint types docs demo-base proofs clean
 
 install: $(VENV)/installed
 
@@ -49,8 +49,9 @@ demo-base: $(VENV)/installed
 	rm -rf orchestrator/demo/base && mv demo-home/base orchestrator/demo/base && rm -rf demo-home
 
 # Longer proofs on real data; each prints its table and writes it to docs/.
-proofs: proof-processes proof-kills proof-sst2 proof-e2e
+proofs: proof-processes proof-isolation proof-warm proof-sst2 proof-e2e
 
+# Not phony: make looks for no pattern rule for a phony target, and would say that there is nothing to be done.
 proof-%: $(VENV)/installed-test
 	$(BIN)/python -m tests.benchmarks.$*
 

@@ -3,6 +3,7 @@
     registry.db              jobs, datasets, metrics, artifacts
     jobs/<id>/               one job, over all its attempts  (JobPaths)
     runs/<id>/               one launched group of processes (RunPaths); a run may host several jobs
+    calibrations/<name>.json what a step costs on a base and a kind of device, as measured there (cost.Cost)
     store/datasets/<digest>  immutable dataset versions
     store/artifacts/<digest> immutable artifacts
 
@@ -47,6 +48,9 @@ class HomePaths:
 
     def run(self, run_id: int) -> RunPaths:
         return RunPaths(self.runs / str(int(run_id)))
+
+    def calibration(self, name: str) -> Path:
+        return self.root / "calibrations" / f"{name}.json"
 
     def dataset(self, digest: str) -> Path:
         return self.store / "datasets" / folder_name(digest)

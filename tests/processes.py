@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from isolation import Stage
 from training_fixtures import MadeRun, make_run
 
 from orchestrator.dispatch.launcher import free_port, run_environment, training_command
 from orchestrator.jobspec import RunSpec
+from orchestrator.paths import JobPaths
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,51 @@ def launch(
     done = subprocess.run(command, env={**os.environ, **run_environment(spec)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return Launched(run, time.monotonic() - started)
+
+
+def launch_scripted(
+    root: Path,
+    recipes: Sequence[dict[str, Any]],
+    script: Sequence[tuple[int, int, Callable[[Stage], object]]],
+    *,
+    base: Path,
+    dataset: Path,
+    processes: int,
+    zero: int | None,
+    first: int = 1,
+    attempt: int = 1,
+    chosen: Sequence[JobPaths] = (),
+) -> Stage:
+    """A run of the first jobs; each (job, step, what) of the script is done once that job has reported that step.
+
+    Step 0 is before the program starts. `chosen`: folders of jobs made before, in place of those of `recipes`.
+    """
+    made = make_run(
+        root, recipes, base=base, dataset=dataset, processes=processes, zero=zero, port=free_port(), attempt=attempt
+    )
+    stage = Stage(replace(made, jobs=list(chosen) or made.jobs), first=first)
+    spec = RunSpec.read(made.folder.spec)
+    todo = [entry for entry in script if entry[1] > 0]
+    for _, step, what in script:
+        if step == 0:
+            what(stage)
+    command = training_command(spec, made.folder)
+    with (root / "log").open("w+") as log:
+        environment = {**os.environ, **run_environment(spec)}
+        program = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while program.poll() is None:
+                for entry in [one for one in todo if max(stage.made.losses(one[0]), default=0) >= one[1]]:
+                    todo.remove(entry)
+                    entry[2](stage)
+                time.sleep(0.05)
+        finally:
+            program.kill()
+            program.wait()
+        log.seek(0)
+        assert not todo, f"the run was over before {todo}: {log.read()}"
+        assert program.returncode in {0, 1}, log.read()
+    return stage
 
 
 def largest_difference(one: MadeRun, other: MadeRun) -> float:

@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "orchestrator"
 
-GROUND = {"errors", "states", "paths", "settings", "events", "jobspec", "manifest", "weights", "sharing", "failpoints"}
+GROUND = {
+    "errors",
+    "states",
+    "paths",
+    "settings",
+    "events",
+    "jobspec",
+    "manifest",
+    "weights",
+    "cost",
+    "sharing",
+    "failpoints",
+}
 #: Each room and what it may import of ours.
 ROOMS: dict[str, set[str]] = {
     "recipe": {"recipe", "tasks"},  # templates are checked when a recipe is read

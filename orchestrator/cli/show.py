@@ -66,7 +66,7 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
         "artifact": f"a{job.artifact_id} in {_artifact_folder(registry, job)}" if job.artifact_id else None,
         "digest": _artifact_digest(registry, job),
         "progress": progress_of(job),
-        "shares": ", ".join(f"job {other}" for other in _company(registry, job)),
+        "shares": ", ".join(f"job {other}" for other in _company(registry, job)) or _alone(registry, job),
         "attempts": f"{job.attempt}, {job.counted_attempts} of {job.max_attempts} counted",
         "after": ", ".join(map(str, job.after)),
         "submitted": clock(job.submitted_at),
@@ -125,6 +125,20 @@ def _company(registry: Registry, job: Job) -> list[int]:
         return [other.id for other in jobs.live_jobs_of(conn, job.run_id) if other.id != job.id]
 
 
+def _alone(registry: Registry, job: Job) -> str:
+    """Why the job, while it runs, shares its run with nobody; empty: nobody came."""
+    from orchestrator.registry import jobs
+    from orchestrator.states import LIVE, JobState
+
+    if job.state not in LIVE:
+        return ""
+    with registry.read() as conn:
+        happened = jobs.list_events(conn, job.id)
+    starts = [event for event in happened if event.attempt == job.attempt and event.kind == JobState.STARTING]
+    why = next((event.detail.get("alone") for event in starts), None)
+    return f"no run ({why})" if why else ""
+
+
 def _comparison_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     shown = [[*row[:-2], render.number(row[-2]), render.number(row[-1])] for row in rows]
     render.table(columns, shown, right=("job", "tuned", "untuned base"))
@@ -143,6 +157,7 @@ def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
         "counted_attempts": job.counted_attempts,
         "run": job.run_id,
         "shares_run_with": _company(registry, job),
+        "alone_because": _alone(registry, job) or None,
         "seed": job.seed,
         "after": list(job.after),
         "recipe": job.recipe,

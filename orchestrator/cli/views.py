@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import render
-from orchestrator.dispatch.fusing import Facts, default_limits
+from orchestrator.dispatch.admission import default_limits
+from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.hosts import Pace, paces
 from orchestrator.dispatch.line import Line
 from orchestrator.dispatch.lock import holder
@@ -89,7 +90,9 @@ def look(
     with registry.read() as conn:
         present = workers.present(conn, now=now)
         device = "cuda" if any(slot.startswith("gpu:") for worker in present for slot in worker.slots) else "cpu"
-        seen = survey(conn, registry.paths, Facts(), device=device, policy=policy, now=now, hosts_too=True)
+        seen = survey(
+            conn, registry.paths, Facts(registry.paths), device=device, policy=policy, now=now, hosts_too=True
+        )
         names = list(dict.fromkeys([slot for worker in present for slot in worker.slots]))
         drained = next((f"drained by {worker.drained_by}" for worker in present if worker.drained_by), "")
         at_hand = [(slots or {}).get(name) or Slot(name) for name in names]
@@ -107,6 +110,7 @@ def look(
         {**_slot(lease.slot, lease), "state": "unwatched"} for lease in seen.leases if lease.slot not in names
     ]
     for host in seen.hosts:
+        _show_slowdown(queue, host)
         queue.company |= {job: tuple(other for other in host.jobs if other != job) for job in host.jobs}
         if host.reservation is not None:
             _show_reservation(queue, host)
@@ -171,6 +175,15 @@ def _shares(seen: Survey) -> list[dict[str, Any]]:
         for user in users
         if holding.get(user) or waiting.get(user) or seen.usage.get(user, 0.0) >= SMALL_USE
     ]
+
+
+def _show_slowdown(queue: Queue, host: Host) -> None:
+    """What sharing costs the one that loses most by it, where that has been measured."""
+    if host.cost is None or len(host.loads) < 2:
+        return
+    for slot in queue.slots:
+        if slot["slot"] in host.slots:
+            slot["detail"] += f", a step {host.cost.slowdown(host.loads):.1f} times as long as alone"
 
 
 def _show_reservation(queue: Queue, host: Host) -> None:

@@ -38,6 +38,15 @@ def register(app: typer.Typer) -> None:
         fuse_jobs: Annotated[
             int, typer.Option("--fuse-jobs", metavar="N", min=1, help="at most N jobs share a run")
         ] = 16,
+        fuse_slowdown: Annotated[
+            float,
+            typer.Option(
+                "--fuse-slowdown",
+                metavar="X",
+                min=1.0,
+                help="a shared step takes at most X times as long as any of its jobs' own",
+            ),
+        ] = 8.0,
         drain: Annotated[
             bool,
             typer.Option("--drain", help="ask the worker that is here to start nothing more and leave; runs end first"),
@@ -54,12 +63,12 @@ def register(app: typer.Typer) -> None:
             _print_service(gpus, cpu_slots)
             return
         from orchestrator.cli.views import open_registry
-        from orchestrator.dispatch.fusing import default_limits
+        from orchestrator.dispatch.admission import default_limits
         from orchestrator.dispatch.worker import Worker
 
         warm = _seconds(keep_warm) if keep_warm is not None else 0.0 if until_idle else KEEP_WARM
         slots = make_slots(gpus, cpu_slots)
-        limits = replace(default_limits(slots.device), jobs=fuse_jobs)
+        limits = replace(default_limits(slots.device), jobs=fuse_jobs, slowdown=fuse_slowdown)
         registry = open_registry(create=True)
         render.note(f"worker: {', '.join(slots.names)} in {registry.paths.root}; Ctrl-C leaves, runs go on")
         worker = Worker(registry, slots, log=render.note, limits=limits, keep_warm=warm)

@@ -1,4 +1,4 @@
-"""Which jobs may share a run, and how much of a step each one takes. The one place where that is decided.
+"""Which jobs may share a run at all, and what each brings to it. Whether it pays is `admission`'s.
 
 Jobs with equal keys may share one copy of a base in one group of processes. The key names everything that a run
 fixes for all of its jobs: the base in memory, the processes, the device. What a job brings of its own (method, data,
@@ -7,12 +7,21 @@ batch, optimizer, schedule, seed, clip, steps, limits) is not in it.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import __version__
+from orchestrator.cost import Cost, Load
+from orchestrator.dispatch.loads import load_of
+from orchestrator.paths import HomePaths
 from orchestrator.registry import jobs
+from orchestrator.registry.datasets import row_bytes
 from orchestrator.registry.jobs import Submitted, Waiting
 
 if TYPE_CHECKING:
@@ -24,33 +33,15 @@ FROZEN_BASE_METHODS = frozenset(
 )
 #: A job that was in this many runs that went down while it shared them runs alone from then on.
 CRASHES_IN_COMPANY = 2
-#: `max_input_tokens` is a bound that most rows are far from; beyond this many it says nothing about a usual row.
-ROW_TOKENS = 256
-NEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How full a worker fills its runs. Tokens are estimates (`tokens_a_step`), not measured memory: that is a later
-    step, and until then a run that takes on too much halves its forwards when it runs out of memory."""
-
-    jobs: int = 16
-    tokens: int = 65_536
-    fill: int = 16_384  #: from here on a free slot is a better place for a job than this run
-
-
-def default_limits(device: str) -> Limits:
-    """On a CPU every slot is a share of the cores: a free one is always the better place."""
-    return Limits() if device == "cuda" else Limits(fill=0)
 
 
 def fuse_key(job: Submitted, *, device: str) -> str | None:
     """Jobs with equal keys may share a run; None: this job may share with nobody."""
     recipe, base = job.recipe, job.base
     resources, wanted = recipe["resources"], recipe["base"]
-    fuse = resources.get("fuse", "always")
-    if fuse == "never" or must_be_alone(recipe):
+    if alone_because(recipe):
         return None
+    fuse = resources.get("fuse", "always")
     facts = {
         "base": [base["fingerprint"], base["revision"], base["kind"]],
         "folder": base["path"],  # the fingerprint is that of the weights; tokenizer and config lie beside them
@@ -65,21 +56,38 @@ def fuse_key(job: Submitted, *, device: str) -> str | None:
     return json.dumps(facts, sort_keys=True)
 
 
-def must_be_alone(recipe: Mapping[str, Any]) -> bool:
-    """What shares no forward: the base's own dropout is one switch for all rows, and a method may train the base."""
-    train = recipe["train"]
-    own_base = bool(train.get("base_dropout", False)) or train.get("base_lr") is not None
-    return own_base or recipe["method"]["type"] not in FROZEN_BASE_METHODS
+def alone_because(recipe: Mapping[str, Any]) -> str:
+    """Why a job with this recipe shares no run; empty: it may."""
+    train, method = recipe["train"], recipe["method"]["type"]
+    if recipe["resources"].get("fuse", "always") == "never":
+        return "its recipe says `fuse: never`"
+    if train.get("base_dropout", False):
+        return "`train.base_dropout` is one switch for all rows of a forward"
+    if train.get("base_lr") is not None:
+        return "`train.base_lr` trains the base itself"
+    return "" if method in FROZEN_BASE_METHODS else f"{method} has the base for itself"
 
 
-def tokens_a_step(recipe: Mapping[str, Any]) -> int:
-    """An estimate of the tokens that the job adds to a forward: rows at a time x (virtual tokens + a usual row)."""
-    train, task = recipe["train"], recipe["task"]
-    rows = -(-train.get("batch_size", 16) // train.get("accumulation", 1))
-    row = (recipe["method"].get("length") or 0) + min(task.get("max_input_tokens", 512), ROW_TOKENS)
-    if task["type"] == "generate":
-        row += min(task.get("max_new_tokens", 64), NEW_TOKENS)
-    return int(rows * row)
+def cost_name(job: Submitted, *, model: str, threads: int) -> str:
+    """The file name of what steps cost on the job's base, on this model of device, with the programs at hand."""
+    resources, wanted = job.recipe["resources"], job.recipe["base"]
+    facts = {
+        "base": [job.base["fingerprint"], job.base["kind"]],
+        "dtype": wanted.get("dtype", "fp32"),
+        "processes": resources.get("gpus", 1),
+        "zero": resources.get("zero"),
+        "device": [model, threads],
+        "versions": [__version__, *(_version(name) for name in ("torch", "transformers"))],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def steps_left(recipe: Mapping[str, Any], step: int) -> int | None:
@@ -89,27 +97,62 @@ def steps_left(recipe: Mapping[str, Any], step: int) -> int | None:
 
 
 class Facts:
-    """What jobs were submitted with, read from the registry once each: it never changes."""
+    """What jobs were submitted with and what they bring, found out once each: it never changes."""
 
-    def __init__(self) -> None:
+    def __init__(self, paths: HomePaths, *, model: str = "", threads: int = 1) -> None:
+        """`model` and `threads` of the device that jobs are placed on; empty: measured costs are not looked for."""
+        self._paths, self._model, self._threads = paths, model, threads
         self._known: dict[int, Submitted] = {}
+        self._loads: dict[int, Load] = {}
+        self._costs: dict[Path, tuple[float, Cost | None]] = {}
 
     def complete(self, conn: Connection, waiting: list[Waiting], *, device: str) -> list[Waiting]:
-        """The waiting jobs with key, tokens and steps."""
+        """The waiting jobs with key, load, cost and steps."""
         self._known = {job.id: self._known[job.id] for job in waiting if job.id in self._known}
         self._known |= jobs.submitted(conn, {job.id for job in waiting} - set(self._known))
         crashes = jobs.crashes_in_company(conn, [job.id for job in waiting if job.attempt > 0])
-        return [_completed(job, self._known[job.id], crashes.get(job.id, 0), device) for job in waiting]
+        return [self._completed(job, self._known[job.id], crashes.get(job.id, 0), device) for job in waiting]
 
+    def loads(self, conn: Connection, ids: Collection[int]) -> list[Load]:
+        """Of jobs that are in a run."""
+        for number, known in jobs.submitted(conn, set(ids) - set(self._loads)).items():
+            self._loads[number] = self._load(known)
+        return [self._loads[number] for number in ids if number in self._loads]
 
-def _completed(job: Waiting, known: Submitted, crashes: int, device: str) -> Waiting:
-    return replace(
-        job,
-        key=None if suspect(job, crashes) else fuse_key(known, device=device),
-        tokens=tokens_a_step(known.recipe),
-        steps=steps_left(known.recipe, job.step),
-        time_limit=known.recipe["resources"].get("time_limit"),
-    )
+    def cost(self, path: Path) -> Cost | None:
+        """What was measured, read again when it has changed."""
+        try:
+            changed = path.stat().st_mtime
+        except OSError:
+            return None
+        if self._costs.get(path, (None, None))[0] != changed:
+            self._costs[path] = (changed, Cost.read(path))
+        return self._costs[path][1]
+
+    def _completed(self, job: Waiting, known: Submitted, crashes: int, device: str) -> Waiting:
+        if job.id not in self._loads:
+            self._loads[job.id] = self._load(known)
+        crashed = suspect(job, crashes)
+        alone = f"{crashes} run{'s' * (crashes > 1)} went down with it" if crashed else alone_because(known.recipe)
+        measured = None
+        if self._model and not alone:
+            measured = self.cost(self._paths.calibration(cost_name(known, model=self._model, threads=self._threads)))
+        return replace(
+            job,
+            key=None if alone else fuse_key(known, device=device),
+            alone=alone,
+            load=self._loads[job.id],
+            cost=measured,
+            steps=steps_left(known.recipe, job.step),
+            time_limit=known.recipe["resources"].get("time_limit"),
+        )
+
+    def _load(self, known: Submitted) -> Load:
+        size = None
+        if known.dataset_digest:
+            size = row_bytes(self._paths.dataset(known.dataset_digest), known.rows)
+            size = size and size / max(1, known.fields)
+        return load_of(known.recipe, known.base, size, known.recipe["resources"].get("gpus", 1))
 
 
 def suspect(job: Waiting, crashes: int) -> bool:

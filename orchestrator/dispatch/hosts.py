@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.dispatch.fusing import Limits, steps_left, tokens_a_step
+from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.fusing import Facts, steps_left
 from orchestrator.dispatch.scheduler import Host
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import HomePaths
@@ -32,6 +34,7 @@ def find_hosts(
     conn: Connection,
     paths: HomePaths,
     leases: Sequence[Lease],
+    facts: Facts,
     *,
     reservations: Sequence[Reservation] = (),
     now: float = 0.0,
@@ -42,7 +45,9 @@ def find_hosts(
         held.setdefault(lease.run_id, []).append(lease)
     persons = {one.run_id: one for one in reservations}
     return [
-        _reserved(run_id, found, persons[run_id]) if run_id in persons else _host(conn, paths, run_id, found, now)
+        _reserved(run_id, found, persons[run_id])
+        if run_id in persons
+        else _host(conn, paths, run_id, found, facts, now)
         for run_id, found in held.items()
     ]
 
@@ -64,7 +69,7 @@ def _pace(job: Job, began: jobs.Beginning | None, now: float) -> Pace:
     return Pace(now + (job.steps - job.step) * (now - began.running_at) / done, latest)
 
 
-def _host(conn: Connection, paths: HomePaths, run_id: int, leases: Sequence[Lease], now: float) -> Host:
+def _host(conn: Connection, paths: HomePaths, run_id: int, leases: Sequence[Lease], facts: Facts, now: float) -> Host:
     live = jobs.live_jobs_of(conn, run_id)
     known = paces(conn, live, now).values()
     run = paths.run(run_id)
@@ -88,9 +93,12 @@ def _host(conn: Connection, paths: HomePaths, run_id: int, leases: Sequence[Leas
     return replace(
         host,
         key=None if host.ending or cancelled or not run.inbox.exists() else spec.fuse_key,
-        tokens=sum(tokens_a_step(job.recipe) for job in live),
+        loads=tuple(facts.loads(conn, host.jobs)),
+        cost=None if spec.calibration is None else facts.cost(Path(spec.calibration)),
         steps=most_steps_left(live),
-        limits=Limits(spec.fuse_jobs, spec.fuse_tokens, spec.fuse_fill),
+        limits=Limits(
+            spec.fuse_jobs, spec.fuse_tokens, spec.fuse_fill, spec.fuse_slowdown, spec.fuse_gain, spec.fuse_slots_first
+        ),
     )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from orchestrator.dispatch.scheduler import Host, Slot
 
 _SHOWN = 4  #: holders; of the others only the number is told
+_TOLD = 2  #: runs that it may not join; likewise
 
 
 def why(
@@ -27,7 +28,7 @@ def why(
 ) -> str:
     """For the first in line that must wait for slots.
 
-    `placed`: jobs that start now -> their slots; `full`: runs on the job's base without room; `gone`: runs that have
+    `placed`: jobs that start now -> their slots; `full`: runs that it may not join, and why; `gone`: runs that have
     just been asked to make room.
     """
     parts = [f"needs {slots(job.slots, all_slots)}, {free} free"]
@@ -42,8 +43,9 @@ def why(
     if len(holders) > _SHOWN:
         holders[_SHOWN - 1 :] = [f"{len(holders) - _SHOWN + 1} more hold the rest"]
     parts += holders
-    if full:
-        parts.append(f"{' and '.join(full)} on its base {'is' if len(full) == 1 else 'are'} full")
+    parts += [f"may not join {said}" for said in full[:_TOLD]]
+    if len(full) > _TOLD:
+        parts.append(f"nor {len(full) - _TOLD} more on its base")
     return ", ".join(parts)
 
 

@@ -7,10 +7,10 @@ slots that the first in line will not need even then. A job that can never run h
 by a quota, a pause or its group's cap holds nobody up.
 
 A job may also share a run with others of its fuse key (see `fusing`), which takes no slot. Where both are possible,
-a free slot is taken once the run is filled (`Limits.fill`): sharing is nearly free up to there, and a slot of its own
-is faster beyond. Where nothing is free, it shares as long as there is room. While somebody in front waits for slots, a
-job behind joins only a run that goes on at least as long by itself (it has no more steps to do than one of the run's
-jobs), so that the slots come free no later in steps; else it waits its turn.
+a free slot is taken unless sharing is nearly free, for a slot of its own is faster. Where nothing is free, it shares
+while that pays (`admission`). While somebody in front waits for slots, a job behind joins only a run that goes on at
+least as long by itself (it has no more steps to do than one of the run's jobs), so that the slots come free no later in
+steps; else it waits its turn.
 
 Sharing by turns: a run that has had its turn (`Policy.turn`) makes room for the first in line where that one ranks
 higher than any of the run's jobs would, had they just been submitted. A run is not interrupted for its own user's jobs,
@@ -23,8 +23,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from orchestrator.dispatch import reasons
-from orchestrator.dispatch.fusing import Limits
+from orchestrator.cost import Cost, Load
+from orchestrator.dispatch import admission, reasons
+from orchestrator.dispatch.admission import Limits
 from orchestrator.dispatch.line import Line
 from orchestrator.dispatch.outcome import seconds_to_wait
 from orchestrator.registry.jobs import Waiting
@@ -51,7 +52,8 @@ class Host:
     slots: tuple[str, ...] = ()
     jobs: tuple[int, ...] = ()  #: that are in it; none: its base is kept warm, or it is just ending
     key: str | None = None  #: jobs with this key may join; None: nobody may
-    tokens: int = 0  #: estimated, a step, of all its jobs
+    loads: tuple[Load, ...] = ()  #: what its jobs bring to a step, estimated
+    cost: Cost | None = None  #: of its steps, where that has been measured
     steps: int = 0  #: that it has still to do, as far as is known
     limits: Limits = field(default_factory=Limits)
     users: tuple[str, ...] = ()  #: of its jobs, one entry each
@@ -74,6 +76,7 @@ class Plan:
     placements: dict[int, tuple[str, ...]] = field(default_factory=dict)
     companions: dict[int, int] = field(default_factory=dict)  #: job -> the placed job whose new run it shares
     joins: dict[int, int] = field(default_factory=dict)  #: job -> the run under way that it joins
+    alone: dict[int, str] = field(default_factory=dict)  #: placed job -> why it does not share what runs
     reasons: dict[int, str] = field(default_factory=dict)  #: for every job that does not start
     never: set[int] = field(default_factory=set)  #: need more slots than there are, or than they may ever have
     broken: dict[int, int] = field(default_factory=dict)  #: job -> the job it waited for, which did not succeed
@@ -127,7 +130,7 @@ class _Planner:
         self.limits, self.policy, self.now = limits, policy, now
         self.plan = Plan()
         self.free = [slot.name for slot in slots if slot.name not in held and slot.usable]
-        self.rooms = [_Room(h.limits, h.key, len(h.jobs), h.tokens, h.steps, run=h.run) for h in hosts]
+        self.rooms = [_Room(h.limits, h.key, [*h.loads], h.cost, h.steps, run=h.run) for h in hosts]
         self.holding = _holding(hosts)
         self.in_groups: dict[int, int] = {}
         for group in (group for host in hosts for group in host.groups):
@@ -162,15 +165,25 @@ class _Planner:
     def _place(self, job: Waiting) -> None:
         names = tuple(self.free[: job.slots])
         self.plan.placements[job.id] = names
+        if why := self._why_alone(job):
+            self.plan.alone[job.id] = why
         self.free = self.free[job.slots :]
         self.held |= dict.fromkeys(names, job.id)
-        self.rooms.append(_Room(self.limits, job.key, 1, job.tokens, job.steps or 0, leader=job.id))
+        self.rooms.append(_Room(self.limits, job.key, [job.load], job.cost, job.steps or 0, leader=job.id))
         self.holding[job.user] = self.holding.get(job.user, 0.0) + job.slots
         self.line.gives(job.user, job.slots)
         self.started.append((job, job.slots))
         self._count(job)
         if self.first is not None and not self._ends_in_time(job):
             self.window = _Window(self.window.until, self.window.spare - job.slots)
+
+    def _why_alone(self, job: Waiting) -> str:
+        """Why a job that takes slots of its own does not share a run with others; empty: there is none to share."""
+        if job.alone:
+            return job.alone
+        rooms = [room for room in self.rooms if room.key is not None and room.key == job.key]
+        said = [f"{room.label}: {room.refuses(job) or 'a slot of its own is faster'}" for room in rooms]
+        return "; ".join(said)
 
     def _is_first(self, job: Waiting) -> None:
         self.first = job
@@ -242,7 +255,7 @@ class _Planner:
             and not (fits and room.is_filled_by(job))
             and not (self.first is not None and not room.goes_on_as_long_as(job))
         ]
-        return min(possible, key=lambda room: room.tokens, default=None)
+        return min(possible, key=lambda room: sum(load.tokens for load in room.loads), default=None)
 
     def _may_pass(self, job: Waiting) -> bool:
         """Whether the job may go before the first in line."""
@@ -319,7 +332,9 @@ class _Planner:
 
     def _why(self, job: Waiting) -> str:
         placed = {one.id: count for one, count in self.started}
-        full = [room.label for room in self.rooms if room.key is not None and room.key == job.key]
+        full = [f"{room.label}: {said}" for room in self.rooms if (said := room.refuses(job))]
+        if job.alone and any(room.key is not None for room in self.rooms):
+            full = [f"any run: {job.alone}"]
         free, gone = len(self.free), {**dict.fromkeys(self.plan.leave, "ending"), **self.plan.preempt}
         return reasons.why(job, self.slots, self.held, self.hosts, placed, full, free, gone, self.now)
 
@@ -338,8 +353,8 @@ class _Room:
 
     limits: Limits
     key: str | None
-    jobs: int
-    tokens: int
+    loads: list[Load]
+    cost: Cost | None
     steps: int
     run: int | None = None
     leader: int | None = None
@@ -349,19 +364,23 @@ class _Room:
         return f"run {self.run}" if self.run is not None else f"job {self.leader}'s run"
 
     def has_room_for(self, job: Waiting) -> bool:
-        """An empty run takes any job of its key: a job that is too large to share may still run."""
+        return self.key is not None and self.key == job.key and self.refuses(job) is None
+
+    def refuses(self, job: Waiting) -> str | None:
+        """Why a job of its key may not join it, for a person; None: it may, or it has another key."""
         if self.key is None or self.key != job.key:
-            return False
-        return self.jobs == 0 or (self.jobs < self.limits.jobs and self.tokens + job.tokens <= self.limits.tokens)
+            return None
+        return admission.refusal(self.cost, self.limits, self.loads, job.load)
 
     def is_filled_by(self, job: Waiting) -> bool:
-        return self.jobs > 0 and self.tokens + job.tokens > self.limits.fill
+        return not admission.leaves_a_slot_free(self.cost, self.limits, self.loads, job.load)
 
     def goes_on_as_long_as(self, job: Waiting) -> bool:
         return job.steps is not None and job.steps <= self.steps
 
     def take(self, job: Waiting, plan: Plan) -> None:
-        self.jobs, self.tokens, self.steps = self.jobs + 1, self.tokens + job.tokens, max(self.steps, job.steps or 0)
+        self.loads.append(job.load)
+        self.steps = max(self.steps, job.steps or 0)
         if self.run is not None:
             plan.joins[job.id] = self.run
         elif self.leader is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +20,11 @@ class Slots(Protocol):
     @property
     def device(self) -> str:
         """cpu or cuda."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """What steps take their time on; costs that were measured on one model say nothing about another."""
         ...
 
     def look(self, held: Collection[str]) -> list[Slot]:
@@ -41,6 +48,10 @@ class CpuSlots:
     def device(self) -> str:
         return "cpu"
 
+    @property
+    def model(self) -> str:
+        return f"{os.cpu_count()} cores of {socket.gethostname()}"
+
     def look(self, held: Collection[str]) -> list[Slot]:
         return [Slot(name) for name in self.names]
 
@@ -57,6 +68,10 @@ class GpuSlots:
     @property
     def device(self) -> str:
         return "cuda"
+
+    @property
+    def model(self) -> str:
+        return " and ".join(sorted({gpu.name for gpu in self._gpus}))
 
     def look(self, held: Collection[str]) -> list[Slot]:
         seen = {gpu.slot: gpu for gpu in self._source.look()}

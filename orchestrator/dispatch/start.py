@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from orchestrator.dispatch.fusing import Limits
+from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.fusing import cost_name
 from orchestrator.dispatch.launcher import LaunchCommand, free_port, run_environment
 from orchestrator.dispatch.processes import TOKEN
 from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec, Ticket
 from orchestrator.paths import HomePaths, RunPaths, write_atomic, write_json
-from orchestrator.registry.jobs import Job
+from orchestrator.registry.jobs import Job, Submitted
 from orchestrator.registry.runs import Claim
 from orchestrator.settings import GRACE_SECONDS, training_environment
 
@@ -28,6 +29,7 @@ class Manner:
     keep_warm: float = 0.0  #: seconds
     grace: float = GRACE_SECONDS
     memory: int | None = None  #: bytes for a run whose jobs name no limit
+    model: str = ""  #: of the device; empty: costs are neither measured nor looked for
 
 
 def start_run(
@@ -91,8 +93,19 @@ def run_spec(
         fuse_jobs=how.limits.jobs,
         fuse_tokens=how.limits.tokens,
         fuse_fill=how.limits.fill,
+        fuse_slots_first=how.limits.slots_first,
+        fuse_slowdown=how.limits.slowdown,
+        fuse_gain=how.limits.gain,
+        calibration=_calibration(paths, found[0], how) if key is not None else None,
         keep_warm_seconds=how.keep_warm,
     )
+
+
+def _calibration(paths: HomePaths, job: Job, how: Manner) -> str | None:
+    if not how.model:
+        return None
+    submitted = Submitted(job.user, job.recipe, job.base)
+    return str(paths.calibration(cost_name(submitted, model=how.model, threads=how.threads)))
 
 
 def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str]) -> int:

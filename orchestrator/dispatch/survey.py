@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.dispatch.fusing import Facts, Limits
+from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.line import CLASS
 from orchestrator.dispatch.scheduler import Host, Plan, Slot, schedule
@@ -72,7 +73,7 @@ def survey(
         waiting=waiting,
         leases=leases,
         endings=jobs.endings(conn, {other for job in waiting for other in job.after}),
-        hosts=find_hosts(conn, paths, leases, reservations=people, now=now) if look else [],
+        hosts=find_hosts(conn, paths, leases, facts, reservations=people, now=now) if look else [],
         reservations=people,
         usage=usage.used(conn, half_life=policy.half_life, now=now),
         paused=_paused(controls.get(conn, controls.PAUSED)),

@@ -20,7 +20,8 @@ from typing import TypeVar
 from orchestrator import failpoints
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.access import check_may_work
-from orchestrator.dispatch.fusing import Facts, Limits, default_limits
+from orchestrator.dispatch.admission import Limits, default_limits
+from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.notify import Notifier
@@ -93,6 +94,7 @@ class Worker:
             keep_warm,
             registry.settings.grace_seconds,
             registry.settings.run_memory,
+            slots.model,
         )
         self.policy, self._policy_fault = load_policy(registry.paths.root), ""
         self._notifier = Notifier(registry, log)
@@ -100,7 +102,7 @@ class Worker:
         self._plan = Plan()
         self._seen: object = None  #: the state of the queue that `_plan` was made from
         self._place_again_at = 0.0
-        self._facts = Facts()
+        self._facts = Facts(registry.paths, model=self.how.model, threads=self.how.threads)
         self._resting: float | None = None  #: seconds until the first of those that wait for their next try may have it
         self._signal: int | None = None
         self._strikes = Strikes()
@@ -220,7 +222,7 @@ class Worker:
                 self._start_reservation(-job_id, names)
                 continue
             companions = [waiting[other] for other, leader in plan.companions.items() if leader == job_id]
-            self._claim_and_start(waiting[job_id], companions, names)
+            self._claim_and_start(waiting[job_id], companions, names, alone=plan.alone.get(job_id, ""))
         for job_id, run_id in plan.joins.items():
             self._claim_and_join(waiting[job_id], run_id)
         return plan
@@ -259,11 +261,13 @@ class Worker:
             if slot.name in names and not slot.usable:
                 raise Taken(f"{slot.name} was free a moment ago: {slot.taken_by or slot.fault}")
 
-    def _claim_and_start(self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...]) -> None:
+    def _claim_and_start(
+        self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...], *, alone: str = ""
+    ) -> None:
         with self.registry.write() as conn:
             claim = runs.claim(
                 conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock(),
-                port=free_port(runs.ports(conn, self.me.host)),
+                port=free_port(runs.ports(conn, self.me.host)), alone=alone,
             )  # fmt: skip
             self._check_still_free(names)
             if claim is None:

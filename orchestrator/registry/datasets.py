@@ -277,3 +277,15 @@ def _version(row: RowMapping, paths: HomePaths) -> DatasetVersion:
         origin=row["origin"],
         tags=tuple(row["tags"] or ()),
     )
+
+
+def row_bytes(folder: Path, rows: int) -> float | None:
+    """Bytes of a usual row to train on, by the size of its file; None where that is not there."""
+    try:
+        size = layout.split_file(folder, "train").stat().st_size
+    except OSError:
+        return None
+    return max(0, size - _ARROW_BYTES) / rows if rows else None
+
+
+_ARROW_BYTES = 800  #: of a file's own: schema and footer

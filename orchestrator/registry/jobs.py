@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection, Select, String, case, cast, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 
+from orchestrator.cost import Cost, Load
 from orchestrator.errors import NotFound, StaleAttempt
 from orchestrator.registry.tables import artifacts, dataset_versions, datasets, dependencies, groups, job_events, jobs
 from orchestrator.states import LIVE, UNCOUNTED, JobResult, JobState, Reason, may_move
@@ -224,7 +225,9 @@ class Waiting:
     counted_attempts: int = 0
     max_attempts: int = 1
     key: str | None = None  #: jobs with equal keys may share a run (see dispatch.fusing); None: only alone
-    tokens: int = 0  #: estimated tokens that it adds to a fused step
+    alone: str = ""  #: why it shares no run, where it may not
+    load: Load = field(default_factory=Load)  #: what it adds to a step, estimated
+    cost: Cost | None = None  #: of steps on its base here, where that has been measured
     steps: int | None = None  #: still to do, where that is known
     not_before: float | None = None  #: see `Job`
     user: str = ""
@@ -323,14 +326,23 @@ class Submitted:
     user: str
     recipe: dict[str, Any]
     base: dict[str, Any]
+    dataset_digest: str = ""
+    rows: int = 0  #: to train on
+    fields: int = 1  #: of each row
 
 
 def submitted(conn: Connection, ids: Iterable[int]) -> dict[int, Submitted]:
     wanted = list(ids)
     if not wanted:
         return {}
-    query = select(jobs.c.id, jobs.c.user, jobs.c.recipe, jobs.c.base).where(jobs.c.id.in_(wanted))
-    return {row.id: Submitted(row.user, row.recipe, row.base) for row in conn.execute(query)}
+    mine = (jobs.c.id, jobs.c.user, jobs.c.recipe, jobs.c.base)
+    data = (dataset_versions.c.digest, dataset_versions.c.splits, dataset_versions.c.fields)
+    joined = jobs.join(dataset_versions, jobs.c.dataset_version_id == dataset_versions.c.id)
+    query = select(*mine, *data).select_from(joined).where(jobs.c.id.in_(wanted))
+    return {
+        row.id: Submitted(row.user, row.recipe, row.base, row.digest, int(row.splits.get("train", 0)), len(row.fields))
+        for row in conn.execute(query)
+    }
 
 
 def crashes_in_company(conn: Connection, ids: Iterable[int]) -> dict[int, int]:

@@ -74,10 +74,12 @@ def claim(
     token: str,
     at: float,
     port: int | None = None,
+    alone: str = "",
 ) -> Claim | None:
     """Take a queued job and its slots, in the caller's one transaction; None when another was faster.
 
-    `attempt` is the one under which the job was seen waiting; the claim's own is one higher.
+    `attempt` is the one under which the job was seen waiting; the claim's own is one higher. `alone`: why it shares
+    nothing that runs, for whoever asks.
     """
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == JobState.QUEUED.value)
     if conn.execute(select(jobs.c.id).where(*guard)).scalar() is None:
@@ -92,7 +94,7 @@ def claim(
         lease = {"run_id": run_id, "host": by.host, "slot": slot, "expires_at": at + LEASE_SECONDS}
         conn.execute(insert(leases).values(lease))
     try:
-        taken = _start(conn, job_id, attempt, run_id, by, at=at, detail={"slots": list(slots)})
+        taken = _start(conn, job_id, attempt, run_id, by, at=at, detail={"slots": list(slots), "alone": alone or None})
     except StaleAttempt:
         return None
     return Claim(run_id=run_id, attempt=taken, token=token, port=port)

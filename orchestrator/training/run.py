@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,17 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from orchestrator import failpoints
+from orchestrator.cost import Cost
 from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
+from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.trained import trained_weights
 from orchestrator.settings import load_settings
 from orchestrator.states import Reason
+from orchestrator.training.calibrate import calibrate, device_name
 from orchestrator.training.cards import check_cards
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
@@ -45,6 +49,8 @@ from orchestrator.tuning.own_weights import weight_names
 from orchestrator.weights import fingerprint
 
 Events = EventWriter | NoEvents
+
+MEASURED_AGAIN = 3600.0  #: seconds after which what a step costs is measured again
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -73,7 +79,7 @@ class Run:
     """The jobs of one run, their event files, and how each ended."""
 
     def __init__(self, processes: Processes, paths: RunPaths, spec: RunSpec) -> None:
-        self.processes, self.cards = processes, spec.gpus
+        self.processes, self.cards, self._spec = processes, spec.gpus, spec
         self.stop = StopFlag(processes)
         self.company = Company(paths, spec, processes, self.stop)
         self.failed = False
@@ -102,6 +108,7 @@ class Run:
     def _train(self) -> None:
         check_cards(self.cards)
         host = self._load_base()
+        self._measure(host)
         trained = self._trained_weights(host)
         checksum = host.checksum(without=trained)
 
@@ -146,6 +153,29 @@ class Run:
         )
         place(host, self.processes)
         return host
+
+    def _measure(self, host: BaseHost) -> None:
+        """What a step costs here, for whoever fills this run and the next ones.
+
+        Again after an hour, for it may have been disturbed: of two measurements the faster one is the truer.
+        """
+        if self._spec.calibration is None:
+            return
+        path, base = Path(self._spec.calibration), self._first.base
+        if self.processes.gather(_is_fresh(path))[0]:
+            return
+        try:
+            cost = calibrate(host, self.processes, context=read_base_facts(Path(base.path)).max_positions)
+        except Exception as error:  # the jobs can be trained all the same; who shares is then decided by estimates
+            print(f"what a step costs could not be measured: {error}", flush=True)
+            return
+        if self.processes.first:
+            with _even_on_a_full_disk():
+                cost.faster(Cost.read(path)).write(path, {
+                    "base": base.id, "fingerprint": base.fingerprint, "dtype": self._first.recipe["base"]["dtype"],
+                    "device": device_name(self.processes.device), "threads": self._spec.threads,
+                    "processes": self.processes.world, "zero": self.processes.zero, "at": time.time(),
+                })  # fmt: skip
 
     def _join(self, ticket: Ticket, host: BaseHost) -> TrainedJob | None:
         """A job that comes while others train; what is wrong with it is wrong for it alone."""
@@ -232,6 +262,10 @@ def _even_on_a_full_disk() -> Iterator[None]:
         yield
     except OSError as error:
         print(f"events cannot be written: {error}", flush=True)
+
+
+def _is_fresh(path: Path) -> bool:
+    return path.exists() and time.time() - path.stat().st_mtime < MEASURED_AGAIN
 
 
 def reason_of(error: Exception) -> Reason:

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import typing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from queue_helpers import BASE, recipe
+from queue_helpers import BASE, add_jobs, open_registry, recipe
 
+from orchestrator.cost import Cost, Load
+from orchestrator.dispatch.admission import Limits, default_limits, refusal
 from orchestrator.dispatch.fusing import (
     FROZEN_BASE_METHODS,
-    Limits,
-    default_limits,
+    Facts,
+    alone_because,
+    cost_name,
     fuse_key,
     steps_left,
     suspect,
-    tokens_a_step,
 )
 from orchestrator.dispatch.scheduler import Host, Slot, schedule
 from orchestrator.recipe.methods import Method
+from orchestrator.registry import jobs
 from orchestrator.registry.jobs import Submitted, Waiting
 from orchestrator.states import JobResult
 
 LIMITS = Limits(jobs=4, tokens=1000, fill=300)
+#: A step costs 10 ms and 10 us a token.
+COST = Cost(((10.0, 0.01), (1010.0, 0.02)), 0.0, 0.0, 0.0, 1e9, 1e5, 0.0, 1e10)
 
 
 def submitted(user: str = "ada", base: dict[str, Any] | None = None, **changes: Any) -> Submitted:
@@ -85,10 +91,42 @@ def test_every_method_has_been_thought_about() -> None:
     )
 
 
-def test_estimates() -> None:
-    assert tokens_a_step(submitted(train__batch_size=8).recipe) == 8 * (2 + 256 + 64)
-    assert tokens_a_step(submitted(train__batch_size=8, train__accumulation=3).recipe) == 3 * (2 + 256 + 64)
-    assert tokens_a_step(submitted(train__batch_size=1, task__max_input_tokens=10).recipe) == 2 + 10 + 64
+def test_who_is_alone_is_told_why() -> None:
+    assert alone_because(submitted().recipe) == ""
+    assert alone_because(submitted(resources__fuse="never").recipe) == "its recipe says `fuse: never`"
+    assert "one switch for all rows" in alone_because(submitted(train__base_dropout=True).recipe)
+    assert alone_because(submitted(method__type="fine-tuning").recipe) == "fine-tuning has the base for itself"
+
+
+def test_costs_are_those_of_the_base_its_precision_and_the_device() -> None:
+    def name(model: str = "a card", threads: int = 1, **changes: Any) -> str:
+        return cost_name(submitted(**changes), model=model, threads=threads)
+
+    assert name() == name(train__lr=1.0, method__length=9)
+    others = [
+        name("another card"), name(threads=2), name(base__dtype="bf16"), name(resources__zero=3),
+        name(resources__gpus=2), name(base={"fingerprint": "sha256:" + "1" * 64}),
+    ]  # fmt: skip
+    assert len({name(), *others}) == 7
+
+
+def test_what_is_known_of_a_job_comes_from_recipe_data_and_what_was_measured(home: Path) -> None:
+    registry = open_registry(home)
+    [number] = add_jobs(registry)
+    facts = Facts(registry.paths, model="a card", threads=2)
+    with registry.read() as conn:
+        [before] = facts.complete(conn, jobs.waiting_jobs(conn), device="cuda")
+        assert (before.cost, before.load.rows, facts.loads(conn, [number])) == (None, 16, [before.load])
+        known = jobs.submitted(conn, [number])[number]
+        COST.write(registry.paths.calibration(cost_name(known, model="a card", threads=2)), {})
+        [after] = facts.complete(conn, jobs.waiting_jobs(conn), device="cuda")
+        [elsewhere] = Facts(registry.paths).complete(conn, jobs.waiting_jobs(conn), device="cuda")
+    registry.close()
+    assert after == replace(before, cost=COST)
+    assert elsewhere == before
+
+
+def test_steps_left() -> None:
     assert steps_left(submitted(train__steps=9).recipe, 4) == 5
     assert steps_left(submitted(train__steps=None, train__epochs=2).recipe, 4) is None
 
@@ -106,11 +144,11 @@ def test_a_job_that_two_runs_went_down_with_is_tried_alone_and_so_is_the_last_tr
 
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Slot], dict[str, int | None], list[Host]]:
-    keys = st.sampled_from([None, "a", "b"])
+    keys, costs = st.sampled_from([None, "a", "b"]), st.sampled_from([None, COST])
     waiting = [
         Waiting(
             number, 0, draw(st.sampled_from([0, 50])), draw(st.integers(1, 3)),
-            key=draw(keys), tokens=draw(st.sampled_from([50, 200, 600, 2000])),
+            key=draw(keys), load=Load(1, draw(st.sampled_from([50, 200, 600, 2000]))), cost=draw(costs),
             steps=draw(st.none() | st.integers(1, 9)),
         )
         for number in range(draw(st.integers(0, 8)))
@@ -119,8 +157,8 @@ def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Slot], dict[str, in
     for number in range(draw(st.integers(0, 3))):
         count = draw(st.integers(0, 4))
         live = tuple(range(100 * (number + 1), 100 * (number + 1) + count))
-        tokens = 200 * count
-        hosts.append(Host(number, (f"s{number}",), live, draw(keys), tokens, draw(st.integers(0, 9)), LIMITS))
+        loads, steps = (Load(1, 200),) * count, draw(st.integers(0, 9))
+        hosts.append(Host(number, (f"s{number}",), live, draw(keys), loads, draw(costs), steps, LIMITS))
         slots.append(Slot(f"s{number}"))
         held[f"s{number}"] = live[0] if live else None
     slots += [Slot(f"free{number}") for number in range(draw(st.integers(0, 2)))]
@@ -133,18 +171,23 @@ def test_no_run_is_overfull_and_nobody_shares_with_a_stranger(situation: tuple) 
     plan = schedule(waiting, slots, held, {}, hosts, LIMITS)
     seen = {job.id: job for job in waiting}
     groups = [
-        (host.key, len(host.jobs), host.tokens, [seen[j] for j, r in plan.joins.items() if r == host.run])
+        (host.key, host.cost, list(host.loads), [seen[j] for j, r in plan.joins.items() if r == host.run])
         for host in hosts
     ]
     groups += [
-        (seen[leader].key, 1, seen[leader].tokens, [seen[j] for j, other in plan.companions.items() if other == leader])
-        for leader in plan.placements
+        (
+            seen[one].key,
+            seen[one].cost,
+            [seen[one].load],
+            [seen[j] for j, leader in plan.companions.items() if leader == one],
+        )
+        for one in plan.placements
     ]
-    for shared, count, tokens, joiners in groups:
+    for shared, cost, loads, joiners in groups:
         assert {job.key for job in joiners} <= {shared} - {None}
-        if joiners and count + len(joiners) > 1:
-            assert count + len(joiners) <= LIMITS.jobs
-            assert tokens + sum(job.tokens for job in joiners) <= LIMITS.tokens
+        for job in joiners:
+            assert refusal(cost, LIMITS, loads, job.load) is None
+            loads.append(job.load)
 
 
 @given(situations())
@@ -177,7 +220,7 @@ def test_sharing_never_makes_the_first_in_line_wait_longer_in_steps(situation: t
 
 
 def waiting(number: int, **more: Any) -> Waiting:
-    return Waiting(number, 0, 50, **{"slots": 1, "key": "k", "tokens": 100, "steps": 10, **more})
+    return Waiting(number, 0, 50, **{"slots": 1, "key": "k", "load": Load(1, 100), "steps": 10, **more})
 
 
 FREE = [Slot("gpu:a"), Slot("gpu:b")]
@@ -187,6 +230,22 @@ def test_waiting_jobs_of_one_base_start_together_until_it_pays_to_take_another_s
     plan = schedule([waiting(n) for n in range(1, 7)], FREE, {}, {}, (), LIMITS)
     assert plan.placements == {1: ("gpu:a",), 4: ("gpu:b",)}
     assert plan.companions == {2: 1, 3: 1, 5: 4, 6: 4}
+    assert plan.alone == {4: "job 1's run: a slot of its own is faster"}
+
+
+def test_measured_costs_say_who_shares() -> None:
+    """Three small jobs cost a card nothing that shows; a large one has the other to itself, and a second one waits."""
+    small = [waiting(n, cost=COST, load=Load(1, 50)) for n in (1, 2, 3)]
+    large = [waiting(n, cost=COST, load=Load(64, 128)) for n in (4, 5)]
+    alone = waiting(6, key=None, alone="its recipe says `fuse: never`")
+    plan = schedule([*small, *large, alone], FREE, {}, {}, (), Limits(slowdown=3.0, gain=1.2))
+    assert plan.companions == {2: 1, 3: 1}
+    assert plan.placements == {1: ("gpu:a",), 4: ("gpu:b",)}
+    assert plan.alone == {4: "job 1's run: a step would take 9.0 times as long as alone, more than 3"}
+    assert "may not join job 1's run: a step would take 9.0 times as long as alone, more than 3" in plan.reasons[5]
+    assert "may not join job 4's run: it would not pay" in plan.reasons[5]
+    told = schedule([alone], FREE[:1], {"gpu:a": 3}, {}, [Host(7, ("gpu:a",), (3,), "k", (Load(1, 50),), COST)])
+    assert told.reasons[6].endswith("may not join any run: its recipe says `fuse: never`")
 
 
 def test_on_a_cpu_free_slots_come_first_and_then_all_share_alike() -> None:
@@ -196,16 +255,19 @@ def test_on_a_cpu_free_slots_come_first_and_then_all_share_alike() -> None:
 
 
 def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> None:
-    host = Host(7, ("gpu:a",), (3, 5), "k", 800, 0, LIMITS)
+    host = Host(7, ("gpu:a",), (3, 5), "k", (Load(1, 400),) * 2, None, 0, LIMITS)
     plan = schedule([waiting(8), waiting(9), waiting(10)], FREE[:1], {"gpu:a": 3}, {}, [host])
     assert plan.joins == {8: 7, 9: 7}
-    assert plan.reasons[10] == "needs 1 GPU, 0 free, jobs 3, 5 hold 1, run 7 on its base is full"
+    assert (
+        plan.reasons[10]
+        == "needs 1 GPU, 0 free, jobs 3, 5 hold 1, may not join run 7: it has 4 jobs, and takes at most 4"
+    )
 
 
 def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> None:
-    warm = Host(7, ("gpu:a",), (), "k", 0, 0, LIMITS)
+    warm = Host(7, ("gpu:a",), (), "k", limits=LIMITS)
     assert schedule([waiting(8)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
-    assert schedule([waiting(8, tokens=99_999)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
+    assert schedule([waiting(8, load=Load(1, 99_999))], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
     plan = schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [warm])
     assert (plan.leave, plan.reasons[8]) == ([7], "needs 1 GPU, 0 free, run 7 (ending) holds 1")
     assert schedule([waiting(8, key="other")], FREE, {"gpu:a": 3}, {}, [warm]).leave == []
@@ -214,7 +276,7 @@ def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> No
 
 
 def test_who_is_behind_joins_only_what_goes_on_anyway() -> None:
-    host = Host(7, ("gpu:a",), (3,), "k", 100, 50, LIMITS)
+    host = Host(7, ("gpu:a",), (3,), "k", (Load(1, 100),), None, 50, LIMITS)
     line = [waiting(1, slots=2, key=None), waiting(2, steps=50), waiting(4, steps=51), waiting(5, steps=None)]
     plan = schedule(line, FREE, {"gpu:a": 3}, {}, [host])
     assert plan.joins == {2: 7}
@@ -223,7 +285,7 @@ def test_who_is_behind_joins_only_what_goes_on_anyway() -> None:
 
 
 def test_dependencies_come_first() -> None:
-    host = Host(7, ("gpu:a",), (3,), "k", 100, 50, LIMITS)
+    host = Host(7, ("gpu:a",), (3,), "k", (Load(1, 100),), None, 50, LIMITS)
     line = [waiting(8, after=(3,)), waiting(9, after=(4,))]
     plan = schedule(line, FREE, {"gpu:a": 3}, {3: None, 4: JobResult.FAILED}, [host])
     assert plan.joins == {}

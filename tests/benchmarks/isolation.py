@@ -1,0 +1,131 @@
+"""Jobs that come and go beside others against the same jobs alone: how far losses, prompts and checkpoints differ.
+
+make proof-isolation
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.report import REPOSITORY, write_page
+
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+import isolation
+from isolation import Difference, Stage, difference, precision
+from processes import launch_scripted
+from training_fixtures import KINDS, MadeRun, make_base, make_dataset, make_run, recipe
+
+SEEDS = (1, 2, 3)
+GOALS = {"fp64": 1e-9, "fp32": 1e-6}  #: of losses
+LAYOUTS: dict[str, int | None] = {"DDP": None, "ZeRO-3": 3}
+
+
+def main() -> int:
+    rows: list[list[str]] = []
+    worst = dict.fromkeys(GOALS, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        dataset = make_dataset(root / "data")
+        bases = {name: make_base(root / name, name) for name in KINDS}
+        for name, base in bases.items():
+            for dtype in GOALS:
+                found = _in_one_process(root / f"{name}-{dtype}", name, base, dataset, dtype)
+                rows += _rows(f"one process, {name}, {dtype}, {len(SEEDS)} plays", found)
+                worst[dtype] = max(worst[dtype], *(one.loss for _, one in found))
+        for layout, zero in LAYOUTS.items():
+            found = _on_two_ranks(root / layout, bases["gpt2"], dataset, zero)
+            rows += _rows(f"two processes, {layout}, gpt2, fp32", found)
+            worst["fp32"] = max(worst["fp32"], *(one.loss for _, one in found))
+    text = (
+        "Small random bases. In each play jobs of unlike methods, lengths, batches, optimizers and steps start "
+        "together or join at random steps; one goes NaN, one is cancelled, and one is preempted and goes on in "
+        "another run beside a stranger. Every job that came to its end is compared with the same job alone in one "
+        "process: the same steps, the same checkpoints at the same steps, the same metrics (or the proof stops), "
+        "and the largest difference of any loss (relative), and of any number of the prompt and of the "
+        "checkpoints with their optimizer's moments (relative to the largest of its tensor). The goal is "
+        f"{GOALS['fp32']:g} for losses in fp32, {GOALS['fp64']:g} in fp64. What is more in fp32 prompts and "
+        "moments is an optimizer dividing by small gradients: in fp64 it is gone."
+    )
+    columns = ["where", "job", "losses", "prompt", "checkpoints"]
+    write_page("isolation", "Jobs in company and alone", "make proof-isolation", text, columns, rows)
+    return 0 if all(worst[dtype] <= goal for dtype, goal in GOALS.items()) else 1
+
+
+Found = list[tuple[str, Difference]]
+
+
+def _rows(where: str, found: Found) -> list[list[str]]:
+    """The worst of each job over all plays."""
+    made = []
+    for name in dict.fromkeys(name for name, _ in found):
+        mine = [one for other, one in found if other == name]
+        worst = [max(values) for values in zip(*((d.loss, d.prompt, d.checkpoint) for d in mine), strict=True)]
+        made.append([where, name, *(f"{value:.1e}" for value in worst)])
+        print(made[-1], flush=True)
+    return made
+
+
+def _in_one_process(root: Path, name: str, base: Path, dataset: Path, dtype: str) -> Found:
+    kind = KINDS[name]
+    found: Found = []
+    with precision(dtype):
+        solos = isolation.alone(root, kind, base, dataset)
+        for seed in SEEDS:
+            for job, run, number, attempt in isolation.play(root / str(seed), kind, base, dataset, seed):
+                solo = solos[0] if attempt == 2 else solos[number]
+                found.append((job, difference(run, number, solo, attempt)))
+    return found
+
+
+def _on_two_ranks(root: Path, base: Path, dataset: Path, zero: int | None) -> Found:
+    """Evaluations at every step make the steps long enough to join between them."""
+    slow = {"train__steps": 16, "train__eval_every": 1}
+    jobs = [
+        recipe({"type": "prompt-tuning", "length": 3}, train__lr=0.3, train__clip=None, **slow),
+        recipe({"type": "prefix-tuning", "length": 2, "dropout": 0.3}, train__batch_size=3, **slow),
+        recipe({"type": "p-tuning", "length": 4}, train__lr=0.01, train__seeds=[4], train__accumulation=2, **slow),
+        recipe({"type": "prompt-tuning", "length": 7}, train__optimizer="adafactor", train__steps=9),
+    ]
+    nan = recipe({"type": "prefix-tuning", "length": 3}, train__lr=1e37, train__clip=None, train__steps=50)
+    cancelled = recipe({"type": "prefix-tuning", "length": 2}, train__steps=5000)
+    where: dict[str, Any] = {"base": base, "dataset": dataset, "processes": 2, "zero": zero}
+    script = [
+        (0, 2, lambda stage: stage.join(2)),
+        (0, 3, lambda stage: (stage.join(3), stage.join(4))),
+        (0, 4, lambda stage: stage.join(5)),
+        (0, 7, lambda stage: stage.ask(0, "preempt")),
+        (1, 9, lambda stage: stage.ask(5, "cancel")),
+    ]
+    first = launch_scripted(root / "first", [*jobs, nan, cancelled], script, first=2, **where)
+    assert first.made.events(4, "failed")[0]["reason"] == "nan_loss"
+    assert first.made.events(5, "stopped")[0]["why"] == "cancel"
+    second = _resumed(root, first, jobs, where)
+    solos = []
+    for number, one in enumerate(jobs):
+        solos.append(make_run(root / f"alone-{number}", [one], base=base, dataset=dataset))
+        assert solos[-1].train() == 0
+    done = [(jobs[n]["method"]["type"], difference(first.made, n, solos[n])) for n in (1, 2, 3)]
+    return [*done, ("prompt-tuning, resumed", difference(second, 1, solos[0], attempt=2))]
+
+
+def _resumed(root: Path, first: Stage, jobs: Iterable[dict[str, Any]], where: dict[str, Any]) -> MadeRun:
+    """The preempted job joins a run of two other processes, in which a stranger is."""
+    left = first.made.events(0, "stopped")[0]["step"]
+    make_run(root / "first", list(jobs), base=where["base"], dataset=where["dataset"], attempt=2)
+    stranger = recipe({"type": "prompt-tuning", "length": 5}, train__steps=12, train__eval_every=1)
+    chosen = [(root / "second" / "jobs" / "2"), first.made.jobs[0].root]
+    second = launch_scripted(
+        root / "second", [stranger, stranger], [(0, 3, lambda stage: stage.join(1))],
+        chosen=[type(first.made.jobs[0])(folder) for folder in chosen], **where,
+    )  # fmt: skip
+    assert second.made.events(1, "started")[-1]["resumed_from"] == left
+    return second.made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
