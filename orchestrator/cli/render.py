@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, right: Se
         Console().print(rich_table(names, cells, right=right))
     else:
         sys.stdout.write("\n".join(plain_lines(names, cells, right=right)) + "\n")
+
+
+def is_narrow() -> bool:
+    """Whether standard output is a terminal of fewer than 100 columns."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns < 100
 
 
 def print_json(value: Any) -> None:

@@ -133,19 +133,44 @@ SHARE_COLUMNS = ("user", "used", "part", "holds", "waiting", "quota")
 
 def _tables(queue: Queue) -> list[tuple[tuple[str, ...], list[tuple[object, ...]], tuple[str, ...]]]:
     """(columns, rows, columns of numbers): slots first, then jobs as they start, then what each user has taken."""
-    from orchestrator.cli.views import JOB_COLUMNS, job_row, reservation_row
-    from orchestrator.states import JobState
+    from orchestrator.cli.views import JOB_COLUMNS
 
-    rows = [job_row(job, queue) for job in queue.jobs]
-    waiting = [reservation_row(one, queue) for one in queue.reservations if one.started_at is None]
-    at = next((i for i, job in enumerate(queue.jobs) if job.state is JobState.QUEUED), len(rows))
-    jobs = [*rows[:at], *waiting, *rows[at:]]
     shares = _share_rows(queue) if len(queue.shares) > 1 else []
-    return [
+    tables = [
         (SLOT_COLUMNS, _slot_rows(queue), ("memory", "busy")),
-        (JOB_COLUMNS, jobs, ("id",)),
+        (JOB_COLUMNS, _job_rows(queue), ("id",)),
         (SHARE_COLUMNS, shares, ("used", "part", "holds", "waiting", "quota")),
     ]
+    if not render.is_narrow():
+        return tables
+    return [(*_without(columns, rows), right) for columns, rows, right in tables]
+
+
+def _job_rows(queue: Queue) -> list[tuple[object, ...]]:
+    """Jobs, and among those that wait the reservations that wait, as they stand in line."""
+    from orchestrator.cli.views import job_row, reservation_row
+    from orchestrator.states import JobState
+
+    place = {number: at for at, number in enumerate(queue.order)}
+    waiting = [
+        (place.get(job.id, len(place)), job_row(job, queue)) for job in queue.jobs if job.state is JobState.QUEUED
+    ]
+    people = (one for one in queue.reservations if one.started_at is None)
+    waiting += [(place.get(-one.id, len(place)), reservation_row(one, queue)) for one in people]
+    going = [job_row(job, queue) for job in queue.jobs if job.result is None and job.state is not JobState.QUEUED]
+    ended = [job_row(job, queue) for job in queue.jobs if job.result is not None]
+    return [*going, *(row for _, row in sorted(waiting, key=lambda one: one[0])), *ended]
+
+
+#: What a narrow terminal has no room for: there the words of the last column matter more.
+DISPENSABLE = frozenset({"gpu", "group", "metric"})
+
+
+def _without(
+    columns: tuple[str, ...], rows: list[tuple[object, ...]]
+) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    kept = [place for place, name in enumerate(columns) if name not in DISPENSABLE]
+    return tuple(columns[place] for place in kept), [tuple(row[place] for place in kept) for row in rows]
 
 
 def _share_rows(queue: Queue) -> list[tuple[object, ...]]:

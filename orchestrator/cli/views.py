@@ -45,6 +45,7 @@ class Queue:
     ends: dict[int, float | None] = field(default_factory=dict)  #: live job -> when it is expected to end
     shares: list[dict[str, Any]] = field(default_factory=list)  #: of each user
     reservations: list[Reservation] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)  #: of what waits; a reservation under minus its number
     paused: str = ""  #: why nothing starts
     more: int = 0  #: queued jobs that are not among `jobs`
     now: float = 0.0
@@ -101,7 +102,15 @@ def look(
         numbers = metrics.latest(conn, [job.id for job in found])
         live = [job for job in found if job.state in LIVE]
         ends = paces(conn, live, now)
-    queue = Queue(found, numbers, reasons=dict(plan.reasons), more=more, now=now, paused=seen.paused or drained)
+    queue = Queue(
+        found,
+        numbers,
+        reasons=dict(plan.reasons),
+        order=list(plan.order),
+        more=more,
+        now=now,
+        paused=seen.paused or drained,
+    )
     queue.ends = {number: _end(pace) for number, pace in ends.items()}
     queue.shares = _shares(seen)
     queue.reservations = seen.reservations

@@ -1,27 +1,24 @@
 """Tell people that a job has finished: a command of theirs, a webhook, or both (queue.toml, `[notify]`).
 
 Everybody is told at least once and in order, over the worker's own restarts: how far it has come is kept in the
-registry. Each telling is a process of its own (`python -m orchestrator.dispatch.notify`), so that a hook that hangs
-holds nobody up; what it says goes to the worker's log.
+registry. Each telling is a process of its own (`telling`), so that a hook that hangs holds nobody up; what it says
+goes to the worker's log.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.registry import controls, jobs
 from orchestrator.registry.engine import Registry
-from orchestrator.settings import Policy, child_environment
+from orchestrator.settings import Policy
 
-PATIENCE = 60.0  #: seconds that a hook or a webhook may take
+PATIENCE = 150.0  #: seconds that a telling may take; hook and webhook have 60 each (see `telling`)
 AT_ONCE = 8  #: tellings that may be under way
 _BATCH = 50
 
@@ -31,6 +28,10 @@ class Notifier:
         self._registry, self._log = registry, log
         self._told: int | None = None
         self._under_way: list[tuple[int, subprocess.Popen[bytes], float]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._under_way)
 
     def tell(self, policy: Policy) -> None:
         """One round: let go of tellings that have ended, and start those that are due."""
@@ -57,7 +58,7 @@ class Notifier:
 
     def _start(self, facts: Mapping[str, Any], policy: Policy) -> None:
         order = {"facts": facts, "command": list(policy.notify_command), "webhook": policy.notify_webhook}
-        command = [sys.executable, "-P", "-m", "orchestrator.dispatch.notify"]
+        command = [sys.executable, "-P", "-m", "orchestrator.dispatch.telling"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         assert process.stdin is not None
         process.stdin.write(json.dumps(order).encode())  # less than a pipe holds: it does not block
@@ -67,7 +68,7 @@ class Notifier:
     def _reap(self) -> None:
         left = []
         for job, process, began in self._under_way:
-            if process.poll() is None and time.monotonic() - began < 2 * PATIENCE:
+            if process.poll() is None and time.monotonic() - began < PATIENCE:
                 left.append((job, process, began))
                 continue
             if process.poll() is None:
@@ -85,42 +86,3 @@ def facts_of(job: jobs.Job) -> dict[str, Any]:
         "reason": job.reason, "message": (job.message or "")[:2000], "attempt": job.attempt,
         "submitted_at": job.submitted_at, "started_at": job.started_at, "finished_at": job.finished_at,
     }  # fmt: skip
-
-
-def main() -> int:
-    order = json.load(sys.stdin)
-    faults = [fault for fault in (_run(order), _post(order)) if fault]
-    for fault in faults:
-        sys.stderr.write(f"notify: {fault}\n")
-    return 1 if faults else 0
-
-
-def _run(order: Mapping[str, Any]) -> str:
-    if not order["command"]:
-        return ""
-    facts = order["facts"]
-    extra = {"PTQ_JOB": str(facts["id"]), "PTQ_JOB_RESULT": str(facts["result"]), "PTQ_JOB_USER": str(facts["user"])}
-    try:
-        done = subprocess.run(
-            order["command"], input=json.dumps(facts).encode(), env=child_environment(**extra), timeout=PATIENCE,
-            check=False, cwd=os.sep,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{order['command'][0]}: {error}"
-    return f"{order['command'][0]}: ended with {done.returncode}" if done.returncode else ""
-
-
-def _post(order: Mapping[str, Any]) -> str:
-    if order["webhook"] is None:
-        return ""
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(order["webhook"], json.dumps(order["facts"]).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE):
-            return ""
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        return f"{order['webhook']}: {error}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

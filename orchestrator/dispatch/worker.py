@@ -46,9 +46,11 @@ BEAT = 5.0  #: seconds between heartbeats
 FAULT_PAUSE = 1.0
 
 #: The queue is looked at anew when something has happened to a job or a slot; else after so many seconds (a person's
-#: process may have left a card, a turn may be over), or after `PLACE_SHARE` times what the last look has taken.
+#: process may have left a card, a turn may be over), or after `PLACE_SHARE` times what the last look has taken: with
+#: thousands in line the worker takes a hundredth of a core, and not more.
 PLACE_EVERY = 2.0
-PLACE_SHARE = 20.0
+PLACE_SHARE = 100.0
+REST = 60.0  #: where nobody waits
 
 Log = Callable[[str], None]
 
@@ -100,6 +102,8 @@ class Worker:
         self._notifier = Notifier(registry, log)
         self._draining: str | None = None
         self._plan = Plan()
+        self._changes: int | None = None  #: of the registry, at the last look, where no run was open then
+        self._reserved = False  #: whether a reservation holds slots
         self._seen: object = None  #: the state of the queue that `_plan` was made from
         self._place_again_at = 0.0
         self._facts = Facts(registry.paths, model=self.how.model, threads=self.how.threads)
@@ -157,11 +161,16 @@ class Worker:
 
     def look(self) -> tuple[Plan, list[Run]]:
         """One round: look after the runs, then place what can start. The plan, and the runs that are open after it."""
+        changes = self.registry.changes()  # before anything is read: what comes later is seen at the next look
+        if changes is not None and changes == self._changes and time.monotonic() < self._place_again_at:
+            return self._plan, []
         self.runs.reap()
         for run in self.runs.open():
             self._look_after(run)
         self._place_if_anything_is_new()
-        return self._plan, self.runs.open()
+        open_runs = self.runs.open()
+        self._changes = None if open_runs else changes  # runs tell by their files, not by the registry
+        return self._plan, open_runs
 
     def _place_if_anything_is_new(self) -> None:
         with self.registry.read() as conn:
@@ -179,9 +188,14 @@ class Worker:
         self._notifier.tell(self.policy)
         self._end_reservations()
         self._plan = self._place()
-        took = time.monotonic() - began
-        pause = max(PLACE_EVERY if self._resting is None else min(PLACE_EVERY, self._resting), PLACE_SHARE * took)
+        pause = max(self._pause(), PLACE_SHARE * (time.monotonic() - began))
         self._seen, self._place_again_at = seen, time.monotonic() + pause
+
+    def _pause(self) -> float:
+        """Seconds until there may be something to do though nothing has happened."""
+        if not self._plan.order and not self._notifier.busy and not self._reserved:
+            return REST
+        return PLACE_EVERY if self._resting is None else min(PLACE_EVERY, self._resting)
 
     def _look_after(self, run: Run) -> None:
         try:
@@ -249,7 +263,9 @@ class Worker:
     def _end_reservations(self) -> None:
         now = self.clock()
         with self.registry.read() as conn:
-            over = [one for one in reservations.unfinished(conn) if one.until is not None and one.until <= now]
+            holding = [one for one in reservations.unfinished(conn) if one.until is not None]
+        over = [one for one in holding if one.until is not None and one.until <= now]
+        self._reserved = len(holding) > len(over)
         for one in over:
             with self.registry.write() as conn:
                 reservations.end(conn, one.id, by="its time is over", at=now)

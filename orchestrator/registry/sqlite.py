@@ -46,6 +46,22 @@ def engine(url: sqlalchemy.URL, busy_seconds: float) -> Engine:
     return made
 
 
+class Watch:
+    """A connection of its own that never writes: SQLite counts for it what all others commit.
+
+    sqlite.org/pragma.html#pragma_data_version: the number changes by others' commits only.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._made = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def changes(self) -> int:
+        return int(self._made.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        self._made.close()
+
+
 def in_memory() -> Engine:
     """An empty database of this process, for reading a registry that does not exist yet."""
     return sqlalchemy.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})

@@ -212,3 +212,19 @@ def test_faults_of_the_policy_file_are_named(text: str, said: str, tmp_path: Pat
     (tmp_path / "queue.toml").write_text(text)
     with pytest.raises(BadInput, match=said):
         load_policy(tmp_path)
+
+
+def test_a_look_costs_nothing_while_nobody_writes(registry: Registry, home: Path) -> None:
+    before = registry.changes()
+    assert registry.changes() == before
+    with registry.read() as conn:
+        jobs.waiting_jobs(conn)
+    assert registry.changes() == before
+    add_jobs(registry)  # by this process
+    after = registry.changes()
+    assert after != before
+    other = open_registry(home)
+    with other.write() as conn:
+        controls.put(conn, "x", 1, by="bob", at=1.0)
+    other.close()
+    assert registry.changes() != after

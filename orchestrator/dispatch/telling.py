@@ -1,0 +1,55 @@
+"""The program of one notification: `python -m orchestrator.dispatch.telling`, told on its standard input what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.settings import child_environment
+
+PATIENCE = 60.0  #: seconds that a hook or a webhook may take
+
+
+def main() -> int:
+    order = json.load(sys.stdin)
+    faults = [fault for fault in (_run(order), _post(order)) if fault]
+    for fault in faults:
+        sys.stderr.write(f"notify: {fault}\n")
+    return 1 if faults else 0
+
+
+def _run(order: Mapping[str, Any]) -> str:
+    if not order["command"]:
+        return ""
+    facts = order["facts"]
+    extra = {"PTQ_JOB": str(facts["id"]), "PTQ_JOB_RESULT": str(facts["result"]), "PTQ_JOB_USER": str(facts["user"])}
+    try:
+        done = subprocess.run(
+            order["command"], input=json.dumps(facts).encode(), env=child_environment(**extra), timeout=PATIENCE,
+            check=False, cwd=os.sep,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{order['command'][0]}: {error}"
+    return f"{order['command'][0]}: ended with {done.returncode}" if done.returncode else ""
+
+
+def _post(order: Mapping[str, Any]) -> str:
+    if order["webhook"] is None:
+        return ""
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(order["webhook"], json.dumps(order["facts"]).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE):
+            return ""
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        return f"{order['webhook']}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
