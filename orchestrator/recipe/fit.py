@@ -147,6 +147,8 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
     if isinstance(recipe.method, PromptDesign) and task.head is not None:
         what = "prompt-design trains no head; take task.head out, and let the base score the label words"
         found.append(Finding(("task", "head"), what))
+    if task.soft is not None and task.head is None:
+        found.append(Finding(("task", "soft"), "needs a head, which learns the probabilities: write head: {}"))
     if "group_exact_match" in task.metrics and task.group is None:
         found.append(Finding(("task", "group"), "is missing; group_exact_match counts groups of rows"))
     return found

@@ -79,6 +79,12 @@ class Classify(Strict):
     separator: str | None = Field(
         None, description="text between input and label words on a causal base; default: none"
     )
+    soft: TextTemplate | None = Field(
+        None,
+        description="template of a JSON mapping from labels to probabilities (`ptq predict --ensemble mean` makes it): "
+        "a head learns these instead of the label (distillation)",
+    )
+    temperature: float = Field(1.0, gt=0, description="of the probabilities in `soft`; PET takes 2")
     group: TextTemplate | None = Field(
         None,
         description="template of what rows belong together, for the scores that need it: MultiRC's question, so that "
@@ -176,7 +182,7 @@ class PlainText(Strict):
 Task = Annotated[Generate | Classify | Cloze | Tag | Span | PlainText, Field(discriminator="type")]
 
 #: Keys of a task that hold templates of fields, besides `input`.
-_TEMPLATES = ("label", "target", "tags", "context", "answers", "group")
+_TEMPLATES = ("label", "target", "tags", "context", "answers", "soft", "group")
 
 
 def task_templates(task: Task) -> list[tuple[str, str]]:

@@ -39,11 +39,15 @@ class HeadClassification:
 
     def example(self, fields: Fields) -> Example:
         row = Row(ids=self._input(fields, tuned=True), labels=None, prompt=0)
+        if self._task.soft is not None:
+            return Example(row, units=1, soft=self._classes.shares(fields, self._task.soft, self._task.temperature))
         return Example(row, units=1, target=self._classes.number_of(fields))
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
-        targets = torch.tensor([example.target for example in examples], device=share.hidden.device)
+        soft = self._task.soft is not None
+        wanted = [example.soft if soft else example.target for example in examples]
+        targets = torch.tensor(wanted, device=share.hidden.device)
         pooled = dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share, self._dropout)
         return cross_entropy(head_scores(head, pooled), targets, reduction="sum")
 

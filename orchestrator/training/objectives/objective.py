@@ -25,6 +25,7 @@ class Example:
     units: int  #: what the loss is averaged over: label tokens, or 1 for a classified row
     target: int = -1  #: the label's number where the row itself does not hold it
     targets: tuple[int, ...] = ()  #: the same where there are several,
+    soft: tuple[float, ...] = ()  #: the labels' probabilities, where they are learned instead of one label
     places: tuple[int, ...] = ()  #: and the tokens of the row that they are about
 
 

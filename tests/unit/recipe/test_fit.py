@@ -290,6 +290,8 @@ def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any]
         (TEXT, PROMPT, GPT2, "task.type: `type: text` is for lm-adapt"),
         (WRITE, {"type": "lm-adapt"}, GPT2, "task.type: lm-adapt needs `type: text`"),
         (CLOZE, {"type": "head"}, BERT, "method.type: `head` trains a classifier"),
+        ({**WORDS, "soft": "{label}"}, PROMPT, GPT2, "task.soft: needs a head"),
+        ({**HEAD, "soft": "{p}"}, PROMPT, BERT, "task.soft: the dataset d has no field `p`"),
         ({**WORDS, "metrics": ["group_exact_match"]}, PROMPT, GPT2, "task.group: is missing"),
     ],
 )

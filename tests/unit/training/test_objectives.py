@@ -234,6 +234,27 @@ def test_a_head_reads_the_pooled_text_without_its_virtual_tokens(pooling: str, b
     assert made.predictions() == expected
 
 
+def test_a_head_learns_soft_labels_flattened_by_their_temperature(bases: dict[str, Path]) -> None:
+    """The student of PET's distillation: cross entropy with the teachers' probabilities at T = 2."""
+    task = {"type": "classify", "input": "the {text}", "labels": ["warm", "cold"], "head": {}, "soft": "{p}"}
+    made = Made(bases["bert"], "bert", task | {"temperature": 2})
+    assert made.head is not None
+    names, rows, losses = made.recipe.task.labels, [], []  # type: ignore[union-attr]
+    for row, chance in zip(ROWS, (0.9, 0.5, 1.0, 0.2), strict=True):
+        rows.append(row | {"p": f'{{"warm": {chance}, "cold": {1 - chance}}}'})
+        flat = torch.tensor([{"warm": chance, "cold": 1 - chance}[name] ** 0.5 for name in names])
+        hidden = made.model.bert(inputs_embeds=made.embedded(made.tokenizer(f"the {row['text']}")["input_ids"]))
+        scores = log_softmax(made.head(hidden.last_hidden_state[0, 2]), 0)
+        losses.append(-(flat / flat.sum() * scores).sum())
+    examples = [made.objective.example(row) for row in rows]
+    output = forward(made.host, RowBatch.collate([e.row for e in examples], pad_id=0), [made.prompt], hidden=True)
+    share = Share.of(output, 0, range(len(ROWS)), len(ROWS))
+    assert_close(made.objective.loss_sum(share, examples, made.head), torch.stack(losses).sum())
+    for wrong in ("no", '{"warm": 1}', '{"warm": 0, "cold": 0}', "[1, 2]"):
+        with pytest.raises(BadData, match="not a JSON mapping"):
+            made.objective.example(ROWS[0] | {"p": wrong})
+
+
 @pytest.mark.parametrize(
     ("name", "labels", "what"),
     [
