@@ -78,15 +78,15 @@ class Company:
         told: News = self._processes.gather(mine)[0]
         return told
 
-    def within(self, job: TrainedJob) -> None:
-        """Between two batches of an evaluation of `job`, on all ranks. Raises StopRequested, LeaveRequested.
+    def within(self, *jobs: TrainedJob) -> None:
+        """Between two batches of an evaluation of `jobs`, on all ranks. Raises StopRequested, LeaveRequested.
 
         An evaluation may take long; leaving it costs only the evaluation.
         """
         why = None
         if self._processes.first and self._clock() - self._looked_within >= LOOK_SECONDS:
             self._looked_within = self._clock()
-            why = self._asked_to_leave(job)
+            why = next((asked for job in jobs if (asked := self._asked_to_leave(job)) is not None), None)
         note = self._stop.check(note=0 if why is None else 1 + _WHYS.index(why))
         if note:
             raise LeaveRequested(_WHYS[note - 1])

@@ -18,9 +18,10 @@ from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
 from orchestrator.training.company import Company, LeaveRequested, News
 from orchestrator.training.distributed import Processes
-from orchestrator.training.evaluate import Evaluation, evaluate
+from orchestrator.training.evaluate import Evaluation, evaluate, evaluate_together
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives import Example
+from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
 from orchestrator.training.step import Pace, Work, fused_step
@@ -63,6 +64,7 @@ class Loop:
     pace: Pace = field(default_factory=Pace)
     defer: bool = False  #: losses are read every half second, not every step: a GPU works on meanwhile
     _reported: float = field(default=0.0)
+    _scored: dict[int, Evaluation] = field(default_factory=dict)  #: of this step, by the job's `id`
     _read_at: float = field(default=0.0)
     _unread: list[_Unread] = field(default_factory=list)
 
@@ -127,6 +129,7 @@ class Loop:
             self._apply(fit)
         if self._must_read([w.job for w in fit]):
             self._read(active)
+        self._scored = self._score_together([w.job for w in fit if w.job in active])
         for w in fit:
             if w.job in active:
                 with self._own_failures(w.job, active):
@@ -204,14 +207,42 @@ class Loop:
         if job.finished:
             self._done(job, active)
 
-    def _evaluate_when_due(self, job: TrainedJob) -> None:
+    def _to_score(self, job: TrainedJob) -> bool:
         every = job.recipe.train.eval_every
         keeps_best = job.recipe.train.keep == "best"  # then the last step is scored like the others
-        if not every or job.step % every or (job.finished and not keeps_best) or job.evaluated == job.step:
+        return bool(every) and not (
+            job.step % (every or 1) or (job.finished and not keeps_best) or job.evaluated == job.step
+        )
+
+    def _score_together(self, jobs: Sequence[TrainedJob]) -> dict[int, Evaluation]:
+        """Scores of the jobs that are due now, by `id`; none where anything is amiss.
+
+        Then each is scored by itself, and what is wrong with one, or asks it to leave, is its own affair.
+        """
+        due = [job for job in jobs if self._to_score(job)] if self.processes.world == 1 else []
+        if len(due) < 2:
+            return {}
+        try:
+            rows = [evaluation_rows(job, "validation", most=job.recipe.train.eval_rows) for job in due]
+            found = [(job, some) for job, some in zip(due, rows, strict=True) if some]
+            asked = [Asked(job.objective, job.folded(), job.head, some) for job, some in found]
+            sizes = [job.recipe.train.eval_batch_size for job, _ in found]
+            between = partial(self.company.within, *due)
+            scores = evaluate_together(self.host, asked, batch_sizes=sizes, between=between) if found else []
+        except StopRequested:
+            raise
+        except Exception:
+            return {}
+        return {id(job): scored for (job, _), scored in zip(found, scores, strict=True)}
+
+    def _evaluate_when_due(self, job: TrainedJob) -> None:
+        if not self._to_score(job):
             return
         rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
-            result = evaluate_job(self.host, job, rows, self.processes, between=partial(self.company.within, job))
+            result = self._scored.pop(id(job), None) or evaluate_job(
+                self.host, job, rows, self.processes, between=partial(self.company.within, job)
+            )
             job.events.write("metric", step=job.step, split="validation", values=result.values)
             job.events.flush()
             job.scored(result.values)

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from training_fixtures import make_run, recipe
+from training_fixtures import MadeRun, make_run, recipe
+
+from orchestrator.errors import BadData
+from orchestrator.training import evaluate
+from orchestrator.training.objectives import asking
 
 PROMPT = {"type": "prompt-tuning", "length": 3}
 PREFIX = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
@@ -90,3 +94,58 @@ def test_a_job_that_fails_leaves_its_neighbours_alone(bases: dict[str, Path], da
     assert alone.train() == 0
     assert fused.losses(1) == pytest.approx(alone.losses(), rel=1e-6)
     assert not fused.jobs[0].artifact(1).exists()
+
+
+def test_jobs_that_are_scored_at_the_same_step_are_scored_in_the_same_forwards(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"train__eval_every": 2, "train__steps": 5, "train__lr": 0.3, "train__baseline": False}
+    jobs = [recipe(method, train__seeds=[n], **changes) for n, method in enumerate((PROMPT, PREFIX, MLP_PREFIX))]
+    scored = recipe(MLP, **changes)
+    jobs.append({**scored, "task": {**WORDS, "input": "the {text} is "}})
+    written: list[int] = []
+    generate = asking.generate
+
+    def counted(host: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        written.append(len(batch))
+        return generate(host, batch, *args, **kwargs)
+
+    monkeypatch.setattr(asking, "generate", counted)
+    fused = make_run(tmp_path / "fused", jobs, base=bases["gpt2"], dataset=dataset)
+    assert fused.train() == 0
+    together = list(written)
+    for number, one in enumerate(jobs):
+        alone = make_run(tmp_path / f"alone-{number}", [one], base=bases["gpt2"], dataset=dataset)
+        assert alone.train() == 0
+        assert validations(fused, number) == validations(alone, 0)
+        assert list(validations(alone, 0)) == [2, 4, 5]
+    assert sorted(together)[-1] > 4 == max(written[len(together) :])  # rows of several jobs, and of one
+    assert sum(together) == sum(written[len(together) :])
+    assert len(together) < len(written) - len(together)
+
+
+def validations(run: MadeRun, number: int) -> dict[int, dict[str, float]]:
+    return {e["step"]: e["values"] for e in run.events(number, "metric") if e["split"] == "validation"}
+
+
+def test_what_is_wrong_with_ones_scores_is_its_own(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [recipe(PROMPT, train__eval_every=2, train__seeds=[n], train__steps=5) for n in (1, 2)]
+    score = evaluate.score
+    calls = [0]
+
+    def failing(metrics: Any, predictions: Any, references: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in {2, 4}:  # the second job's, together and by itself
+            raise BadData("no score for this")
+        return score(metrics, predictions, references)
+
+    monkeypatch.setattr(evaluate, "score", failing)
+    fused = make_run(tmp_path / "fused", jobs, base=bases["gpt2"], dataset=dataset)
+    assert fused.train() == 1
+    assert [e["message"] for e in fused.events(1, "failed")] == ["no score for this"]
+    assert list(validations(fused, 0)) == [2, 4, 5]
+    alone = make_run(tmp_path / "alone", jobs[:1], base=bases["gpt2"], dataset=dataset)
+    assert alone.train() == 0
+    assert validations(fused, 0) == validations(alone, 0)
