@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-from orchestrator.paths import read_json, write_json
+from orchestrator.paths import json_text, write_json
 
 NAME = "manifest.json"
+FORMAT = 1
 
 
 def write_manifest(folder: Path) -> str:
@@ -17,7 +19,7 @@ def write_manifest(folder: Path) -> str:
         for name in _entries(folder)
         if (folder / name).is_file()
     }
-    write_json(folder / NAME, {"format": 1, "files": files})
+    write_json(folder / NAME, {"format": FORMAT, "files": files})
     return digest_of(folder)
 
 
@@ -28,13 +30,18 @@ def digest_of(folder: Path) -> str:
 def manifest_faults(folder: Path) -> list[str]:
     """What does not hold: a missing manifest, missing, changed or added files. Empty when the folder is whole."""
     try:
-        manifest = read_json(folder / NAME)
+        text = (folder / NAME).read_bytes()
+        manifest = json.loads(text)
         files = {str(name): (str(f["sha256"]), int(f["bytes"])) for name, f in dict(manifest["files"]).items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [f"{folder / NAME}: missing or not readable"]
     faults = [f"{name}: {fault}" for name, expected in files.items() if (fault := _fault(folder, name, expected))]
     present = {name for name in _entries(folder) if (folder / name).is_symlink() or (folder / name).is_file()}
-    return faults + [f"{name}: not in the manifest" for name in sorted(present - set(files))]
+    faults += [f"{name}: not in the manifest" for name in sorted(present - set(files))]
+    # A flipped bit in a space or a line's end would change nothing that is read: every byte has to be as we write it.
+    if not faults and text != json_text({"format": FORMAT, "files": manifest["files"]}).encode():
+        return [f"{folder / NAME}: not as it was written"]
+    return faults
 
 
 def _fault(folder: Path, name: str, expected: tuple[str, int]) -> str | None:

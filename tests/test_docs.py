@@ -121,7 +121,15 @@ def fault(words: list[str]) -> str | None:
     if hasattr(command, "commands"):
         return f"no verb {words[0]}" if words and words[0][0].isalpha() else None
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    used = {word.partition("=")[0] for word in words if re.match(r"-{1,2}[a-z]", word)}
+    takes = {
+        option for parameter in command.params if not getattr(parameter, "is_flag", True) for option in parameter.opts
+    }
+    values = {number + 1 for number, word in enumerate(words) if word in takes}  # `--sort -metrics.bleu`
+    used = {
+        word.partition("=")[0]
+        for number, word in enumerate(words)
+        if number not in values and re.match(r"-{1,2}[a-z]", word)
+    }
     unknown = used - known - {"--help", "--debug"}
     return f"no option {', '.join(sorted(unknown))}" if unknown else None
 
@@ -130,6 +138,8 @@ def test_the_check_of_commands_can_fail() -> None:
     assert fault(["dataset", "ad", "x"]) == "no verb ad"
     assert fault(["submit", "x", "--sett", "a=1"]) == "no option --sett"
     assert fault(["logs", "1", "-f", "--lines", "3"]) is None
+    assert fault(["jobs", "--sort", "-metrics.bleu"]) is None
+    assert fault(["jobs", "-metrics.bleu"]) == "no option -metrics.bleu"
 
 
 def run(command: str, folder: Path) -> tuple[int, str]:

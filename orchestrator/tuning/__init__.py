@@ -13,6 +13,7 @@ from __future__ import annotations
 from orchestrator.tuning.artifact import load_prompt, save_prompt
 from orchestrator.tuning.forward import Output, forward, generate
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.loading import Loaded, load
 from orchestrator.tuning.methods import METHODS, TunedMethod, build_method
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
@@ -20,6 +21,7 @@ from orchestrator.tuning.rows import Row, RowBatch
 __all__ = [
     "METHODS",
     "BaseHost",
+    "Loaded",
     "Output",
     "Prompt",
     "Row",
@@ -28,6 +30,7 @@ __all__ = [
     "build_method",
     "forward",
     "generate",
+    "load",
     "load_prompt",
     "save_prompt",
 ]
