@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.common import Json, when
+from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.pretrain import pretrain
 from orchestrator.cli.render import note, print_json, say, table
 
@@ -27,6 +27,9 @@ def add(
     name: Annotated[str, typer.Argument(help="The name that recipes use.")],
     source: Annotated[str, typer.Argument(metavar="PATH", help="A folder that transformers saved, or a hub id.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", "--license", metavar="NAME", help="Default: what its model card says.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Register a model under a name. It stays where it is; its weights are hashed once."""
@@ -36,7 +39,9 @@ def add(
 
     settings = load_settings()
     registry = Registry.open(settings, create=True)
-    base = bases.add_base(registry, name, source, user=settings.user, now=time.time(), revision=revision)
+    base = bases.add_base(
+        registry, name, source, user=settings.user, now=time.time(), revision=revision, licence=licence
+    )
     if json:
         print_json(base.as_json())
         return
@@ -79,13 +84,15 @@ def list_bases(json: Json = False) -> None:
 
 def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`.")], json: Json = False) -> None:
     """Show a registered model."""
+    from orchestrator.recipe.fitting import fitting
     from orchestrator.registry import bases
     from orchestrator.registry.engine import Registry
     from orchestrator.settings import load_settings
 
     base = bases.get_base(Registry.open(load_settings()), name)
+    methods = fitting(base.facts)
     if json:
-        print_json(base.as_json())
+        print_json({**base.as_json(), "methods": methods})
         return
     facts = asdict(base.facts) | {"parameters": f"{base.facts.parameters:,}"}
     for key, value in {
@@ -95,9 +102,13 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
         "revision": base.revision,
         "fingerprint": base.fingerprint,
         **{name.replace("_", " "): value for name, value in facts.items()},
+        "size": size(base.bytes),
+        "licence": base.licence or "not known",
         "added": f"{when(base.created_at)} by {base.created_by}",
     }.items():
         say(f"{key:13} {_plain(value)}")
+    for method, tasks in methods.items():
+        say(f"{'fits':13} {method}: {', '.join(tasks)}")
 
 
 def _plain(value: object) -> object:

@@ -5,6 +5,7 @@ A registered base stays where it is; the registry keeps its fingerprint, and not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,9 +37,16 @@ class Base:
     files: dict[str, list[int]]  #: weight file: size and modification time (ns), as they were fingerprinted
     created_at: float
     created_by: str
+    licence: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of its weight files, when they were fingerprinted."""
+        return sum(size for size, _ in self.files.values())
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "path": str(self.path), "facts": asdict(self.facts), "kind": self.facts.kind}
+        more = {"path": str(self.path), "facts": asdict(self.facts), "kind": self.facts.kind, "bytes": self.bytes}
+        return {**vars(self), **more}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,16 @@ class ResolvedBase:
     facts: BaseFacts
 
 
-def add_base(registry: Registry, name: str, source: str, *, user: str, now: float, revision: str | None = None) -> Base:
+def add_base(
+    registry: Registry,
+    name: str,
+    source: str,
+    *,
+    user: str,
+    now: float,
+    revision: str | None = None,
+    licence: str | None = None,
+) -> Base:
     """Register a folder, or a hub id (which is fetched now), under a name. The same again changes nothing.
 
     Raises BadInput (bad name, a name that is taken, pickled weights, not a model) and NotFound.
@@ -66,6 +83,7 @@ def add_base(registry: Registry, name: str, source: str, *, user: str, now: floa
         files=_files(folder),
         created_at=now,
         created_by=user,
+        licence=licence or stated_licence(folder),
     )
     made = Base(**{**vars(made), "revision": commit or made.fingerprint})
     known = _same_or_none(registry, made)
@@ -73,6 +91,17 @@ def add_base(registry: Registry, name: str, source: str, *, user: str, now: floa
         with registry.write() as connection:
             connection.execute(sa.insert(bases).values(**_row(made)))
     return known or made
+
+
+def stated_licence(folder: Path) -> str | None:
+    """What the model card says: `license: NAME` in the head of README.md, as the hub writes it."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:20_000]
+    except OSError:
+        return None
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^licen[sc]e:\s*['\"]?([\w.+-]{1,100})", head[1], re.MULTILINE) if head else None
+    return found[1] if found else None
 
 
 def get_base(registry: Registry, name: str) -> Base:
@@ -213,6 +242,7 @@ def _row(base: Base) -> dict[str, Any]:
         "facts": {**asdict(base.facts), "files": base.files},
         "created_at": base.created_at,
         "created_by": base.created_by,
+        "licence": base.licence,
     }
 
 
@@ -229,4 +259,5 @@ def _base(row: RowMapping) -> Base:
         files=files,
         created_at=row["created_at"],
         created_by=row["created_by"],
+        licence=row["licence"],
     )
