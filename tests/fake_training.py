@@ -2,8 +2,8 @@
 
 Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
 leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
-(end the whole program), poison (KILL it), deaf (ignore TERM and leave daemons behind), hang (never reach another step
-boundary), empty (leave without an artifact), no-manifest, environment (print it).
+(end the whole program), poison (KILL it), one of `unruly.KINDS`, greedy (for memory), talkative, hang (never reach
+another step boundary), empty (leave without an artifact), no-manifest, environment (print it).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import unruly
 
 from orchestrator import failpoints
 from orchestrator.events import EventWriter
@@ -50,10 +52,15 @@ class FakeJob:
         events.flush()
         if job.behaviour == "environment":
             subprocess.run(["env"], check=True)
-        if job.behaviour == "deaf":
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            subprocess.Popen(["setsid", "sleep", "1000"], start_new_session=True, env={"PATH": os.environ["PATH"]})
-            time.sleep(1000)
+        if job.behaviour in unruly.KINDS:
+            unruly.be(job.behaviour)
+        if job.behaviour == "greedy":
+            hoard = [bytearray(b"x" * (8 << 20))]
+            while True:
+                hoard.append(bytearray(b"x" * (8 << 20)))
+                time.sleep(0.05)
+        if job.behaviour == "talkative":
+            sys.stdout.write("a long line of a long log\n" * 4_000_000)
         return job
 
     @property

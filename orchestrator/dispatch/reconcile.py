@@ -6,6 +6,7 @@ All that is known about a run lies in its folder, so it does not matter which wo
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import traceback
@@ -95,15 +96,20 @@ class Runs:
 
     def _follow(self, run: Run, paths: RunPaths, *, at: float) -> None:
         live = self._live_jobs(run)
+        ending = all(job.state is JobState.STOPPING for job in live)
         for job in live:
-            self._alone(run, job, lambda job=job: self._follow_one(run, paths, job, at=at), at=at)  # type: ignore[misc]
+            self._alone(run, job, lambda job=job: self._follow_one(run, paths, job, ending, at=at), at=at)  # type: ignore[misc]
         if any(self._folder_is_lost(paths, job) for job in live) and not paths.stop_request.exists():
             request_stop(paths, "folder")  # its program writes to files that have no name any more
-        if live and all(job.state is JobState.STOPPING for job in live) and not paths.stop_request.exists():
+        if live and ending and not paths.stop_request.exists():
             request_stop(paths)
 
-    def _follow_one(self, run: Run, paths: RunPaths, job: Job, *, at: float) -> None:
+    def _follow_one(self, run: Run, paths: RunPaths, job: Job, ending: bool, *, at: float) -> None:
+        """`ending`: every job of the run was cancelled. Then none is said to have ended before its processes have."""
         news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
+        if ending:
+            request_leave(self.registry.paths, job)
+            return
         if self._has_left(run, job, news, at=at):
             return
         if job.state is JobState.STOPPING:
@@ -193,15 +199,22 @@ class Runs:
         if job.id not in reached:
             self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
         elif lost_folder:
-            message = "somebody has removed the job's folder; it starts anew"
-            self._settle(run, job, lost(Reason.FOLDER_LOST, message, cancelled=_cancelled(job), tries=_tries(job)),
-                         Report(), at=at)  # fmt: skip
+            self._start_anew(run, job, at=at)
         else:
             told, faults = self._told(job)
             asked = {**record, "why": self._why(record, job)}
             ending = judge(asked, told, faults, log, cancelled=_cancelled(job), tries=_tries(job))
             others = [other for other in reached if other != job.id]
             self._settle(run, job, in_company(ending, others, _tries(job)), told, at=at)
+
+    def _start_anew(self, run: Run, job: Job, *, at: float) -> None:
+        """What its program has still written there begins in the middle."""
+        shutil.rmtree(self.registry.paths.job(job.id).root, ignore_errors=True)
+        with self.registry.write() as conn:
+            jobs.set_progress(conn, job.id, job.attempt, step=0, steps=job.steps, events_offset=0)
+        message = "somebody has removed the job's folder; it starts anew"
+        ending = lost(Reason.FOLDER_LOST, message, cancelled=_cancelled(job), tries=_tries(job))
+        self._settle(run, job, ending, Report(), at=at)
 
     def _nobody_lives(self, run: Run, paths: RunPaths) -> bool:
         """The proof that a run is over: no process of it lives, and none is left on its slots.
@@ -267,6 +280,9 @@ class Runs:
                 runs.end_run(conn, run.id, exit_record=None, at=at)
 
     def _lose_one(self, run: Run, job: Job, reason: Reason, message: str, *, at: float) -> None:
+        if self._folder_is_lost(self.registry.paths.run(run.id), job):
+            self._start_anew(run, job, at=at)
+            return
         news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
         self._followed.discard((job.id, job.attempt))
         if self._has_left(run, job, news, at=at):  # it had ended before its run was lost

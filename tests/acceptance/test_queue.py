@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unruly
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
 
 from orchestrator.cli.main import main
@@ -279,43 +280,30 @@ def test_cancel_a_live_job_and_a_queued_one(box: Box) -> None:
     assert "had finished already" in subprocess.run([*PTQ, "cancel", "1"], capture_output=True, text=True).stderr
 
 
-def test_a_job_that_will_not_go_is_killed_with_its_daemons(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.dispatch import start
+def test_no_process_of_a_cancelled_job_survives(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it has become: the state is written and the slot is free only after the last of them."""
+    monkeypatch.setenv("PTQ_GRACE", "0.5")
+    ids = {add_jobs(box.registry, behaviour=kind, fuse="never")[0]: kind for kind in unruly.KINDS}
+    box.worker(slots=len(ids))
+    folders: dict[int, Path] = {}
+    for job_id, kind in ids.items():
+        job = box.until(job_id, state=JobState.RUNNING)
+        folders[job_id] = box.registry.paths.run(job.run_id or 0).root
+        unruly.until_all_is_up(folders[job_id], kind)
+    ptq("cancel", *map(str, ids))
+    left = dict(ids)
 
-    [job_id] = add_jobs(box.registry, behaviour="deaf")
-    spawn = start.spawn_supervisor
-    from dataclasses import replace
+    def all_have_ended() -> bool:
+        for job_id in [job_id for job_id in left if box.job(job_id).state is JobState.FINISHED]:
+            # The supervisor itself may still be on its way out.
+            alive = unruly.who_works_in(folders[job_id]) - {box.supervisor(box.job(job_id))["pid"]}
+            assert not alive, left[job_id]
+            del left[job_id]
+        return not left
 
-    def impatient(run: Any, spec: Any, command: Any) -> int:
-        spec = replace(spec, grace_seconds=0.5)
-        spec.write(run.spec)
-        return spawn(run, spec, command)
-
-    monkeypatch.setattr(start, "spawn_supervisor", impatient)
-    from orchestrator.dispatch.slots import CpuSlots
-    from orchestrator.dispatch.worker import Worker
-
-    def command(spec: Any, paths: Any) -> list[str]:
-        return [sys.executable, str(FAKE_TRAINING), str(paths.root)]
-
-    seen: set[int] = set()
-
-    def running() -> bool:
-        job = box.job(job_id)
-        if job.state is JobState.RUNNING and not seen:
-            seen.update(box.processes_of(job))
-            ptq("cancel", str(job_id))
-        return job.state is JobState.FINISHED
-
-    Worker(box.registry, CpuSlots(1), command=command, log=lambda _: None).work(until=running)
-    assert box.job(job_id).result is JobResult.CANCELLED
-    assert len(seen) >= 2
-
-    def alive() -> set[int]:
-        """Without zombies: the supervisor ends just after its record, and is reaped when the worker looks again."""
-        return {pid for pid, process in processes.everyone().items() if process.state != "Z"} & seen
-
-    wait_until(lambda: not alive(), seconds=5, what=f"{seen} are gone")
+    wait_until(all_have_ended, what="their end")
+    assert {box.job(job_id).result for job_id in ids} == {JobResult.CANCELLED}
+    wait_until(box.all_slots_are_free)
 
 
 def test_gangs_dependencies_and_what_can_never_run(box: Box) -> None:

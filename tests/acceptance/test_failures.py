@@ -1,0 +1,200 @@
+"""What docs/explanation/failures.md promises, by real failures: no room on the disk, no memory, folders that vanish."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from queue_helpers import add_jobs, wait_until
+from test_queue import Box, box
+
+from orchestrator import failpoints
+from orchestrator.cli.views import worker_is_here
+from orchestrator.dispatch import runlog
+from orchestrator.paths import RunPaths
+from orchestrator.registry import jobs, workers
+from orchestrator.registry.jobs import JobEvent
+from orchestrator.states import JobResult, JobState, Reason
+
+__all__ = ["box"]
+
+
+@pytest.fixture(autouse=True)
+def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "failpoints"
+    folder.mkdir()
+    monkeypatch.setenv("PTQ_FAILPOINTS", str(folder))
+    return folder
+
+
+def history(box: Box, job_id: int) -> list[JobEvent]:
+    with box.registry.read() as conn:
+        return jobs.list_events(conn, job_id)
+
+
+def test_memory_beyond_the_limit_ends_the_run_at_once_and_says_so(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTQ_RUN_MEMORY", str(64 << 20))
+    [greedy], [modest] = (
+        add_jobs(box.registry, behaviour="greedy", max_attempts=1, fuse="never"),
+        add_jobs(box.registry),
+    )
+    box.work_until_idle()
+    job = box.job(greedy)
+    assert (job.result, job.reason) == (JobResult.FAILED, Reason.HOST_OOM)
+    assert "more than its limit of 0.06 GiB (resources.memory)" in (job.message or "")
+    box.assert_trained_as_if_undisturbed(modest)
+
+
+def test_a_removed_folder_of_a_job_costs_that_job_a_try_and_its_neighbours_nothing(box: Box) -> None:
+    removed, neighbour = add_jobs(box.registry, 2, fuse="always")
+    box.worker(slots=1)
+    box.until(neighbour, step=5)
+    assert box.job(removed).run_id == box.job(neighbour).run_id
+    shutil.rmtree(box.registry.paths.job(removed).root)
+    for job_id in (removed, neighbour):
+        box.until(job_id, state=JobState.FINISHED)
+        box.assert_trained_as_if_undisturbed(job_id)
+    requeued = [event for event in history(box, removed) if event.kind == "queued"][1:]
+    assert [event.detail["reason"] for event in requeued] == [Reason.FOLDER_LOST]
+    assert box.job(removed).counted_attempts == 2
+    assert box.job(neighbour).counted_attempts == 1
+
+
+def test_a_removed_folder_of_a_run(box: Box) -> None:
+    [job_id] = add_jobs(box.registry)
+    box.worker()
+    job = box.until(job_id, step=5)
+    shutil.rmtree(box.registry.paths.run(job.run_id or 0).root)
+    box.until(job_id, state=JobState.FINISHED)
+    box.assert_trained_as_if_undisturbed(job_id)
+
+
+def test_a_disk_without_room_loses_nothing_that_was_trained(box: Box, armed: Path) -> None:
+    [job_id] = add_jobs(box.registry)
+    (armed / "worker.staged").write_text("ENOSPC")
+    box.work_until_idle()
+    assert not (armed / "worker.staged").exists()
+    box.assert_trained_as_if_undisturbed(job_id)
+    assert box.job(job_id).attempt == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")
+def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home on 3 MB: nothing is lost while it is full, and work goes on when there is room."""
+    home = tmp_path / "small"
+    home.mkdir()
+    with small_disk(home, "3m"):
+        monkeypatch.setenv("PTQ_HOME", str(home))
+        box = Box(home)
+        [job_id] = add_jobs(box.registry)
+        worker = box.worker()
+        box.until(job_id, step=3)
+        fill(home / "ballast")
+        time.sleep(1.0)
+        assert worker.poll() is None
+        said = subprocess.run(["bash", "-c", f"head -c 65536 /dev/zero > {home}/more"], capture_output=True)
+        assert said.returncode != 0  # it is still full
+        (home / "ballast").unlink()
+        (home / "more").unlink()
+        deadline = time.monotonic() + 30
+        while box.job(job_id).state is not JobState.FINISHED and time.monotonic() < deadline:
+            with box.registry.write() as conn:  # the pause after a failed try need not be waited for here
+                conn.exec_driver_sql("UPDATE jobs SET not_before = NULL")
+            time.sleep(0.2)
+        box.assert_trained_as_if_undisturbed(job_id)
+        worker.kill()
+        worker.communicate()
+        box.registry.close()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode:
+        pytest.skip("root may not mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    done = subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=4096"], capture_output=True, text=True, check=False)
+    assert os.strerror(errno.ENOSPC) in done.stderr
+
+
+def test_a_locked_registry_is_waited_out_by_the_worker(box: Box) -> None:
+    [job_id] = add_jobs(box.registry)
+    worker = box.worker()
+    box.until(job_id, step=3)
+    connection = sqlite3.connect(box.home / "registry.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    job = box.job(job_id)
+    wait_until(box.registry.paths.run(job.run_id or 0).exit_record.exists, what="the run goes on by itself")
+    assert box.job(job_id).state is JobState.RUNNING
+    assert worker.poll() is None
+    connection.execute("ROLLBACK")
+    connection.close()
+    box.until(job_id, state=JobState.FINISHED)
+    box.assert_trained_as_if_undisturbed(job_id)
+    assert box.job(job_id).attempt == 1
+
+
+def test_a_killed_worker_is_noticed_at_once(box: Box) -> None:
+    add_jobs(box.registry, slots=9)
+    worker = box.worker()
+    wait_until(lambda: worker_is_here(box.registry), what="the worker")
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert not worker_is_here(box.registry)
+
+
+def test_a_worker_that_is_not_heard_of_is_not_counted_on_whatever_the_clock_does(box: Box) -> None:
+    with box.registry.write() as conn:
+        number = workers.register(conn, host="other", pid=1, pid_started=1, boot_id="b", slots=["cpu:0"], at=1000.0)
+    heard = {now: bool(workers_at(box, now)) for now in (1000.0, 1011.9, 1012.1, 900.0)}
+    assert heard == {1000.0: True, 1011.9: True, 1012.1: False, 900.0: False}
+    assert number == 1
+
+
+def workers_at(box: Box, now: float) -> list[workers.Worker]:
+    with box.registry.read() as conn:
+        return workers.present(conn, now=now)
+
+
+def test_a_long_log_is_cut_and_still_ends_where_it_ends(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    with run.log.open("ab", buffering=0) as program:  # keeps its descriptor, as a running program does
+        for number in range(1000):
+            program.write(f"line {number}\n".encode())
+            runlog.bound(run, most=1000)
+            assert run.log.stat().st_size <= 1000 + len(f"line {number}\n")
+    assert run.old_log.stat().st_size <= 1100
+    assert runlog.tail(run).endswith("line 998\nline 999\n")
+    assert "line 900\n" in runlog.tail(run)
+
+
+def test_every_failpoint_has_a_name_that_is_reached_somewhere() -> None:
+    package = Path(failpoints.__file__).parent
+    text = "".join(path.read_text() for path in package.rglob("*.py"))
+    for name in failpoints.NAMES:
+        assert f'failpoints.reach("{name}")' in text, name
+
+
+def test_without_the_setting_nothing_is_looked_up(armed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (armed / "x").write_text("ENOSPC")
+    monkeypatch.delenv("PTQ_FAILPOINTS")
+    failpoints.reach("x")
+    monkeypatch.setenv("PTQ_FAILPOINTS", str(armed))
+    with pytest.raises(OSError, match="No space left"):
+        failpoints.reach("x")
+    failpoints.reach("x")  # once
