@@ -55,7 +55,7 @@ class Bench:
         return get(self.registry, job_id)
 
     def cancel(self, behaviour: str) -> tuple[float, float, int]:
-        """Seconds from the start of the command to the last death, and to the final state; how many processes there were."""
+        """Seconds from the start of the command to the last death and to the final state; how many there were."""
         job = self.running(behaviour)
         folder = self.registry.paths.run(job.run_id or 0).root
         own = read_json(self.registry.paths.run(job.run_id or 0).supervisor)["pid"]

@@ -1,0 +1,118 @@
+"""What a worker makes of a run in which something goes wrong, on a simulated machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import Machine
+from queue_helpers import add_jobs, get, open_registry
+
+from orchestrator.dispatch import reconcile, strikes
+from orchestrator.dispatch.control import cancel
+from orchestrator.dispatch.slots import GpuSlots
+from orchestrator.dispatch.worker import Worker
+from orchestrator.registry import runs
+from orchestrator.registry.jobs import Job
+from orchestrator.states import JobResult, JobState, Reason
+
+
+class Box:
+    def __init__(self, home: Path, machine: Machine) -> None:
+        self.registry, self.machine, self.said = open_registry(home), machine, list[str]()
+        self.worker = Worker(
+            self.registry, GpuSlots(source=self.machine), log=self.said.append, clock=self.machine.clock
+        )
+        self.worker._register()
+        self.worker.runs.reap = lambda: None  # type: ignore[method-assign]
+
+    def go_on(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.worker._place_again_at = 0.0
+            self.worker.look()
+            for process in self.machine.supervisors():
+                self.machine.supervise(process)
+            for process in self.machine.programs():
+                self.machine.train(process)
+
+    def leases(self) -> int:
+        with self.registry.read() as conn:
+            return len(runs.live_leases(conn))
+
+
+@pytest.fixture
+def box(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    monkeypatch.setattr(strikes, "APART", 0.0)
+    machine = Machine(home)
+    with machine.in_place():
+        made = Box(home, machine)
+        yield made
+        made.registry.close()
+
+
+def test_a_fault_of_ours_in_one_job_leaves_its_neighbours_alone(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = add_jobs(box.registry, 2, steps=8)
+    take_in = reconcile.take_in
+
+    def fails_for_one(registry: Any, job: Job, **options: Any) -> Any:
+        if job.id == bad:
+            raise RuntimeError("a fault of ours")
+        return take_in(registry, job, **options)
+
+    monkeypatch.setattr(reconcile, "take_in", fails_for_one)
+    box.go_on(40)
+    failed, trained = get(box.registry, bad), get(box.registry, good)
+    assert (failed.result, failed.reason) == (JobResult.FAILED, Reason.CRASHED)
+    assert "ptq failed to look after this job (RuntimeError: a fault of ours)" in (failed.message or "")
+    assert (trained.state, trained.result, trained.attempt) == (JobState.FINISHED, JobResult.SUCCEEDED, 1)
+    assert any("a fault of ours" in line for line in box.said)
+    assert box.leases() == 0
+
+
+def test_a_fault_of_ours_in_a_whole_run_costs_a_try_each(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = add_jobs(box.registry, 2, steps=8)
+    follow = reconcile.Runs._follow
+
+    def fails_for_the_first(self: reconcile.Runs, run: runs.Run, *arguments: Any, **options: Any) -> None:
+        if run.id == 1:
+            raise RuntimeError("a fault of ours")
+        follow(self, run, *arguments, **options)
+
+    monkeypatch.setattr(reconcile.Runs, "_follow", fails_for_the_first)
+    box.go_on(40)
+    found = [get(box.registry, job_id) for job_id in ids]
+    assert [(job.result, job.attempt, job.counted_attempts) for job in found] == [(JobResult.SUCCEEDED, 2, 2)] * 2
+
+
+def test_who_survives_kill_keeps_the_slots_and_the_job_as_it_is(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    [job_id] = add_jobs(box.registry, steps=50)
+    box.go_on(5)
+    [program] = box.machine.programs()
+    monkeypatch.setattr(box.machine, "kill", lambda process: None)  # stuck in the kernel
+    monkeypatch.setattr(box.machine, "train", lambda process: None)
+    cancel(box.registry, [str(job_id)], user="ada", now=box.machine.clock())
+    [supervisor] = box.machine.supervisors()
+    supervisor.child = None  # it has given up, and writes its last word
+    supervisor.alive = False
+    box.machine._record(supervisor, program)
+    box.go_on(5)
+    assert (get(box.registry, job_id).state, box.leases()) == (JobState.STOPPING, 1)
+    assert any(f"its processes {program.pid} survive KILL; its slots are not free" in line for line in box.said)
+    program.alive = False
+    program.jobs[0].events.close()
+    box.go_on(1)
+    assert (get(box.registry, job_id).result, box.leases()) == (JobResult.CANCELLED, 0)
+
+
+def test_nothing_but_the_attempts_own_folder_is_taken_for_an_artifact(box: Box, tmp_path: Path) -> None:
+    [job_id] = add_jobs(box.registry, steps=50)
+    box.go_on(5)
+    [program] = box.machine.programs()
+    [job] = program.jobs
+    box.machine.kill(program)
+    job.events._file = job.paths.events.open("ab", buffering=0)
+    job.leave("artifact", folder=str(tmp_path))  # for example by a base's own code
+    box.go_on(5)
+    assert get(box.registry, job_id).reason is Reason.INCOMPLETE_ARTIFACT
