@@ -25,6 +25,9 @@ KillMode=process
 # A training that runs out of memory must not take the worker with it.
 OOMPolicy=continue
 OOMScoreAdjust=-500
+# Limits on host memory (resources.memory) are then the kernel's, each run in a cgroup of its own (systemd 254).
+Delegate=memory
+DelegateSubgroup=worker
 
 [Install]
 WantedBy=multi-user.target"""

@@ -6,6 +6,7 @@ within one boot.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -145,6 +146,12 @@ def become_subreaper() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def offer_to_the_kernel(pid: int) -> None:
+    """When the machine has no memory left: rather this process and its children than a worker or somebody's shell."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text("500")
 
 
 def command_line(pid: int) -> list[str]:

@@ -119,6 +119,7 @@ class Supervisor:
         processes.become_subreaper()
         before = processes.oom_kills()
         self.child = self._start(command)
+        processes.offer_to_the_kernel(self.child)
         self.launched = True
         failpoints.reach("supervisor.launched")
         while not self._over():

@@ -14,18 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from queue_helpers import add_jobs, wait_until
+from pydantic import ValidationError
+from queue_helpers import add_jobs, recipe, wait_until
 from test_queue import Box, box
 
 from orchestrator import failpoints
 from orchestrator.cli.views import worker_is_here
 from orchestrator.dispatch import runlog
 from orchestrator.paths import RunPaths
+from orchestrator.recipe.schema import Recipe
 from orchestrator.registry import jobs, workers
 from orchestrator.registry.jobs import JobEvent
 from orchestrator.states import JobResult, JobState, Reason
 
 __all__ = ["box"]
+RECIPE = recipe()
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +184,15 @@ def test_a_long_log_is_cut_and_still_ends_where_it_ends(tmp_path: Path) -> None:
     assert run.old_log.stat().st_size <= 1100
     assert runlog.tail(run).endswith("line 998\nline 999\n")
     assert "line 900\n" in runlog.tail(run)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/etc/x", "a\nb", "a\0b", "-rf", "x" * 101, ""])
+def test_no_name_of_a_recipe_leads_out_of_a_folder(name: str) -> None:
+    made = {**RECIPE, "name": name}
+    with pytest.raises(ValidationError, match="name"):
+        Recipe.model_validate(made)
+    with pytest.raises(ValidationError, match="dataset"):
+        Recipe.model_validate({**RECIPE, "dataset": name})
 
 
 def test_every_failpoint_has_a_name_that_is_reached_somewhere() -> None:

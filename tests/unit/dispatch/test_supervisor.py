@@ -91,6 +91,12 @@ def test_a_program_that_ends_well(case: Case) -> None:
     assert case.paths.heartbeat.exists()
 
 
+def test_the_kernel_would_rather_kill_the_program_than_its_supervisor(case: Case) -> None:
+    case.python("import time; time.sleep(0.2); print('offered', open('/proc/self/oom_score_adj').read(), flush=True)")
+    case.record()
+    assert "offered 500" in case.log()
+
+
 def test_the_exit_code_is_the_programs(case: Case) -> None:
     case.python("raise SystemExit(3)")
     assert case.record()["exit_code"] == 3
