@@ -137,7 +137,8 @@ class Runs:
 
     def _folder_is_lost(self, paths: RunPaths, job: Job) -> bool:
         """Whether somebody has removed it. The worker has written the specification before the run was told."""
-        return self._reached(paths, job) and not self.registry.paths.job(job.id).spec.exists()
+        told = ticket(self.registry.paths, job).was_taken(paths)
+        return told and not self.registry.paths.job(job.id).spec.exists()
 
     def _has_left(self, run: Run, job: Job, news: News | None, *, at: float) -> bool:
         """Finish or requeue a job that says how it ended, while its run goes on."""
@@ -176,6 +177,8 @@ class Runs:
         record = read_json(paths.exit_record)
         live = self._live_jobs(run)
         reached = [job.id for job in live if self._reached(paths, job)]
+        if any(self._folder_is_lost(paths, job) for job in live):
+            record["why"] = "folder"  # also where the program fell over it before it could be asked
         log = runlog.tail(paths)
         done = [
             self._alone(run, job, lambda job=job: self._end_one(run, paths, job, record, reached, log, at=at), at=at)  # type: ignore[misc]
