@@ -80,6 +80,11 @@ def test_one_account_works_and_leaves_what_all_may_read_and_nobody_may_change(te
     environment = {"PTQ_HOME": str(team.home), **SECRETS}
     refused = team.bob.run(str(team.bob.python), *PTQ, "worker", "--cpu-slots", "1", "--until-idle", **environment)
     assert (refused.returncode, f"run by {team.keeper.name}" in refused.stderr) == (2, True)
+    policy = team.home / "queue.toml"
+    assert team.shell(team.bob, f'echo \'[notify]\ncommand = ["touch", "{team.home}/owned"]\' > {policy}') == 0
+    trapped = team.keeper.run(str(team.keeper.python), *PTQ, "worker", "--cpu-slots", "1", **environment)
+    assert (trapped.returncode, "names commands that the worker runs" in trapped.stderr) == (2, True)
+    policy.unlink()
     tests = team.keeper.python.parents[2] / "repository" / "tests"
     program = str(tests / "fake_worker.py"), str(tests / "fake_training.py")
     done = team.keeper.run(str(team.keeper.python), *program, "1", "until-idle", **environment)
