@@ -89,7 +89,9 @@ def load_policy(home: Path) -> Policy:
             where=str(path), hint=f"look at it; then `chown {sharing.keeper(home)}` and `chmod 640` it, or remove it",
         )  # fmt: skip
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            _check_writer(os.fstat(file.fileno()), home, path)
+            raw = tomllib.load(file)
     except FileNotFoundError:
         return Policy()
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -159,6 +161,18 @@ def _positive(env: dict[str, str], name: str, otherwise: float) -> float:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _KEYS = ("half_life", "ageing", "turn", "quota", "weight", "team", "notify")
+
+
+def _check_writer(found: os.stat_result, home: Path, path: Path) -> None:
+    """In a shared home only the account that made it: the file sets others' quotas, and names a command that the
+    worker's account runs."""
+    if not sharing.is_shared(home):
+        return
+    keeper = home.stat().st_uid
+    if found.st_uid not in {0, keeper} or found.st_mode & 0o022:
+        who = sharing.account_name(keeper)
+        hint = f"as {who}: `chown {who} {path} && chmod go-w {path}`"
+        raise BadInput(f"may be written by others than {who}, so it is not followed", where=str(path), hint=hint)
 
 
 def _policy(raw: Mapping[str, Any]) -> Policy:

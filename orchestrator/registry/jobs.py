@@ -253,18 +253,18 @@ def waiting_jobs(conn: Connection, *, gain: float = 0.0, deep: int | None = None
     names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts", "user", "not_before")
     columns = [*(jobs.c[name] for name in names), since.label("since"), jobs.c.group_id.label("group")]
     columns += [func.coalesce(jobs.c.paused_by, "").label("paused_by")]
-    query = select(*columns).where(jobs.c.state == JobState.QUEUED.value)
+    of_queued = jobs.c.state == JobState.QUEUED.value
+    query = select(*columns).where(of_queued)
     if deep is not None:
         kept = case((or_(jobs.c.paused_by.is_not(None), _waits_for_another()), 1), else_=0)
         place = func.row_number().over(
             partition_by=(jobs.c.user, jobs.c.group_id), order_by=(kept, since * gain - jobs.c.priority, jobs.c.id)
         )
-        inner = query.add_columns(place.label("place")).subquery()
-        query = select(*(inner.c[column.name] for column in columns)).where(inner.c.place <= deep)
-    rows = conn.execute(query.order_by("id")).all()
+        line = select(jobs.c.id, place.label("place")).where(of_queued).subquery()
+        query = query.join(line, line.c.id == jobs.c.id).where(line.c.place <= deep)
+    rows = conn.execute(query.order_by(jobs.c.id)).all()
     if not rows:
         return []
-    of_queued = jobs.c.state == JobState.QUEUED.value
     edges = select(dependencies).join(jobs, dependencies.c.job_id == jobs.c.id).where(of_queued)
     after: dict[int, list[Any]] = {}
     for edge in conn.execute(edges.order_by(dependencies.c.after_id)):

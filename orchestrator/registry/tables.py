@@ -135,6 +135,8 @@ jobs = Table(
     CheckConstraint("(state = 'finished') = (result IS NOT NULL)", name="result_when_finished"),
     Index(None, "state", "priority", "id"),
     Index(None, "state", "finished_at"),
+    # All that decides who is in front of a line: to find its front, no job itself is read.
+    Index("ix_jobs_line", "state", "user", "group_id", "priority", "submitted_at", "queued_at", "paused_by"),
     Index(None, "run_id"),
     Index(None, "group_id"),
 )

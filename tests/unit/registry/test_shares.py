@@ -228,3 +228,18 @@ def test_a_look_costs_nothing_while_nobody_writes(registry: Registry, home: Path
         controls.put(conn, "x", 1, by="bob", at=1.0)
     other.close()
     assert registry.changes() != after
+
+
+def test_in_a_shared_home_the_policy_is_its_keepers(tmp_path: Path) -> None:
+    """Whoever may queue jobs may put a file there; what it says would be run by the worker's account."""
+    from orchestrator.errors import BadInput
+
+    path = tmp_path / "queue.toml"
+    path.write_text('turn = "2h"\n')
+    path.chmod(0o664)
+    assert load_policy(tmp_path).turn == 7200.0
+    tmp_path.chmod(0o2775)
+    with pytest.raises(BadInput, match="it is not followed"):
+        load_policy(tmp_path)
+    path.chmod(0o644)
+    assert load_policy(tmp_path).turn == 7200.0
