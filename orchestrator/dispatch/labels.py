@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.recipe.tasks import Classify
+from orchestrator.recipe.tasks import Classify, Tag
 from orchestrator.recipe.vocabulary import words_of_several_tokens
 from orchestrator.registry.datasets import DatasetVersion, distinct_values
+from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import parse
 
 SPLITS = ("train", "validation", "test")  # what a job reads
@@ -24,6 +26,8 @@ class LabelCheck:
     def faults(self, job: JobRecipe, base: Path, data: DatasetVersion) -> list[str]:
         """For a job that fits otherwise: its templates name fields that the data have."""
         task = job.task
+        if isinstance(task, Tag):
+            return self._missing_tags(task, data)
         if not isinstance(task, Classify):
             return []
         return [*self._missing(task, data), *(self._words(task, base) if parse(task.input).masks else [])]
@@ -32,13 +36,14 @@ class LabelCheck:
         key = (data.ref, task.label)
         if key not in self._in_data:
             self._in_data[key] = _labels(task.label, data)
-        wrong = [f"`{label}` ({row})" for label, row in self._in_data[key].items() if label not in task.labels]
-        if not wrong:
-            return []
-        more = f" and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
-        what = f"{data.ref} holds the label{'s' * (len(wrong) > 1)} {', '.join(wrong[:_SHOWN])}{more}"
-        advice = "add what is missing, or mend the dataset or task.label"
-        return [f"task.labels: {what}; the recipe knows {', '.join(task.labels)}; {advice}"]
+        return _not_named(self._in_data[key], task.labels, data)
+
+    def _missing_tags(self, task: Tag, data: DatasetVersion) -> list[str]:
+        key = (data.ref, task.tags)
+        if key not in self._in_data:
+            rows = _labels(task.tags, data)
+            self._in_data[key] = {tag: row for text, row in reversed(rows.items()) for tag in listed(text)}
+        return _not_named(self._in_data[key], task.labels, data)
 
     def _words(self, task: Classify, base: Path) -> list[str]:
         words = tuple(word for words in task.labels.values() for word in words)
@@ -50,6 +55,16 @@ class LabelCheck:
             f"task.labels: the label word `{word}` is not one token of this base; {advice}"
             for word in self._several[key]
         ]
+
+
+def _not_named(held: Mapping[str, str], named: Collection[str], data: DatasetVersion) -> list[str]:
+    wrong = [f"`{label}` ({row})" for label, row in held.items() if label not in named]
+    if not wrong:
+        return []
+    more = f" and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
+    what = f"{data.ref} holds the label{'s' * (len(wrong) > 1)} {', '.join(wrong[:_SHOWN])}{more}"
+    advice = "add what is missing, or mend the dataset or the recipe"
+    return [f"task.labels: {what}; the recipe knows {', '.join(named)}; {advice}"]
 
 
 def _labels(template: str, data: DatasetVersion) -> dict[str, str]:

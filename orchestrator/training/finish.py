@@ -134,7 +134,7 @@ def _facts(
         "job": spec.job,
         "steps": job.step,
         "best": None if job.best.step < 0 else {"step": job.best.step, "value": job.best.value},
-        "trained_parameters": sum(p.numel() for p in job.parameters),
+        "trained_parameters": 0 if isinstance(job.method, AutoPrompt) else sum(p.numel() for p in job.parameters),
         "demonstrations": list(job.demonstrations),
         "words": _found_words(job),
         "metrics": metrics,

@@ -29,6 +29,7 @@ from orchestrator.paths import folder_written_atomically, read_json, write_atomi
 from orchestrator.tasks.template import Virtual, parse
 from orchestrator.tuning.adapters import CONFIG, KEPT, WEIGHTS
 from orchestrator.tuning.artifact import load_prompt
+from orchestrator.tuning.own_weights import FILE as BASE_WEIGHTS
 from orchestrator.tuning.prompt import Prompt
 
 FACTS = "artifact.json"
@@ -160,6 +161,9 @@ def _facts(artifact: Path) -> dict[str, Any]:
         raise BadInput(f"not an artifact's {FACTS}: {error!r}", where=str(path)) from error
     if not all(isinstance(value, str) for value in wanted):
         raise BadInput(f"not an artifact's {FACTS}", where=str(path))
+    if (artifact / BASE_WEIGHTS).is_file():
+        what = f"its job has trained the base's own weights ({BASE_WEIGHTS}), and a prompt alone would lack them"
+        raise BadInput(f"nothing can be exported: {what}", where=str(artifact))
     return dict(facts)
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from training_fixtures import KINDS, make_run, recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from orchestrator.errors import BadInput
 from orchestrator.manifest import manifest_faults
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
@@ -20,6 +21,7 @@ from orchestrator.training.demonstrations import demonstrations
 from orchestrator.training.order import batch_rows
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
+from orchestrator.tuning.export import export_peft
 
 WORDS = {"type": "classify", "input": "the {text} is", "labels": {"warm": ["red"], "cold": ["black"]}, "separator": " "}
 MASKED = {"type": "classify", "input": "the {text} is [MASK]", "labels": {"warm": ["red"], "cold": ["black"]}}
@@ -127,6 +129,10 @@ def test_what_was_trained_predicts_what_was_scored(
     assert moved
     if changes["method"].get("weights") == "biases":
         assert all(name.endswith("bias") for name in after)
+    with pytest.raises(BadInput, match="has trained the base's own weights"):
+        export_peft(folder, tmp_path / "out")
+    with pytest.raises(BadInput, match="shares the base with no other artifact"):
+        Predictor.load(folder, bases["bert"], folder)
     assert facts["trained_parameters"] >= sum(tensor.numel() for tensor in after.values())
 
 
@@ -152,6 +158,8 @@ def test_lm_adaptation_leaves_another_base(name: str, bases: dict[str, Path], da
     facts = run.artifact()
     before, after = facts["baseline"]["validation"]["perplexity"], facts["metrics"]["validation"]["perplexity"]
     assert 1 < after < before
+    assert manifest_faults(run.jobs[0].artifact(1)) == []
+    assert "ptq" not in (run.jobs[0].artifact(1) / "base" / "config.json").read_text(encoding="utf-8")
     adapted = read_base_facts(run.jobs[0].artifact(1) / "base")
     assert adapted.origin is not None
     assert (adapted.origin["parent"], adapted.origin["steps"], adapted.kind) == ("tiny", 8, KINDS[name])

@@ -78,6 +78,7 @@ def test_with_every_word_tried_each_step_takes_the_best(bases: dict[str, Path], 
     assert facts["words"]["ids"] == words
     spelled = tokenizer.convert_ids_to_tokens(words)
     assert facts["words"]["template"] == f"{spelled[0]} {spelled[1]} {{text}} {spelled[2]} is [MASK]"
+    assert facts["trained_parameters"] == 0
     # The words written out, with nothing trained at all, score the same.
     plain = recipe({"type": "prompt-design"}, task=FOUND | {"input": facts["words"]["template"]})
     del plain["train"]["steps"], plain["train"]["lr"]
