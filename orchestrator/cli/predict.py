@@ -6,14 +6,15 @@ import contextlib
 import json
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from orchestrator.cli import render
-from orchestrator.cli.predict_output import Unfinished, lines_of, refuse_unwritable, shape_of, write_out
+from orchestrator.cli.predict_output import Answers, Unfinished, lines_of, refuse_unwritable, shape_of, write_out
 from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput
@@ -81,20 +82,34 @@ def predict(
     refuse_unwritable(output)
     spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     names = [one.ref for one in found]
+    lines = partial(lines_of, rows, names=names, shape=shape, ensemble=ensemble)
     if output is None:
-        with program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            _feed(process, rows)
-            answers = (json.loads(line) for line in pipe_of(process.stdout))
-            for line in lines_of(rows, answers, names, shape, ensemble):
-                render.write(line)
-        if process.returncode:
-            raise typer.Exit(process.returncode)
+        _straight(spec, rows, lines, render.write)
+        return
+    if output.exists() and not output.is_file():  # /dev/null, a pipe: there is nothing to go on from
+        with output.open("w", encoding="utf-8") as file:
+            _straight(spec, rows, lines, file.write)
         return
     with Unfinished.open(output, [one.digest for one in found], rows) as unfinished:
         if len(unfinished.answers) < len(rows):
             _go_on(spec, rows, unfinished)
-        write_out(output, lines_of(rows, unfinished.answers, names, shape, ensemble))
+        write_out(output, lines(unfinished.answers))
         unfinished.done()
+
+
+def _straight(
+    spec: dict[str, Any],
+    rows: Sequence[dict[str, str]],
+    lines: Callable[[Iterable[Answers]], Iterator[str]],
+    write: Callable[[str], object],
+) -> None:
+    """Predict all rows and write each as it comes."""
+    with program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        _feed(process, rows)
+        for line in lines(json.loads(found) for found in pipe_of(process.stdout)):
+            write(line)
+    if process.returncode:
+        raise typer.Exit(process.returncode)
 
 
 def _go_on(spec: dict[str, Any], rows: Sequence[dict[str, str]], unfinished: Unfinished) -> None:

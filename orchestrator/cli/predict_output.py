@@ -45,9 +45,10 @@ def refuse_unwritable(output: Path | None) -> None:
 def lines_of(
     rows: Sequence[dict[str, str]],
     answers: Iterable[Answers],
+    *,
     names: Sequence[str],
     shape: Shape,
-    ensemble: str | None,
+    ensemble: str | None = None,
 ) -> Iterator[str]:
     """The output, line by line, as the answers come. `names`: the artifacts'."""
     columns: list[str] | None = None
@@ -96,11 +97,7 @@ def _csv(cells: Sequence[str], shape: Shape) -> str:
 
 
 def write_out(output: Path, lines: Iterable[str]) -> None:
-    """A whole file or none; what is no regular file (/dev/null, a pipe) is written to."""
-    if output.exists() and not output.is_file():
-        with output.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-        return
+    """A whole file or none."""
     final = output.resolve()  # a link stays one
     draft = final.with_name(f".{final.name}.{os.getpid()}.writing")
     try:
@@ -129,8 +126,6 @@ class Unfinished:
     @contextmanager
     def open(cls, output: Path, digests: Sequence[str], rows: Sequence[dict[str, str]]) -> Iterator[Unfinished]:
         path = output.with_name(f"{output.name}.unfinished")
-        if output.exists() and not output.is_file():
-            path = Path(os.devnull)
         asked = hashlib.sha256(json.dumps([_FORMAT, list(digests), list(rows)]).encode()).hexdigest()
         with path.open("r+b" if path.exists() else "w+b") as file:
             _hold(file, path)
@@ -138,7 +133,7 @@ class Unfinished:
             try:
                 yield found
             finally:
-                if not found.answers and path != Path(os.devnull):
+                if not found.answers:
                     path.unlink(missing_ok=True)  # nothing to go on from
 
     def keep(self, line: str) -> None:
@@ -151,8 +146,6 @@ class Unfinished:
 
 
 def _hold(file: IO[bytes], path: Path) -> None:
-    if path == Path(os.devnull):
-        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -192,7 +192,7 @@ def _show_slowdown(queue: Queue, host: Host) -> None:
         return
     for slot in queue.slots:
         if slot["slot"] in host.slots:
-            slot["detail"] += f", a step {host.cost.slowdown(host.loads):.1f} times as long as alone"
+            slot["detail"] += f", a step up to {host.cost.slowdown(host.loads):.1f} times as long as alone"
 
 
 def _show_reservation(queue: Queue, host: Host) -> None:

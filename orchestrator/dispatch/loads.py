@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cost import Load
-from orchestrator.errors import PtqError
-from orchestrator.recipe.bases import BaseFacts, read_base_facts
 from orchestrator.tasks.template import parse
 
 #: `max_input_tokens` is a bound that most rows are far from; beyond this many it says nothing about a usual row.
@@ -32,7 +32,7 @@ def load_of(recipe: Mapping[str, Any], base: Mapping[str, Any], field_bytes: flo
         row_tokens=text + _in_row(method, task),
         row_labels=min(task.get("max_new_tokens", 64), NEW_TOKENS, -(-text // 2)) if writes else 1,
         passes=passes,
-        parameters=_parameters(method, _facts(base)),
+        parameters=_parameters(method, _shape(base["path"])),
     )
 
 
@@ -49,23 +49,32 @@ def _in_row(method: Mapping[str, Any], task: Mapping[str, Any]) -> int:
     return 0
 
 
-def _facts(base: Mapping[str, Any]) -> BaseFacts | None:
+@lru_cache(maxsize=256)
+def _shape(folder: str) -> tuple[int, int, int] | None:
+    """(H, L, attention stacks) by config.json alone: `ptq status` asks for every job that waits. None: not readable."""
     try:
-        return read_base_facts(Path(base["path"]))
-    except (PtqError, OSError):
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        width = next(int(config[name]) for name in _WIDTHS if name in config)
+        layers = next(int(config[name]) for name in _LAYERS if name in config)
+        return width, layers, 3 if config.get("is_encoder_decoder") else 1
+    except (OSError, ValueError, TypeError, StopIteration):
         return None
 
 
-def _parameters(method: Mapping[str, Any], facts: BaseFacts | None) -> int:
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers")
+
+
+def _parameters(method: Mapping[str, Any], shape: tuple[int, int, int] | None) -> int:
     """Numbers that are trained, from above: prefixes are counted with as many key heads as query heads."""
-    if facts is None:
+    if shape is None:
         return 0
-    length, width = method.get("length") or 20, facts.hidden
+    width, layers, stacks = shape
+    length = method.get("length") or 20
     network = method.get("reparameterization") or {}
     hidden = network.get("hidden") or width
     if method["type"] in {"prefix-tuning", "p-tuning-v2"}:
-        stacks = 3 if facts.kind == "seq2seq" else 1
-        made = 2 * facts.layers * width
+        made = 2 * layers * width
         if network.get("type", "none") == "none" and "hidden" not in network:
             return stacks * length * made
         inner = width * hidden + (network.get("layers", 1) - 1) * hidden * hidden + hidden * made

@@ -10,6 +10,7 @@ answer, {"text": …, "probabilities": {label: p} or null}.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,4 +183,5 @@ def _text(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command that started this, which then ends it
     sys.exit(main(sys.argv[1:]))

@@ -29,7 +29,7 @@ TWO = [said(("warm", 0.6), ("cold", 0.1)), said(("cold", 0.2), ("cold", 0.4)), s
 
 
 def lines(answers: list[Any], shape: Any, ensemble: str | None = None) -> list[str]:
-    return list(lines_of(ROWS, answers, ["a1", "a2"][: len(answers[0])], shape, ensemble))
+    return list(lines_of(ROWS, answers, names=["a1", "a2"][: len(answers[0])], shape=shape, ensemble=ensemble))
 
 
 def test_plain_lines() -> None:
@@ -100,7 +100,7 @@ def test_an_interrupted_prediction_goes_on_after_its_last_whole_line(tmp_path: P
     assert [keep(output, 2), keep(output, 0)] == [1, 3]
     with Unfinished.open(output, ["d"], ROWS) as unfinished:
         assert unfinished.answers == ONE
-        write_out(output, lines_of(ROWS, unfinished.answers, ["a1"], "json", None))
+        write_out(output, lines_of(ROWS, unfinished.answers, names=["a1"], shape="json"))
         unfinished.done()
     assert [json.loads(line)["prediction"] for line in output.read_text().splitlines()] == ["warm", "cold", "x\ty\nz"]
     assert list(tmp_path.iterdir()) == [output]
