@@ -56,6 +56,7 @@ class Runs:
     _followed: set[tuple[int, int]] = field(default_factory=set)  #: (job, attempt) whose earlier events have been seen
     _strikes: Strikes = field(default_factory=Strikes)  #: of (job, attempt)
     _over_since: dict[int, float] = field(default_factory=dict)  #: run -> when its last process was seen to be gone
+    _killed: set[int] = field(default_factory=set)  #: runs of which somebody lived when they were over
     _said: set[str] = field(default_factory=set)
 
     def open(self) -> list[Run]:
@@ -224,12 +225,14 @@ class Runs:
 
         The supervisor itself, which has written its last word, holds nothing. Who survives KILL keeps the slots.
         """
-        own = read_json(paths.supervisor)["pid"] if paths.supervisor.exists() else 0
-        left = processes.members(run.token) - {own}
+        own = {read_json(paths.supervisor)["pid"]} if _supervised(paths) else set()
+        left = processes.members(run.token) - own
         if left:
+            if run.id in self._killed:
+                stuck = ", ".join(map(str, sorted(left)))
+                self.say(f"run {run.id} is over, but its processes {stuck} survive KILL; its slots are not free")
             processes.send(left, signal.SIGKILL)
-            stuck = ", ".join(map(str, sorted(left)))
-            self.say(f"run {run.id} is over, but its processes {stuck} survive KILL; its slots are not free")
+            self._killed.add(run.id)
             return False
         with self.registry.read() as conn:
             slots = [lease.slot for lease in runs.live_leases(conn, self.host) if lease.run_id == run.id]

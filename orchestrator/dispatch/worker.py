@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from orchestrator import failpoints
@@ -209,7 +210,7 @@ class Worker:
                 return
             self.log(f"worker: run {run.id}: {traceback.format_exc()}")
             if self._strikes.out(run.id):
-                self.runs.give_up(run, error, at=self.clock())
+                self._guarded(partial(self.runs.give_up, run, error, at=self.clock()))
 
     def _place(self) -> Plan:
         now = self.clock()

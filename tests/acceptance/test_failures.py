@@ -19,6 +19,7 @@ from queue_helpers import add_jobs, recipe, wait_until
 from test_queue import Box, box
 
 from orchestrator import failpoints
+from orchestrator.cli import logs
 from orchestrator.cli.views import worker_is_here
 from orchestrator.dispatch import runlog
 from orchestrator.paths import RunPaths
@@ -26,6 +27,8 @@ from orchestrator.recipe.schema import Recipe
 from orchestrator.registry import jobs, workers
 from orchestrator.registry.jobs import JobEvent
 from orchestrator.states import JobResult, JobState, Reason
+
+CaptureBytes = pytest.CaptureFixture[bytes]
 
 __all__ = ["box"]
 RECIPE = recipe()
@@ -184,6 +187,18 @@ def test_a_long_log_is_cut_and_still_ends_where_it_ends(tmp_path: Path) -> None:
     assert run.old_log.stat().st_size <= 1100
     assert runlog.tail(run).endswith("line 998\nline 999\n")
     assert "line 900\n" in runlog.tail(run)
+
+
+def test_who_follows_a_log_sees_it_whole_when_it_is_moved(tmp_path: Path, capfdbinary: CaptureBytes) -> None:
+    run, shown = RunPaths(tmp_path), 0
+    with run.log.open("ab", buffering=0) as program:
+        for number in range(200):
+            program.write(f"line {number}\n".encode())
+            runlog.bound(run, most=500)
+            if number % 7 == 0:
+                shown = logs._copy(run, shown, None)
+    logs._copy(run, shown, None)
+    assert capfdbinary.readouterr().out.decode().split("\n") == [*(f"line {number}" for number in range(200)), ""]
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/etc/x", "a\nb", "a\0b", "-rf", "x" * 101, ""])

@@ -9,7 +9,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from machine import History
 
 MOST, BATCH = 300, 15
-SECONDS = 8.0  #: after which no further batch is begun: a few hundred histories where nobody else computes
+SECONDS = 5.0  #: after which no further batch is begun: a few hundred histories where nobody else computes
 
 
 def test_a_queue_keeps_its_word_whatever_happens() -> None:
