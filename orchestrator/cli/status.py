@@ -187,6 +187,8 @@ def _notes(queue: Queue) -> list[str]:
     from orchestrator.cli.views import NO_WORKER
 
     found = [f"nothing starts: {queue.paused}"] if queue.paused else []
+    if queue.fault:
+        found.append(f"not followed: {queue.fault}")
     if queue.more:
         found.append(f"{queue.more:,} more jobs are queued; `ptq status --all` shows every job")
     if not queue.slots and any(job.result is None for job in queue.jobs):

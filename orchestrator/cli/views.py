@@ -20,7 +20,7 @@ from orchestrator.registry import jobs, metrics, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.reservations import Reservation
-from orchestrator.settings import load_policy, load_settings
+from orchestrator.settings import Policy, load_policy, load_settings
 from orchestrator.states import LIVE, JobState
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Queue:
     reservations: list[Reservation] = field(default_factory=list)
     order: list[int] = field(default_factory=list)  #: of what waits; a reservation under minus its number
     paused: str = ""  #: why nothing starts
+    fault: str = ""  #: of queue.toml
     more: int = 0  #: queued jobs that are not among `jobs`
     now: float = 0.0
 
@@ -86,8 +87,8 @@ def look(
 
     `slots`: what is known of slots beside the registry: who uses them outside the queue, what is wrong with them.
     """
-    settings, now = registry.settings, time.time()
-    policy = load_policy(settings.home)
+    now = time.time()
+    policy, fault = _policy(registry)
     with registry.read() as conn:
         present = workers.present(conn, now=now)
         device = "cuda" if any(slot.startswith("gpu:") for worker in present for slot in worker.slots) else "cpu"
@@ -111,19 +112,31 @@ def look(
         now=now,
         paused=seen.paused or drained,
     )
+    queue.fault = fault
     queue.ends = {number: _end(pace) for number, pace in ends.items()}
+    _fill_slots(queue, seen, names)
+    return queue
+
+
+def _policy(registry: Registry) -> tuple[Policy, str]:
+    """What is in force, and what is wrong with queue.toml: a fault in it must not hide the queue from anybody."""
+    try:
+        return load_policy(registry.settings.home), ""
+    except BadInput as error:
+        return Policy(), str(error)
+
+
+def _fill_slots(queue: Queue, seen: Survey, names: Sequence[str]) -> None:
     queue.shares = _shares(seen)
     queue.reservations = seen.reservations
-    queue.slots = [_slot(name, next((lease for lease in seen.leases if lease.slot == name), None)) for name in names]
-    queue.slots += [
-        {**_slot(lease.slot, lease), "state": "unwatched"} for lease in seen.leases if lease.slot not in names
-    ]
+    held = {lease.slot: lease for lease in seen.leases}
+    queue.slots = [_slot(name, held.get(name)) for name in names]
+    queue.slots += [{**_slot(name, lease), "state": "unwatched"} for name, lease in held.items() if name not in names]
     for host in seen.hosts:
         _show_slowdown(queue, host)
         queue.company |= {job: tuple(other for other in host.jobs if other != job) for job in host.jobs}
         if host.reservation is not None:
             _show_reservation(queue, host)
-    return queue
 
 
 def _wanted(

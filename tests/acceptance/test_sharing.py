@@ -234,6 +234,7 @@ def test_what_can_never_run_is_refused_at_submit(box: Box, ptq: Any, tmp_path: P
     (box.home / "queue.toml").write_text("quotas = 3\n")
     assert "quotas: no such key" in ptq("submit", recipe, code=2)
     assert "quotas: no such key" in ptq("worker", code=2)
+    assert len(json.loads(ptq("status", "--json"))["jobs"]) == 1  # a fault in it hides nothing
     assert get(box.registry, 1).state is JobState.QUEUED
     with pytest.raises(Exception, match="there is no job 2"):
         get(box.registry, 2)
