@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test lint types docs demo-base proofs clean
+.PHONY: install demo test lint types docs demo-base proofs bench bench-quick clean
 
 install: $(VENV)/installed
 
@@ -54,6 +54,13 @@ proofs: proof-processes proof-registry proof-isolation proof-warm proof-sst2 pro
 # Not phony: make looks for no pattern rule for a phony target, and would say that there is nothing to be done.
 proof-%: $(VENV)/installed-test
 	$(BIN)/python -m tests.benchmarks.$*
+
+# The speed benchmark against PEFT: about half an hour on two idle cores; `bench-quick` three minutes.
+bench: $(VENV)/installed-test
+	$(BIN)/python -m tests.benchmarks.bench
+
+bench-quick: $(VENV)/installed-test
+	$(BIN)/python -m tests.benchmarks.bench --quick --rounds 1
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

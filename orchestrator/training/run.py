@@ -43,6 +43,7 @@ from orchestrator.training.environment import environment
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import JobFailed, Loop
+from orchestrator.training.step import Pace
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.own_weights import weight_names
@@ -51,6 +52,9 @@ from orchestrator.weights import fingerprint
 Events = EventWriter | NoEvents
 
 MEASURED_AGAIN = 3600.0  #: seconds after which what a step costs is measured again
+#: Tokens of a forward on CPU. 16 jobs of the 1M benchmark base in one forward take 5 % less time than in four, and
+#: 110 MB more; with n = 100 and 128 tokens a row they take 800 MB more.
+_CPU_TOKENS = 2048
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -119,6 +123,7 @@ class Run:
             finish(host, job, self.processes, partial(self.company.within, job))
             self._present.pop(job.spec.job).events.close()
 
+        on_gpu = self.processes.device.type == "cuda"
         Loop(
             host,
             self.processes,
@@ -127,7 +132,8 @@ class Run:
             on_left=self._on_left,
             on_failed=lambda job, error: self._report_failure(job.spec, error, alone=True),
             on_trained=on_trained,
-            defer=self.processes.device.type == "cuda",
+            pace=Pace(tokens=None if on_gpu else _CPU_TOKENS),
+            defer=on_gpu,
         ).run([job for spec in self._specs if (job := self._open(spec, host, first=True)) is not None])
 
     def _trained_weights(self, host: BaseHost) -> frozenset[str]:

@@ -31,6 +31,7 @@ class Pace:
     """
 
     rows: int | None = None
+    tokens: int | None = None  #: from so many on, jobs take turns in a step instead of sharing a forward
 
     def halve(self, rows: int) -> None:
         self.rows = -(-rows // 2)
@@ -96,7 +97,7 @@ def fused_step(
 
 def _accumulate_all(host: BaseHost, work: Sequence[Work], processes: Processes, pace: Pace) -> int:
     """All forwards and backwards of this rank; the rows of the forward that ran out of memory, or 0."""
-    for together in _groups(work):
+    for together in _groups(work, pace.tokens):
         for part in range(max(len(w.parts) for w in together)):
             pieces = [(w, w.parts[part]) for w in together if part < len(w.parts)]
             for number, chunk in enumerate(_chunks(pieces, pace.rows)):
@@ -161,11 +162,22 @@ def _work(job: TrainedJob, batch: list[Example], processes: Processes) -> Work:
     )
 
 
-def _groups(work: Sequence[Work]) -> list[list[Work]]:
-    """Who shares a forward: all, but a job that wants the base's dropout, which must not reach its neighbours."""
-    plain = [w for w in work if not w.job.recipe.train.base_dropout]
-    alone = [[w] for w in work if w.job.recipe.train.base_dropout]
-    return [plain, *alone] if plain else alone
+def _groups(work: Sequence[Work], tokens: int | None) -> list[list[Work]]:
+    """Who shares a forward: as many as have at most `tokens` together, which is the same on all ranks.
+
+    A job that wants the base's dropout is alone: it must not reach its neighbours.
+    """
+    groups: list[list[Work]] = []
+    room = 0.0
+    for w in work:
+        if w.job.recipe.train.base_dropout:
+            continue
+        if not groups or w.tokens > room:
+            groups.append([])
+            room = float("inf") if tokens is None else tokens
+        groups[-1].append(w)
+        room -= w.tokens
+    return groups + [[w] for w in work if w.job.recipe.train.base_dropout]
 
 
 def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], processes: Processes) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import nn, optim
 from training_fixtures import MadeRun, make_run, recipe
 
-from orchestrator.training import loop
+from orchestrator.training import loop, run
+from orchestrator.training import step as steps
 from orchestrator.training.checkpoint import optimizer_tensors, restore_optimizer
 from orchestrator.training.loop import Loop
 from orchestrator.training.together import adamw_together, clip_together
@@ -112,9 +113,9 @@ def _late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trained(root: Path, bases: dict[str, Path], dataset: Path, recipes: list[dict[str, Any]]) -> MadeRun:
-    run = make_run(root, recipes, base=bases["gpt2"], dataset=dataset)
-    run.train()
-    return run
+    made = make_run(root, recipes, base=bases["gpt2"], dataset=dataset)
+    made.train()
+    return made
 
 
 def test_losses_read_late_are_the_same_losses(
@@ -137,14 +138,14 @@ def test_a_nan_read_late_ends_its_job_at_its_step(bases: dict[str, Path], datase
     """Steps after the NaN are not reported, no checkpoint comes after it, and the neighbour never notices."""
     nan = recipe(PROMPT, train__lr=1e30, train__clip=None, train__checkpoint_every=6)
     good = recipe(PROMPT, train__checkpoint_every=4)
-    run = trained(tmp_path / "late", bases, dataset, [nan, good])
-    (failed,) = run.events(0, "failed")
+    late = trained(tmp_path / "late", bases, dataset, [nan, good])
+    (failed,) = late.events(0, "failed")
     assert failed["reason"] == "nan_loss"
-    assert f"at step {max(run.losses(0)) + 1}" in failed["message"]
-    assert not run.events(0, "checkpoint")
-    assert list(run.losses(1)) == list(range(1, 7))
+    assert f"at step {max(late.losses(0)) + 1}" in failed["message"]
+    assert not late.events(0, "checkpoint")
+    assert list(late.losses(1)) == list(range(1, 7))
     alone = trained(tmp_path / "alone", bases, dataset, [good])
-    assert run.losses(1) == pytest.approx(alone.losses(), rel=1e-6)
+    assert late.losses(1) == pytest.approx(alone.losses(), rel=1e-6)
 
 
 def test_the_switch_changes_nothing(
@@ -156,3 +157,25 @@ def test_the_switch_changes_nothing(
     apart = trained(tmp_path / "apart", bases, dataset, recipes)
     for job in (0, 1):
         assert together.prompt_bytes(job) == apart.prompt_bytes(job)
+
+
+def test_jobs_that_are_too_many_for_one_forward_take_turns(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one job only, each has its forward to itself, and is bit for bit what it is alone."""
+    recipes = [recipe(PROMPT), recipe(PROMPT, train__seeds=[4], train__batch_size=3)]
+    rows: list[int] = []
+    forward = steps.forward
+    monkeypatch.setattr(
+        steps, "forward", lambda host, batch, *a, **k: rows.append(len(batch)) or forward(host, batch, *a, **k)
+    )
+    fused = trained(tmp_path / "together", bases, dataset, recipes)
+    assert set(rows) == {7}
+    rows.clear()
+    monkeypatch.setattr(run, "_CPU_TOKENS", 1)
+    apart = trained(tmp_path / "in-turn", bases, dataset, recipes)
+    assert rows == [4, 3] * 6
+    for number, one in enumerate(recipes):
+        alone = trained(tmp_path / f"alone-{number}", bases, dataset, [one])
+        assert apart.prompt_bytes(number) == alone.prompt_bytes(0)
+        assert fused.losses(number) == pytest.approx(alone.losses(), rel=1e-6)

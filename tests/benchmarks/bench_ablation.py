@@ -1,0 +1,49 @@
+"""Each part of the fast path turned off alone, and all of them: one process, the training program itself, in turns.
+
+    python -m tests.benchmarks.bench_ablation FOLDER BASE N TOKENS JOBS STEPS THREADS
+
+Prints one JSON line: {variant: seconds a step}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from statistics import median
+
+from orchestrator.training import run
+from orchestrator.tuning.fast import Fast
+from orchestrator.tuning.host import BaseHost
+from tests.benchmarks.bench_measure import step_seconds
+from tests.benchmarks.bench_world import Shape, World
+
+PARTS = [field.name for field in dataclasses.fields(Fast)]
+ROUNDS = 2
+
+
+def main(root: str, base: str, *numbers: str) -> None:
+    length, tokens, jobs, steps, threads = map(int, numbers)
+    world, shape = World(Path(root)), Shape(base, length, tokens, jobs, steps)
+    off = dict.fromkeys(PARTS, False)
+    variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in PARTS}, "none": Fast(**off)}
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(ROUNDS):
+        for name, fast in variants.items():
+            BaseHost.fast = fast
+            folder = Path(root) / f"ablation-{turn}-{name}"
+            made = world.ptq_run(folder, shape, threads=threads, device="cpu")
+            with contextlib.redirect_stdout(io.StringIO()):
+                if run.main([str(made.root)]):
+                    sys.exit(f"the run of variant {name} failed")
+            found[name] += step_seconds(made, folder)
+            shutil.rmtree(folder)
+    print(json.dumps({name: median(seconds) for name, seconds in found.items()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
