@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.pretrain import pretrain
 from orchestrator.cli.render import note, print_json, say, table
+
+if TYPE_CHECKING:
+    from orchestrator.registry.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +30,12 @@ def register(app: typer.Typer) -> None:
 
 def add(
     name: Annotated[str, typer.Argument(help="The name that recipes use.")],
-    source: Annotated[str, typer.Argument(metavar="PATH", help="A folder that transformers saved, or a hub id.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A folder that transformers saved, a hub id, or an artifact of lm-adapt: a3."
+        ),
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", "--license", metavar="NAME", help="Default: what its model card says.")
@@ -39,6 +49,7 @@ def add(
 
     settings = load_settings()
     registry = Registry.open(settings, create=True)
+    source = _adapted(registry, source) or source
     base = bases.add_base(
         registry, name, source, user=settings.user, now=time.time(), revision=revision, licence=licence
     )
@@ -49,6 +60,22 @@ def add(
     say(f"{base.name}: {facts.architecture}, {facts.kind}, {_millions(facts.parameters)} parameters")
     say(f"  folder       {base.path}")
     say(f"  fingerprint  {base.fingerprint}")
+    if facts.origin:
+        say(f"  made of      {facts.origin.get('parent')}, {facts.origin.get('steps')} steps of LM adaptation")
+
+
+def _adapted(registry: Registry, source: str) -> str | None:
+    """The folder of the base in an artifact such as `a3`; None where the source is no artifact."""
+    from orchestrator.errors import BadInput
+    from orchestrator.registry.artifacts import get_artifact
+
+    if not re.fullmatch(r"a[0-9]+", source) or Path(source).exists():
+        return None
+    folder = get_artifact(registry, source).path / "base"
+    if not folder.is_dir():
+        what = f"{source} holds no base; only lm-adapt leaves one"
+        raise BadInput(what, hint="`ptq artifact list` shows the artifacts and their methods")
+    return str(folder)
 
 
 def list_bases(json: Json = False) -> None:

@@ -231,8 +231,8 @@ class FineTuning(Strict):
 class LmAdapt(Strict):
     """The base itself goes on with language modelling on plain text, and becomes another base (Lester et al. 2021).
 
-    Needs `type: text`. The artifact holds a whole base: `ptq base add NAME ARTIFACT/base` registers it with its parent
-    and its steps.
+    Needs `type: text`. The artifact holds a whole base: `ptq base add NAME a3` registers it with its parent and its
+    steps.
     """
 
     type: Literal["lm-adapt"]

@@ -118,6 +118,9 @@ def _checked(artifact: Path, base: Path, found: str) -> tuple[dict[str, Any], Jo
     if faults:
         raise BadInput(f"the artifact is damaged: {'; '.join(faults)}", where=str(artifact))
     facts, recipe = _read_facts(artifact)
+    if recipe.method.type == "lm-adapt":
+        what = "it is a base, and predicts nothing by itself"
+        raise BadInput(what, where=str(artifact), hint="register it with `ptq base add NAME ARTIFACT`")
     if facts["base"]["fingerprint"] != found:
         raise BadInput("these are not the weights that the artifact was trained on", where=str(base))
     return facts, recipe

@@ -163,6 +163,8 @@ def test_lm_adaptation_leaves_another_base(name: str, bases: dict[str, Path], da
     adapted = read_base_facts(run.jobs[0].artifact(1) / "base")
     assert adapted.origin is not None
     assert (adapted.origin["parent"], adapted.origin["steps"], adapted.kind) == ("tiny", 8, KINDS[name])
+    with pytest.raises(BadInput, match="it is a base"):
+        Predictor.load(run.jobs[0].artifact(1), bases[name])
     # It is a base like any other: untuned, it scores what the job scored.
     again = recipe({"type": "lm-adapt"}, task={"type": "text", "input": "the {text}"}, train__lr=1e-9, train__steps=1)
     second = make_run(tmp_path / "2", [again], base=run.jobs[0].artifact(1) / "base", dataset=dataset, kind=KINDS[name])
