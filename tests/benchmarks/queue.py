@@ -71,7 +71,7 @@ class Figures:
 
 
 def main() -> int:
-    found = {}
+    found, load = {}, os.getloadavg()[0]
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             found[size] = measure(Path(folder) / "home", size)
@@ -81,7 +81,8 @@ def main() -> int:
         "50 of the jobs have finished; in the column *all queued* they all wait. Submit and claim are transactions; "
         "start is from the end of a job's processes to the first word of the next one's, on one slot, with a program "
         "that loads nothing; status is the whole command, from the shell and back; the idle worker has 50 jobs that "
-        "cannot start."
+        "cannot start. "
+        f"Other work on the machine when this began: a load of {load:.1f} on {os.cpu_count()} cores."
     )
     columns = [
         "jobs", "submit", "claim", "slot free → next process", "`ptq status`", "its memory", "`ptq status`, all queued",
