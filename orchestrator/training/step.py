@@ -190,7 +190,7 @@ def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], 
             prompts.append(w.job.method.prompt())
         firsts.append(len(rows))
         rows += [replace(example.row, prompt=number) for example in part.examples]
-    batch = RowBatch.collate(rows, pad_id=host.pad_id).to(device)
+    batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
     with _base_mode(host, chunk[0][0].job, which, processes):
         output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
     total = torch.zeros((), device=device)

@@ -29,6 +29,7 @@ class Output:
     row_of: Tensor  #: [M] long: the row of the batch it comes from
     hidden: Tensor | None  #: [B, S, H]: last hidden state of the encoder or of the base without its head
     text_mask: Tensor  #: [B, S] bool: true tokens, neither padding nor virtual
+    starts: Sequence[int]  #: [B + 1], on the host: where each row's lines of `logits` begin, and their number
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with; None: it has none
 
 
@@ -68,7 +69,7 @@ def packs(host: BaseHost) -> bool:
         assert found is not None
         assert expected is not None
         distance = (found - expected)[batch.text_mask.to(host.device)].abs().max()
-        host.packs = bool(distance <= 100 * torch.finfo(host.dtype).eps * expected.abs().max())
+        host.packs = bool(distance <= max(1e-3, 8 * torch.finfo(host.dtype).eps) * expected.abs().max())
     return host.packs
 
 
@@ -128,8 +129,10 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
 
 def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[B, S] tokens through the base. `rows`: as it sees them; `batch`: as the caller gave them."""
+    labelled = _labelled(host, rows)
+    starts = _starts(labelled[0], len(rows))
+    row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in labelled)
     rows, batch = rows.to(host.device), batch.to(host.device)
-    row_of, columns, labels = _labelled(host, rows)
     inputs = _inputs(host, rows, prompts)
     whole = rows.labels is not None or host.kind != "seq2seq"
     if whole:
@@ -137,7 +140,7 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     active = _prefixes(host, rows, prompts)
     logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
     given = None if states is None else _as_given(states, rows, batch)
-    return Output(logits, labels, row_of, given, batch.text_mask, scored)
+    return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
 
 
 def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
@@ -146,7 +149,7 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     prefixes = [prompt.prefix_length for prompt in prompts]
     line = Line.of(rows, prefixes, causal=host.kind == "causal", share=host.fast.share)
     row_of, columns, labels = _labelled(host, rows)
-    positions = line.columns
+    starts, positions = _starts(row_of, len(rows)), line.columns
     if any(prefixes):  # what stands before an infix keeps its place
         infix = torch.tensor(rows.infix_at)[line.rows]
         positions = positions + torch.tensor(prefixes)[line.prompts] * (positions >= infix)
@@ -167,7 +170,11 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
-    return Output(logits, labels, row_of, states, batch.text_mask, scored)
+    return Output(logits, labels, row_of, states, batch.text_mask, starts, scored)
+
+
+def _starts(row_of: Tensor, rows: int) -> list[int]:
+    return [0, *torch.bincount(row_of, minlength=rows).cumsum(0).tolist()]
 
 
 def _called(

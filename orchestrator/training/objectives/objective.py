@@ -46,8 +46,8 @@ class Share:
     def of(cls, output: Output, first: int, positions: Sequence[int], batch: int) -> Share:
         """The rows of a fused forward from `first` on."""
         rows = len(positions)
-        mine = (output.row_of >= first) & (output.row_of < first + rows)
         span = slice(first, first + rows)
+        mine = slice(output.starts[first], output.starts[first + rows])
         return cls(
             logits=output.logits[mine],
             labels=output.labels[mine],
