@@ -48,20 +48,6 @@ def share(home: Path, gid: int) -> None:
             path.chmod(_mode(path, path.relative_to(home).as_posix()))
 
 
-def is_the_keepers(path: Path, home: Path) -> bool:
-    """Whether only the account that made the home, or root, can have written this file; also where there is none."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return True
-    mine = found.st_uid in {0, home.stat().st_uid}
-    return mine and stat.S_ISREG(found.st_mode) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def keeper(home: Path) -> str:
-    return account_name(home.stat().st_uid)
-
-
 def _mode(path: Path, name: str) -> int:
     if path.is_dir():
         return 0o2770 if name == "." else 0o3770 if name in _SHELVES else 0o2750
