@@ -39,7 +39,11 @@ class Cgroup:
                 (folder / "memory.max").write_text(str(limit))
                 (folder / "memory.swap.max").write_text("0")
                 (folder / "memory.oom.group").write_text("1")
+                with made.inside():  # whether this process may go there and come back is known only by doing it
+                    pass
             except OSError:
+                with contextlib.suppress(OSError):
+                    (base / name).rmdir()
                 continue
             return made
         return None

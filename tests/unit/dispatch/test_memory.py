@@ -39,6 +39,8 @@ def test_a_run_gets_a_branch_of_its_own_beside_the_workers(tmp_path: Path) -> No
     made = Cgroup.make("ptq-run-1", 1 << 30, root=tmp_path, own=own)
     assert made is not None
     assert made.folder == own.parent / "ptq-run-1"
+    assert (own / "cgroup.procs").read_text() == str(os.getpid())  # has been there, and is back
+    (made.folder / "cgroup.procs").unlink()
     written = {path.name: path.read_text() for path in made.folder.iterdir()}
     assert written == {"memory.max": str(1 << 30), "memory.swap.max": "0", "memory.oom.group": "1"}
     assert (own.parent / "cgroup.subtree_control").read_text() == "+memory"
