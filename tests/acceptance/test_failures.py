@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -65,9 +64,11 @@ def test_a_removed_folder_of_a_job_costs_that_job_a_try_and_its_neighbours_nothi
     box.worker(slots=1)
     box.until(neighbour, step=5)
     assert box.job(removed).run_id == box.job(neighbour).run_id
-    shutil.rmtree(box.registry.paths.job(removed).root)
+    box.registry.paths.job(removed).root.rename(box.home / "away")  # at once, whatever is being written there
     for job_id in (removed, neighbour):
         box.until(job_id, state=JobState.FINISHED)
+    wait_until(box.all_slots_are_free, what="the end of the last run")
+    for job_id in (removed, neighbour):
         box.assert_trained_as_if_undisturbed(job_id)
     requeued = [event for event in history(box, removed) if event.kind == "queued"][1:]
     assert [event.detail["reason"] for event in requeued] == [Reason.FOLDER_LOST]
@@ -79,7 +80,7 @@ def test_a_removed_folder_of_a_run(box: Box) -> None:
     [job_id] = add_jobs(box.registry)
     box.worker()
     job = box.until(job_id, step=5)
-    shutil.rmtree(box.registry.paths.run(job.run_id or 0).root)
+    box.registry.paths.run(job.run_id or 0).root.rename(box.home / "away")
     box.until(job_id, state=JobState.FINISHED)
     box.assert_trained_as_if_undisturbed(job_id)
 
