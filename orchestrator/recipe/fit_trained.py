@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.recipe.faults import Finding
-from orchestrator.recipe.methods import AutoPrompt, LmAdapt
+from orchestrator.recipe.methods import AutoPrompt, LmAdapt, Pet
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.tasks import PlainText
 from orchestrator.recipe.trained import trained_weights, trains_nothing
@@ -22,7 +22,7 @@ def training_findings(recipe: Recipe) -> list[Finding]:
     if isinstance(recipe.method, AutoPrompt):
         if train.lr is not None or train.base_lr is not None:
             found.append(Finding(("train", "lr"), "autoprompt tries words, and has no learning rate: take it out"))
-    elif train.lr is None:
+    elif train.lr is None and not isinstance(recipe.method, Pet):  # PET trains the base alone, at base_lr
         found.append(Finding(("train", "lr"), "is missing"))
     return found
 

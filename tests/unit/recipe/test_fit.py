@@ -335,7 +335,7 @@ def test_methods_that_live_by_their_template() -> None:
     written = {**WORDS, "input": "[T:2] {text} is"}
     assert faults(written, {**AUTO, "init": {"type": "vocab"}}, GPT2, **NO_RATE) == []
     assert faults(MASK, PET, BERT, train={}) == []
-    assert faults(MASK, PET, BERT, train={"steps": 1, "lr": 1, "base_lr": 1e-5}) == []
+    assert faults(MASK, PET, BERT, train={"steps": 1, "base_lr": 1e-5}) == []
 
 
 @pytest.mark.parametrize(
