@@ -7,6 +7,7 @@ over it, with the invariants that a queue must keep, whatever happens in whateve
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -226,13 +227,21 @@ TEMPLATE: dict[str, Path] = {}
 
 def template(folder: Path) -> Path:
     if "home" not in TEMPLATE:
-        home = folder / f"template-{os.getpid()}"
+        home = folder / f"ptq-template-{os.getpid()}"
+        shutil.rmtree(home, ignore_errors=True)
         home.mkdir()
+        atexit.register(forget_template)
         registry = open_registry(home)
         add_jobs(registry, 0)  # its dataset
         registry.close()
         TEMPLATE["home"] = home
     return TEMPLATE["home"]
+
+
+def forget_template() -> None:
+    """At the end of a process; a pool's processes end without it."""
+    if "home" in TEMPLATE:
+        shutil.rmtree(TEMPLATE.pop("home"), ignore_errors=True)
 
 
 class History(RuleBasedStateMachine):

@@ -19,7 +19,7 @@ from tests.benchmarks.report import REPOSITORY, write_page
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
-from machine import History
+from machine import History, forget_template
 
 from orchestrator.registry.jobs import Job
 
@@ -61,6 +61,7 @@ def batch(number: int) -> Counter[str]:
         suppress_health_check=list(HealthCheck), print_blob=True,
     )  # fmt: skip
     run_state_machine_as_test(seed(number)(Counted), settings=how)
+    forget_template()
     print(f"seed {number}: {Counted.seen['histories']} histories hold", flush=True)
     return Counter(Counted.seen)
 
