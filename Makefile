@@ -49,7 +49,7 @@ demo-base: $(VENV)/installed
 	rm -rf orchestrator/demo/base && mv demo-home/base orchestrator/demo/base && rm -rf demo-home
 
 # Longer proofs on real data; each prints its table and writes it to docs/.
-proofs: proof-processes proof-registry proof-isolation proof-warm proof-sst2 proof-e2e proof-fairness proof-queue proof-learning \
+proofs: proof-processes proof-registry proof-lineage proof-isolation proof-warm proof-sst2 proof-e2e proof-fairness proof-queue proof-learning \
         proof-histories proof-soak proof-survivors
 
 # Not phony: make looks for no pattern rule for a phony target, and would say that there is nothing to be done.
