@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.cli import render
 from orchestrator.cli.common import Json
+from orchestrator.cli.grids import grid_of, short_keys, spread
 from orchestrator.cli.jobs import Where
 from orchestrator.errors import BadInput, NotFound
 
@@ -93,26 +94,6 @@ def _grid(found: Comparison) -> None:
     render.note(f"{metric}: mean ± standard deviation over seeds")
 
 
-def grid_of(found: Comparison) -> tuple[list[Any], list[Any], dict[tuple[int, int], Configuration]]:
-    """(values of the rows, of the columns, cells by their numbers). Raises BadInput unless two settings vary."""
-    if len(found.keys) != 2:
-        vary = ", ".join(found.keys) or "none does"
-        raise BadInput(
-            f"a grid has two settings that vary; here: {vary}", where="--grid", hint="choose jobs with --where"
-        )
-    axes = [_sorted({repr(one.settings[key]): one.settings[key] for one in found.configurations}) for key in found.keys]
-    cells = {
-        (axes[0].index(one.settings[found.keys[0]]), axes[1].index(one.settings[found.keys[1]])): one
-        for one in found.configurations
-    }
-    return axes[0], axes[1], cells
-
-
-def _sorted(values: dict[str, Any]) -> list[Any]:
-    plain = all(isinstance(value, int | float) for value in values.values())
-    return sorted(values.values(), key=(lambda value: value) if plain else repr)
-
-
 def _draw(found: Comparison, output: Path) -> None:
     from orchestrator.cli.heatmap import draw
     from orchestrator.cli.plot import refuse_suffix
@@ -146,17 +127,6 @@ def _json(found: Comparison) -> dict[str, Any]:
             for one in found.configurations
         ],
     }
-
-
-def spread(one: Configuration, metric: str) -> str:
-    mean, deviation = one.mean(metric), one.deviation(metric)
-    return render.number(mean) if mean is None or deviation is None else f"{mean:.4g} ± {deviation:.2g}"
-
-
-def short_keys(keys: list[str]) -> list[str]:
-    """The last parts where they tell the keys apart: `length` for `method.length`."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return [short if last.count(short) == 1 and short != "type" else key for short, key in zip(last, keys, strict=True)]
 
 
 def _setting(value: Any) -> str:

@@ -18,12 +18,12 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show what happened to a job, when and by whom."""
         from orchestrator.cli.views import clock, one_job, open_registry
-        from orchestrator.registry import jobs
+        from orchestrator.registry import history
 
         registry = open_registry()
         found = one_job(registry, job)
         with registry.read() as conn:
-            happened = jobs.list_events(conn, found.id)
+            happened = history.list_events(conn, found.id)
         if as_json:
             render.print_json([vars(event) for event in happened])
             return

@@ -127,13 +127,13 @@ def _company(registry: Registry, job: Job) -> list[int]:
 
 def _alone(registry: Registry, job: Job) -> str:
     """Why the job, while it runs, shares its run with nobody; empty: nobody came."""
-    from orchestrator.registry import jobs
+    from orchestrator.registry import history
     from orchestrator.states import LIVE, JobState
 
     if job.state not in LIVE:
         return ""
     with registry.read() as conn:
-        happened = jobs.list_events(conn, job.id)
+        happened = history.list_events(conn, job.id)
     starts = [event for event in happened if event.attempt == job.attempt and event.kind == JobState.STARTING]
     why = next((event.detail.get("alone") for event in starts), None)
     return f"no run ({why})" if why else ""
@@ -146,10 +146,10 @@ def _comparison_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
     from orchestrator.cli.views import job_json
-    from orchestrator.registry import jobs
+    from orchestrator.registry import history
 
     with registry.read() as conn:
-        happened = [vars(event) for event in jobs.list_events(conn, job.id)]
+        happened = [vars(event) for event in history.list_events(conn, job.id)]
     return {
         **job_json(job, numbers),
         "message": job.message,

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli import render
 from orchestrator.dispatch.admission import default_limits
+from orchestrator.dispatch.box import Host, Slot
 from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.hosts import Pace, paces
 from orchestrator.dispatch.line import Line
 from orchestrator.dispatch.lock import holder
-from orchestrator.dispatch.scheduler import Host, Plan, Slot
+from orchestrator.dispatch.scheduler import Plan
 from orchestrator.dispatch.survey import Survey, survey
 from orchestrator.errors import BadInput
 from orchestrator.registry import jobs, metrics, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
+from orchestrator.registry.queue import count_queued
 from orchestrator.registry.reservations import Reservation
 from orchestrator.settings import Policy, load_policy, load_settings
 from orchestrator.states import LIVE, JobState
@@ -149,7 +151,7 @@ def _wanted(
         ended = [job for job in found if job.state is JobState.FINISHED]
         queued = 0
     else:
-        queued = jobs.count_queued(conn)
+        queued = count_queued(conn)
         if waiting is None or queued <= waiting:
             found = jobs.list_jobs(conn, states=[*LIVE, JobState.QUEUED])
             queued = 0

@@ -10,7 +10,7 @@ from orchestrator import failpoints
 from orchestrator.dispatch.access import check_may_change, check_may_release
 from orchestrator.dispatch.reconcile import request_leave, request_stop
 from orchestrator.errors import BadInput
-from orchestrator.registry import controls, jobs, reservations
+from orchestrator.registry import controls, jobs, queue, reservations
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.states import JobResult, JobState, Reason
@@ -77,14 +77,14 @@ def pause(registry: Registry, references: Sequence[str], *, user: str, now: floa
     with registry.write() as conn:
         ids = jobs.resolve(conn, references)
         check_may_change(registry, jobs.list_jobs(conn, ids=ids), "pause")
-        return jobs.pause(conn, ids, user=user, at=now)
+        return queue.pause(conn, ids, user=user, at=now)
 
 
 def resume(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
     with registry.write() as conn:
         ids = jobs.resolve(conn, references)
         check_may_change(registry, jobs.list_jobs(conn, ids=ids), "resume")
-        return jobs.resume(conn, ids, user=user, at=now)
+        return queue.resume(conn, ids, user=user, at=now)
 
 
 def pause_queue(registry: Registry, why: str, *, user: str, now: float) -> None:

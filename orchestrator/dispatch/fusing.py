@@ -20,9 +20,10 @@ from orchestrator import __version__
 from orchestrator.cost import Cost, Load
 from orchestrator.dispatch.loads import load_of
 from orchestrator.paths import HomePaths
-from orchestrator.registry import jobs
+from orchestrator.registry import history, jobs
 from orchestrator.registry.datasets import row_bytes
-from orchestrator.registry.jobs import Submitted, Waiting
+from orchestrator.registry.jobs import Submitted
+from orchestrator.registry.queue import Waiting
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -110,7 +111,7 @@ class Facts:
         """The waiting jobs with key, load, cost and steps."""
         self._known = {job.id: self._known[job.id] for job in waiting if job.id in self._known}
         self._known |= jobs.submitted(conn, {job.id for job in waiting} - set(self._known))
-        crashes = jobs.crashes_in_company(conn, [job.id for job in waiting if job.attempt > 0])
+        crashes = history.crashes_in_company(conn, [job.id for job in waiting if job.attempt > 0])
         return [self._completed(job, self._known[job.id], crashes.get(job.id, 0), device) for job in waiting]
 
     def loads(self, conn: Connection, ids: Collection[int]) -> list[Load]:

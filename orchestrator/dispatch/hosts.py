@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.box import Host
 from orchestrator.dispatch.fusing import Facts, steps_left
-from orchestrator.dispatch.scheduler import Host
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import HomePaths
-from orchestrator.registry import jobs
+from orchestrator.registry import history, jobs
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.reservations import Reservation
 from orchestrator.registry.runs import Lease
@@ -54,11 +54,11 @@ def find_hosts(
 
 def paces(conn: Connection, live: Sequence[Job], now: float) -> dict[int, Pace]:
     """When each of these live jobs ends."""
-    began = jobs.beginnings(conn, live)
+    began = history.beginnings(conn, {job.id: job.attempt for job in live})
     return {job.id: _pace(job, began.get(job.id), now) for job in live}
 
 
-def _pace(job: Job, began: jobs.Beginning | None, now: float) -> Pace:
+def _pace(job: Job, began: history.Beginning | None, now: float) -> Pace:
     limit = job.recipe["resources"].get("time_limit")
     latest = None if limit is None or began is None else began.claimed_at + limit
     if began is None or began.running_at is None or job.steps is None or now <= began.running_at:

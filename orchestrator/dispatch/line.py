@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.registry.jobs import Waiting
+from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy
 
 CLASS = 50.0

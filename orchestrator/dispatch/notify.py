@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.registry import controls, jobs
+from orchestrator.registry import controls, history, jobs
 from orchestrator.registry.engine import Registry
 from orchestrator.settings import Policy
 
@@ -52,7 +52,7 @@ class Notifier:
             if self._told is None:
                 known = controls.get(conn, controls.NOTIFIED)
                 # Who turns notifications on does not want to hear of all that ever happened.
-                self._told = int(known.value) if known is not None else jobs.last_event(conn)
+                self._told = int(known.value) if known is not None else history.last_event(conn)
             found = jobs.finished_since(conn, self._told, limit=_BATCH)
         return [(event, facts_of(job)) for event, job in found]
 

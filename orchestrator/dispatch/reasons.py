@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from orchestrator.registry.jobs import Waiting
-
-if TYPE_CHECKING:
-    from orchestrator.dispatch.scheduler import Host, Slot
+from orchestrator.dispatch.box import Host, Slot
+from orchestrator.registry.queue import Waiting
 
 _SHOWN = 4  #: holders; of the others only the number is told
 _TOLD = 2  #: runs that it may not join; likewise

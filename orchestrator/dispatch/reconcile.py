@@ -27,7 +27,7 @@ from orchestrator.errors import PtqError, StaleAttempt
 from orchestrator.events import read_events
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import HomePaths, RunPaths, read_json, write_json
-from orchestrator.registry import artifacts, jobs, runs
+from orchestrator.registry import artifacts, history, jobs, runs
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Run
@@ -266,7 +266,7 @@ class Runs:
             return job.id in record["expired"]
         limit = time_limit(job)
         with self.registry.read() as conn:
-            began = jobs.claimed_at(conn, job.id, job.attempt)
+            began = history.claimed_at(conn, job.id, job.attempt)
         return limit is not None and (began is None or float(record["ended_at"]) - began >= limit)
 
     def _lose(self, run: Run, paths: RunPaths, reason: Reason, message: str, *, at: float) -> None:

@@ -11,7 +11,7 @@ from orchestrator.errors import BadInput, NotFinished, NotFound
 from orchestrator.jobspec import BaseSpec
 from orchestrator.manifest import NAME
 from orchestrator.paths import read_json
-from orchestrator.registry import datasets, jobs
+from orchestrator.registry import datasets, history, jobs
 from orchestrator.registry.artifacts import FACTS, Artifact, get_artifact
 from orchestrator.registry.bases import base_folder
 from orchestrator.registry.engine import Registry
@@ -64,7 +64,7 @@ def newest_repeat(registry: Registry, job_id: int) -> int:
     """The last job that was submitted to reproduce this one. Raises NotFound."""
     with registry.read() as conn:
         jobs.get_job(conn, job_id)
-        found = jobs.repeats(conn, job_id)
+        found = history.repeats(conn, job_id)
     if not found:
         raise NotFound(f"job {job_id} was never reproduced", hint=f"`ptq reproduce {job_id}` does")
     return found[-1]

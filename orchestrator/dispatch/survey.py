@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.box import Host, Slot
 from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.hosts import find_hosts
 from orchestrator.dispatch.line import CLASS
-from orchestrator.dispatch.scheduler import Host, Plan, Slot, schedule
+from orchestrator.dispatch.scheduler import Plan, schedule
 from orchestrator.paths import HomePaths
 from orchestrator.registry import controls, jobs, reservations, runs, usage
-from orchestrator.registry.jobs import Waiting
+from orchestrator.registry.queue import DEEP, Waiting, waiting_jobs
 from orchestrator.registry.reservations import Reservation
 from orchestrator.registry.runs import Lease
 from orchestrator.settings import Policy
@@ -63,7 +64,7 @@ def survey(
     hosts_too: bool = False,
 ) -> Survey:
     """`host`: slots of that box only. `hosts_too`: look at the runs even where nobody waits."""
-    waiting = jobs.waiting_jobs(conn, gain=CLASS / policy.ageing, deep=jobs.DEEP)
+    waiting = waiting_jobs(conn, gain=CLASS / policy.ageing, deep=DEEP)
     waiting = facts.complete(conn, waiting, device=device)
     people = reservations.unfinished(conn)
     waiting += reservations.in_line(people, priority=RESERVATION_PRIORITY)

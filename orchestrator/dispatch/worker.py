@@ -22,6 +22,7 @@ from orchestrator import failpoints
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.admission import Limits, default_limits
+from orchestrator.dispatch.box import Slot
 from orchestrator.dispatch.fusing import Facts
 from orchestrator.dispatch.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
@@ -29,15 +30,16 @@ from orchestrator.dispatch.notify import Notifier
 from orchestrator.dispatch.outcome import Tries, after, seconds_to_wait
 from orchestrator.dispatch.reasons import name
 from orchestrator.dispatch.reconcile import Runs, request_stop
-from orchestrator.dispatch.scheduler import Plan, Slot
+from orchestrator.dispatch.scheduler import Plan
 from orchestrator.dispatch.slots import Slots
 from orchestrator.dispatch.start import Manner, start_run, ticket, write_job
 from orchestrator.dispatch.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.survey import survey
 from orchestrator.errors import BadInput, PtqError, RegistryUnusable
-from orchestrator.registry import controls, jobs, reservations, runs, workers
+from orchestrator.registry import controls, history, jobs, reservations, runs, workers
 from orchestrator.registry.engine import Registry
-from orchestrator.registry.jobs import Job, Waiting
+from orchestrator.registry.jobs import Job
+from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant, Run
 from orchestrator.settings import load_policy
 from orchestrator.states import JobResult, JobState, Reason
@@ -177,7 +179,7 @@ class Worker:
         with self.registry.read() as conn:
             self._see_drained(workers.drained_by(conn, self.me.worker_id))
             seen = (
-                jobs.last_event(conn),
+                history.last_event(conn),
                 runs.live_slots(conn, self.me.host),
                 reservations.newest(conn),
                 controls.get(conn, controls.PAUSED),
@@ -248,7 +250,7 @@ class Worker:
         self.log(f"run {run_id}: has had its turn and {what}")
         with self.registry.write() as conn:
             for job in jobs.live_jobs_of(conn, run_id):
-                jobs.note(
+                history.note(
                     conn, job.id, job.attempt, actor=self.actor, at=self.clock(), kind="preempting",
                     detail={"run": run_id, "message": what},
                 )  # fmt: skip

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, String, case, cast, func, insert, or_, select, update
+from sqlalchemy import Connection, Select, String, cast, func, insert, select, update
 from sqlalchemy.engine import Row
 
-from orchestrator.cost import Cost, Load
 from orchestrator.errors import NotFound, StaleAttempt
+from orchestrator.registry.history import record
 from orchestrator.registry.tables import artifacts, dataset_versions, datasets, dependencies, groups, job_events, jobs
 from orchestrator.states import LIVE, UNCOUNTED, JobResult, JobState, Reason, may_move
 
@@ -75,16 +75,6 @@ class Job:
     after: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class JobEvent:
-    job_id: int
-    attempt: int
-    at: float
-    actor: str
-    kind: str
-    detail: dict[str, Any]
-
-
 def add_group(conn: Connection, name: str, *, user: str, at: float, at_once: int | None = None) -> int:
     """`at_once`: how many of its jobs may run at a time."""
     row = {"name": name, "user": user, "submitted_at": at, "at_once": at_once}
@@ -119,7 +109,7 @@ def add_jobs(
             conn.execute(insert(dependencies).values(edge))
         facts = {"after": list(after), "after_any": list(after_any), "reproduces": reproduces}
         detail = {key: value for key, value in facts.items() if value}
-        _record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, detail)
+        record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, detail)
         ids.append(job_id)
     return ids
 
@@ -163,7 +153,7 @@ def move(
         raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
     now_attempt = attempt + (new_state is JobState.STARTING)
     facts = {"from": old, "result": result, "reason": reason, "message": message, **(detail or {})}
-    _record(conn, job_id, now_attempt, at, actor, new_state, {k: v for k, v in facts.items() if v is not None})
+    record(conn, job_id, now_attempt, at, actor, new_state, {k: v for k, v in facts.items() if v is not None})
     return now_attempt
 
 
@@ -213,113 +203,6 @@ def list_jobs(
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """What the scheduler needs to know of a queued job, or of a reservation that waits."""
-
-    id: int  #: of a reservation: minus its number
-    attempt: int
-    priority: int
-    slots: int
-    after: tuple[int, ...] = ()
-    step: int = 0
-    counted_attempts: int = 0
-    max_attempts: int = 1
-    key: str | None = None  #: jobs with equal keys may share a run (see dispatch.fusing); None: only alone
-    alone: str = ""  #: why it shares no run, where it may not
-    load: Load = field(default_factory=Load)  #: what it adds to a step, estimated
-    cost: Cost | None = None  #: of steps on its base here, where that has been measured
-    steps: int | None = None  #: still to do, where that is known
-    not_before: float | None = None  #: see `Job`
-    user: str = ""
-    since: float = 0.0  #: when it was queued; again, if it has had a turn since
-    time_limit: float | None = None
-    group: int | None = None
-    at_once: int | None = None  #: how many jobs of its group may run at a time
-    after_any: frozenset[int] = frozenset()  #: those of `after` of which any end will do
-    paused_by: str = ""
-
-
-#: Of each user's group, the scheduler looks at the first so many: more cannot start at once.
-DEEP = 300
-
-
-def waiting_jobs(conn: Connection, *, gain: float = 0.0, deep: int | None = None) -> list[Waiting]:
-    """The queue, without the bulk of its jobs.
-
-    `deep`: only the first so many of each user and group, by priority and age (`gain` points a second); those that
-    wait for other jobs or are paused come last.
-    """
-    since = func.coalesce(jobs.c.queued_at, jobs.c.submitted_at)
-    names = ("id", "attempt", "priority", "slots", "step", "counted_attempts", "max_attempts", "user", "not_before")
-    columns = [*(jobs.c[name] for name in names), since.label("since"), jobs.c.group_id.label("group")]
-    columns += [func.coalesce(jobs.c.paused_by, "").label("paused_by")]
-    of_queued = jobs.c.state == JobState.QUEUED.value
-    query = select(*columns).where(of_queued)
-    if deep is not None:
-        kept = case((or_(jobs.c.paused_by.is_not(None), _waits_for_another()), 1), else_=0)
-        place = func.row_number().over(
-            partition_by=(jobs.c.user, jobs.c.group_id), order_by=(kept, since * gain - jobs.c.priority, jobs.c.id)
-        )
-        line = select(jobs.c.id, place.label("place")).where(of_queued).subquery()
-        query = query.join(line, line.c.id == jobs.c.id).where(line.c.place <= deep)
-    rows = conn.execute(query.order_by(jobs.c.id)).all()
-    if not rows:
-        return []
-    edges = select(dependencies).join(jobs, dependencies.c.job_id == jobs.c.id).where(of_queued)
-    after: dict[int, list[Any]] = {}
-    for edge in conn.execute(edges.order_by(dependencies.c.after_id)):
-        after.setdefault(edge.job_id, []).append(edge)
-    capped = select(groups.c.id, groups.c.at_once).where(groups.c.at_once.is_not(None))
-    caps = {row.id: row.at_once for row in conn.execute(capped)}
-    return [_waiting(row, after.get(row.id, ()), caps.get(row.group)) for row in rows]
-
-
-def _waits_for_another() -> Any:
-    other = jobs.alias()
-    pending = (dependencies.c.job_id == jobs.c.id, other.c.state != JobState.FINISHED.value)
-    return select(dependencies.c.job_id).join(other, dependencies.c.after_id == other.c.id).where(*pending).exists()
-
-
-def _waiting(row: Row[Any], edges: Sequence[Any], at_once: int | None) -> Waiting:
-    any_end = frozenset(edge.after_id for edge in edges if edge.any_end)
-    return Waiting(
-        **row._mapping, after=tuple(edge.after_id for edge in edges), after_any=any_end, at_once=at_once
-    )  # fmt: skip
-
-
-def last_event(conn: Connection) -> int:
-    """Grows with whatever happens to a job: as long as it does not, the queue has not changed."""
-    return conn.execute(select(func.max(job_events.c.id))).scalar() or 0
-
-
-def note(
-    conn: Connection, job_id: int, attempt: int, *, actor: str, at: float, kind: str, detail: Mapping[str, Any]
-) -> None:
-    """Enter something beside a change of state into the job's history."""
-    _record(conn, job_id, attempt, at, actor, kind, detail)
-
-
-def pause(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> list[int]:
-    """Keep queued jobs from starting until they are resumed; those that were queued and not paused already."""
-    return _set_paused(conn, ids, jobs.c.paused_by.is_(None), user, f"user:{user}", "paused", at)
-
-
-def resume(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> list[int]:
-    return _set_paused(conn, ids, jobs.c.paused_by.is_not(None), None, f"user:{user}", "resumed", at)
-
-
-def _set_paused(
-    conn: Connection, ids: Iterable[int], which: Any, value: str | None, actor: str, kind: str, at: float
-) -> list[int]:
-    guard = (jobs.c.id.in_(list(ids)), jobs.c.state != JobState.FINISHED.value, which)
-    found = conn.execute(select(jobs.c.id, jobs.c.attempt).where(*guard).order_by(jobs.c.id)).all()
-    for row in found:
-        conn.execute(update(jobs).where(jobs.c.id == row.id).values(paused_by=value))
-        _record(conn, row.id, row.attempt, at, actor, kind, {})
-    return [row.id for row in found]
-
-
-@dataclass(frozen=True)
 class Submitted:
     """What a job was submitted with; it never changes."""
 
@@ -343,57 +226,6 @@ def submitted(conn: Connection, ids: Iterable[int]) -> dict[int, Submitted]:
         row.id: Submitted(row.user, row.recipe, row.base, row.digest, int(row.splits.get("train", 0)), len(row.fields))
         for row in conn.execute(query)
     }
-
-
-def crashes_in_company(conn: Connection, ids: Iterable[int]) -> dict[int, int]:
-    """How many runs went down while these jobs shared them with others, for those jobs that saw one.
-
-    `dispatch.reconcile` notes the company in the event with which it queues a job again.
-    """
-    wanted = list(ids)
-    if not wanted:
-        return {}
-    requeued = (job_events.c.job_id.in_(wanted), job_events.c.kind == JobState.QUEUED.value, job_events.c.attempt > 0)
-    found: dict[int, int] = {}
-    for row in conn.execute(select(job_events.c.job_id, job_events.c.detail).where(*requeued)):
-        if row.detail.get("crashed_with"):
-            found[row.job_id] = found.get(row.job_id, 0) + 1
-    return found
-
-
-def claimed_at(conn: Connection, job_id: int, attempt: int) -> float | None:
-    """When this attempt began."""
-    event = (job_events.c.job_id == job_id, job_events.c.attempt == attempt)
-    query = select(job_events.c.at).where(*event, job_events.c.kind == JobState.STARTING.value)
-    return conn.execute(query).scalar()
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """How a live job's present attempt began."""
-
-    claimed_at: float
-    running_at: float | None  #: when training reported for the first time
-    step: int  #: at which it then stood
-
-
-def beginnings(conn: Connection, live: Sequence[Job]) -> dict[int, Beginning]:
-    attempts = {job.id: job.attempt for job in live}
-    kinds = (JobState.STARTING.value, JobState.RUNNING.value)
-    query = select(job_events).where(job_events.c.job_id.in_(list(attempts)), job_events.c.kind.in_(kinds))
-    found: dict[int, Beginning] = {}
-    for row in conn.execute(query.order_by(job_events.c.id)) if attempts else ():
-        if row.attempt != attempts[row.job_id]:
-            continue
-        if row.kind == JobState.STARTING:
-            found[row.job_id] = Beginning(row.at, None, 0)
-        elif row.job_id in found:
-            found[row.job_id] = replace(found[row.job_id], running_at=row.at, step=int(row.detail.get("step", 0)))
-    return found
-
-
-def count_queued(conn: Connection) -> int:
-    return conn.execute(select(func.count()).where(jobs.c.state == JobState.QUEUED.value)).scalar() or 0
 
 
 def recently_finished(conn: Connection, limit: int) -> list[Job]:
@@ -456,20 +288,6 @@ def completions(conn: Connection, start: str, *, limit: int) -> list[tuple[str, 
     return found
 
 
-def list_events(conn: Connection, job_id: int) -> list[JobEvent]:
-    """What happened to the job, oldest first."""
-    columns = [job_events.c[name] for name in JobEvent.__dataclass_fields__]
-    rows = conn.execute(select(*columns).where(job_events.c.job_id == job_id).order_by(job_events.c.id))
-    return [JobEvent(*row) for row in rows]
-
-
-def repeats(conn: Connection, job_id: int) -> list[int]:
-    """The jobs that were submitted to reproduce this one, oldest first."""
-    first = (job_events.c.attempt == 0, job_events.c.kind == JobState.QUEUED.value)
-    named = job_events.c.detail["reproduces"].as_integer() == job_id
-    return [row.job_id for row in conn.execute(select(job_events.c.job_id).where(*first, named))]
-
-
 def company_of(conn: Connection, job_id: int) -> list[int]:
     """The other jobs whose last run was this job's."""
     run = select(jobs.c.run_id).where(jobs.c.id == job_id).scalar_subquery()
@@ -512,13 +330,6 @@ def _guarded(conn: Connection, job_id: int, attempt: int, values: dict[str, Any]
     guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state.in_(sorted(LIVE)))
     if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
         raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
-
-
-def _record(
-    conn: Connection, job_id: int, attempt: int, at: float, actor: str, kind: str, detail: Mapping[str, Any]
-) -> None:
-    row = {"job_id": job_id, "attempt": attempt, "at": at, "actor": actor, "kind": str(kind), "detail": dict(detail)}
-    conn.execute(insert(job_events).values(row))
 
 
 def _new_id(key: Any) -> int:

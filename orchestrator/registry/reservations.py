@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from orchestrator.errors import NotFound
 from orchestrator.registry import runs as run_verbs
-from orchestrator.registry.jobs import Waiting
+from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.tables import leases, reservations, runs
 

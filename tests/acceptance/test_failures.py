@@ -23,8 +23,8 @@ from orchestrator.cli.views import worker_is_here
 from orchestrator.dispatch import runlog
 from orchestrator.paths import RunPaths
 from orchestrator.recipe.schema import Recipe
-from orchestrator.registry import jobs, workers
-from orchestrator.registry.jobs import JobEvent
+from orchestrator.registry import history, workers
+from orchestrator.registry.history import JobEvent
 from orchestrator.states import JobResult, JobState, Reason
 
 CaptureBytes = pytest.CaptureFixture[bytes]
@@ -41,9 +41,9 @@ def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def history(box: Box, job_id: int) -> list[JobEvent]:
+def events_of(box: Box, job_id: int) -> list[JobEvent]:
     with box.registry.read() as conn:
-        return jobs.list_events(conn, job_id)
+        return history.list_events(conn, job_id)
 
 
 def test_memory_beyond_the_limit_ends_the_run_at_once_and_says_so(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_removed_folder_of_a_job_costs_that_job_a_try_and_its_neighbours_nothi
     wait_until(box.all_slots_are_free, what="the end of the last run")
     for job_id in (removed, neighbour):
         box.assert_trained_as_if_undisturbed(job_id)
-    requeued = [event for event in history(box, removed) if event.kind == "queued"][1:]
+    requeued = [event for event in events_of(box, removed) if event.kind == "queued"][1:]
     assert [event.detail["reason"] for event in requeued] == [Reason.FOLDER_LOST]
     assert box.job(removed).counted_attempts == 2
     assert box.job(neighbour).counted_attempts == 1

@@ -20,7 +20,7 @@ from orchestrator.dispatch.slots import CpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.events import read_events
 from orchestrator.paths import read_json
-from orchestrator.registry import jobs, runs
+from orchestrator.registry import history, jobs, runs
 from orchestrator.registry.engine import Registry
 from orchestrator.states import JobResult, JobState, Reason
 
@@ -135,7 +135,7 @@ def test_a_killed_program_takes_all_its_jobs_down_and_all_go_on(box: Box) -> Non
     assert {box.job(number).attempt for number in ids} == {2}
     assert {box.job(number).run_id for number in ids} == {2}  # one crash parts nobody
     with box.registry.read() as conn:
-        assert jobs.crashes_in_company(conn, ids) == dict.fromkeys(ids, 1)
+        assert history.crashes_in_company(conn, ids) == dict.fromkeys(ids, 1)
     events, _ = read_events(box.registry.paths.job(1).events)
     assert [event["resumed_from"] > 0 for event in events if event["kind"] == "started"] == [False, True]
 

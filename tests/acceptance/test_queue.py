@@ -21,7 +21,7 @@ from orchestrator.cli.main import main
 from orchestrator.dispatch import processes
 from orchestrator.events import read_events
 from orchestrator.paths import read_json
-from orchestrator.registry import artifacts, jobs, metrics, runs, workers
+from orchestrator.registry import artifacts, history, jobs, metrics, runs, workers
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Claimant
 from orchestrator.states import JobResult, JobState, Reason
@@ -134,7 +134,7 @@ def test_undisturbed(box: Box) -> None:
         assert box.job(job_id).attempt == 1
     with box.registry.read() as conn:
         assert metrics.latest(conn, [1])[1]["base:validation"] == {"bleu": 1.5}
-        kinds = [(event.kind, event.attempt) for event in jobs.list_events(conn, 1)]
+        kinds = [(event.kind, event.attempt) for event in history.list_events(conn, 1)]
     assert kinds == [("queued", 0), ("starting", 1), ("running", 1), ("finished", 1)]
 
 
@@ -176,7 +176,7 @@ def test_a_killed_supervisor_is_noticed_and_the_job_tried_again(box: Box) -> Non
     job = box.job(job_id)
     assert (job.attempt, job.counted_attempts) == (2, 2)
     with box.registry.read() as conn:
-        requeued = [event for event in jobs.list_events(conn, job_id) if event.kind == "queued"][1]
+        requeued = [event for event in history.list_events(conn, job_id) if event.kind == "queued"][1]
     assert requeued.detail["reason"] == Reason.WORKER_LOST
 
 
@@ -211,7 +211,7 @@ def test_a_claim_whose_worker_died_before_it_could_start_anything(box: Box, boot
     box.assert_trained_as_if_undisturbed(job_id)
     assert box.job(job_id).attempt == 2
     with box.registry.read() as conn:
-        requeued = [event for event in jobs.list_events(conn, job_id) if event.kind == "queued"][1]
+        requeued = [event for event in history.list_events(conn, job_id) if event.kind == "queued"][1]
     assert requeued.detail["reason"] == reason
 
 

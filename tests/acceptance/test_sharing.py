@@ -22,7 +22,8 @@ from orchestrator.dispatch.gpus import gpu_source
 from orchestrator.dispatch.slots import GpuSlots
 from orchestrator.dispatch.worker import Taken, Worker
 from orchestrator.paths import read_json
-from orchestrator.registry import controls, jobs, reservations, runs, usage
+from orchestrator.registry import controls, history, jobs, reservations, runs, usage
+from orchestrator.registry.queue import waiting_jobs
 from orchestrator.settings import load_settings
 from orchestrator.states import JobResult, JobState
 
@@ -212,8 +213,8 @@ def test_turns_a_long_job_makes_room_and_goes_on_where_it_was(box: Box) -> None:
     assert (ended.attempt, ended.counted_attempts) == (2, 1)
     assert (ended.finished_at or 0) > (done.finished_at or 0)
     with box.registry.read() as conn:
-        kinds = [event.kind for event in jobs.list_events(conn, long)]
-        detail = next(e.detail for e in jobs.list_events(conn, long) if e.kind == "preempting")
+        kinds = [event.kind for event in history.list_events(conn, long)]
+        detail = next(e.detail for e in history.list_events(conn, long) if e.kind == "preempting")
     assert kinds == ["queued", "starting", "running", "preempting", "queued", "starting", "running", "finished"]
     assert detail["message"] == f"makes room for job {short} of bob"
     resumed = [json.loads(line) for line in box.registry.paths.job(long).events.read_text().splitlines()]
@@ -249,7 +250,7 @@ def test_dependencies_on_any_end_and_groups_with_a_cap(box: Box, ptq: Any, tmp_p
     several = ["--set", "train.seeds=[1,2,3]", "--at-once", "1"]
     assert ptq("submit", recipe, *several) == "group g1: jobs 3-5\n"
     with box.registry.read() as conn:
-        waiting = {job.id: job for job in jobs.waiting_jobs(conn)}
+        waiting = {job.id: job for job in waiting_jobs(conn)}
     assert (waiting[2].after, waiting[2].after_any) == ((bad,), {bad})
     assert [waiting[n].at_once for n in (3, 4, 5)] == [1, 1, 1]
     assert "there is no job 77" in ptq("submit", recipe, "--after-any", "77", code=3)

@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.dispatch.scheduler import Host, Slot, schedule
-from orchestrator.registry.jobs import Waiting
+from orchestrator.dispatch.box import Host, Slot
+from orchestrator.dispatch.scheduler import schedule
+from orchestrator.registry.queue import Waiting
 from orchestrator.registry.usage import decayed
 from orchestrator.settings import Policy
 

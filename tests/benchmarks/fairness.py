@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from orchestrator.registry.jobs import Waiting
+from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy
 from tests.benchmarks.box_simulation import DAY, HOUR, Box, Job, Result, month
 from tests.benchmarks.report import REPOSITORY, write_page

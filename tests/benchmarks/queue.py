@@ -30,9 +30,10 @@ from queue_helpers import BASE, FAKE_TRAINING, add_jobs, get, open_registry, rec
 from orchestrator.dispatch import processes
 from orchestrator.dispatch.submit import Planned, enqueue
 from orchestrator.events import read_events
-from orchestrator.registry import jobs, runs, workers
+from orchestrator.registry import runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import NewJob
+from orchestrator.registry.queue import waiting_jobs
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.tables import job_events
 from orchestrator.registry.tables import jobs as job_table
@@ -181,7 +182,7 @@ def claims(registry: Registry) -> list[float]:
     """Each with its slot, its run and its lease; the run is ended at once, untimed."""
     with registry.write() as conn:
         number = workers.register(conn, host="box", pid=1, pid_started=1, boot_id="b", slots=["cpu:0"], at=1.0)
-        waiting = jobs.waiting_jobs(conn)[:CLAIMS]
+        waiting = waiting_jobs(conn)[:CLAIMS]
     me, found = Claimant(number, "box", "b"), []
     for job in waiting:
         began = time.perf_counter()
@@ -244,7 +245,7 @@ def idle_worker() -> tuple[float, int]:
 def starts(registry: Registry) -> list[float]:
     """From the end of one job's processes to the first word of the next one's training."""
     with registry.write() as conn:
-        for job in jobs.waiting_jobs(conn):
+        for job in waiting_jobs(conn):
             conn.execute(sa.update(job_table).where(job_table.c.id == job.id).values(paused_by="ada"))
     ids = add_jobs(registry, STARTS + 1, steps=3, fuse="never")
     with worker():

@@ -25,7 +25,7 @@ from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_unti
 
 from orchestrator.cli.views import worker_is_here
 from orchestrator.paths import read_json
-from orchestrator.registry import jobs, runs
+from orchestrator.registry import history, runs
 from orchestrator.registry.jobs import Job
 from orchestrator.states import JobState
 
@@ -122,7 +122,7 @@ class Bench:
 
     def _requeued(self, job_id: int) -> bool:
         with self.registry.read() as conn:
-            return sum(event.kind == "queued" for event in jobs.list_events(conn, job_id)) > 1
+            return sum(event.kind == "queued" for event in history.list_events(conn, job_id)) > 1
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from queue_helpers import BASE, add_jobs, open_registry, recipe
 
 from orchestrator.cost import Cost, Load
 from orchestrator.dispatch.admission import Limits, default_limits, refusal
+from orchestrator.dispatch.box import Host, Slot
 from orchestrator.dispatch.fusing import (
     FROZEN_BASE_METHODS,
     Facts,
@@ -23,10 +24,11 @@ from orchestrator.dispatch.fusing import (
     steps_left,
     suspect,
 )
-from orchestrator.dispatch.scheduler import Host, Slot, schedule
+from orchestrator.dispatch.scheduler import schedule
 from orchestrator.recipe.methods import Method
 from orchestrator.registry import jobs
-from orchestrator.registry.jobs import Submitted, Waiting
+from orchestrator.registry.jobs import Submitted
+from orchestrator.registry.queue import Waiting, waiting_jobs
 from orchestrator.states import JobResult
 
 LIMITS = Limits(jobs=4, tokens=1000, fill=300)
@@ -115,12 +117,12 @@ def test_what_is_known_of_a_job_comes_from_recipe_data_and_what_was_measured(hom
     [number] = add_jobs(registry)
     facts = Facts(registry.paths, model="a card", threads=2)
     with registry.read() as conn:
-        [before] = facts.complete(conn, jobs.waiting_jobs(conn), device="cuda")
+        [before] = facts.complete(conn, waiting_jobs(conn), device="cuda")
         assert (before.cost, before.load.rows, facts.loads(conn, [number])) == (None, 16, [before.load])
         known = jobs.submitted(conn, [number])[number]
         COST.write(registry.paths.calibration(cost_name(known, model="a card", threads=2)), {})
-        [after] = facts.complete(conn, jobs.waiting_jobs(conn), device="cuda")
-        [elsewhere] = Facts(registry.paths).complete(conn, jobs.waiting_jobs(conn), device="cuda")
+        [after] = facts.complete(conn, waiting_jobs(conn), device="cuda")
+        [elsewhere] = Facts(registry.paths).complete(conn, waiting_jobs(conn), device="cuda")
     registry.close()
     assert after == replace(before, cost=COST)
     assert elsewhere == before

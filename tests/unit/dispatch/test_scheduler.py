@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.dispatch.box import Host, Slot
 from orchestrator.dispatch.line import Line
-from orchestrator.dispatch.scheduler import Host, Plan, Slot, schedule
-from orchestrator.registry.jobs import Waiting
+from orchestrator.dispatch.scheduler import Plan, schedule
+from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy, Team
 from orchestrator.states import JobResult
 

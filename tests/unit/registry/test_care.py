@@ -17,7 +17,7 @@ from queue_helpers import add_jobs
 from registry_helpers import add_dataset, finished_job, registry_at
 
 from orchestrator.errors import BadInput
-from orchestrator.registry import aliases, jobs, metrics
+from orchestrator.registry import aliases, history, jobs, metrics
 from orchestrator.registry.artifacts import get_artifact, list_artifacts
 from orchestrator.registry.backup import restore, write_backup
 from orchestrator.registry.datasets import get_version, list_versions, verify
@@ -148,7 +148,7 @@ def test_jobs_that_were_under_way_are_queued_again(registry: Registry, tmp_path:
         found = jobs.get_job(conn, job)
         assert (found.state, found.attempt, found.counted_attempts) == (JobState.QUEUED, 1, 0)
         assert (found.step, found.events_offset) == (0, 0)
-        assert jobs.list_events(conn, job)[-1].detail["message"] == "restored from a backup"
+        assert history.list_events(conn, job)[-1].detail["message"] == "restored from a backup"
     with registry.read() as conn:
         assert jobs.get_job(conn, job).state is JobState.RUNNING
     back.close()

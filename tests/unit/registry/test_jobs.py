@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.errors import NotFound, StaleAttempt
-from orchestrator.registry import jobs, metrics, runs, workers
+from orchestrator.registry import history, jobs, metrics, runs, workers
 from orchestrator.registry.engine import Registry
 from orchestrator.registry.metrics import Point
 from orchestrator.registry.runs import Claim, Claimant
@@ -62,7 +62,7 @@ def test_the_table_of_moves_is_obeyed(registry: Registry, old: JobState, new: Jo
         move(registry, job_id, 0, new, **result)
         assert get(registry, job_id).state is new
         with registry.read() as conn:
-            assert [event.kind for event in jobs.list_events(conn, job_id)] == ["queued", new]
+            assert [event.kind for event in history.list_events(conn, job_id)] == ["queued", new]
     else:
         with pytest.raises(ValueError, match="not an allowed move"):
             move(registry, job_id, 0, new, **result)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from queue_helpers import add_jobs, open_registry
 
 from orchestrator.dispatch.launcher import PORTS, free_port
-from orchestrator.registry import controls, jobs, reservations, runs, usage, workers
+from orchestrator.registry import controls, history, jobs, reservations, runs, usage, workers
 from orchestrator.registry.engine import Registry
+from orchestrator.registry.queue import pause, waiting_jobs
 from orchestrator.registry.runs import Claimant
 from orchestrator.settings import Policy, Team, load_policy
 from orchestrator.states import JobResult, JobState, Reason
@@ -123,7 +124,7 @@ def test_a_job_that_had_its_turn_waits_as_a_new_one_and_one_that_crashed_does_no
         with registry.write() as conn:
             jobs.move(conn, job, made.attempt, JobState.QUEUED, actor="worker:1", at=500.0, reason=reason)
     with registry.read() as conn:
-        since = {job.id: job.since for job in jobs.waiting_jobs(conn)}
+        since = {job.id: job.since for job in waiting_jobs(conn)}
     assert since[turn] == 500.0
     assert since[crash] > 1e9  # when it was submitted
 
@@ -137,11 +138,11 @@ def test_the_front_of_a_long_line_is_the_front_of_the_whole_line(registry: Regis
     [blocked] = add_jobs(registry, after=[last], priority=100)
     [paused] = add_jobs(registry, priority=100)
     with registry.write() as conn:
-        assert jobs.pause(conn, [paused], user="eve", at=1.0) == [paused]
-        assert jobs.pause(conn, [paused], user="eve", at=1.0) == []
-        everything = jobs.waiting_jobs(conn)
-        front = jobs.waiting_jobs(conn, gain=gain, deep=5)
-        more = jobs.waiting_jobs(conn, gain=gain, deep=1000)
+        assert pause(conn, [paused], user="eve", at=1.0) == [paused]
+        assert pause(conn, [paused], user="eve", at=1.0) == []
+        everything = waiting_jobs(conn)
+        front = waiting_jobs(conn, gain=gain, deep=5)
+        more = waiting_jobs(conn, gain=gain, deep=1000)
     assert more == everything
     for user in ("ada", "bob"):
         line = [job for job in everything if job.user == user and job.id not in {blocked, paused}]
@@ -165,9 +166,9 @@ def test_when_a_live_job_began(registry: Registry) -> None:
     made = claim(registry, job, "gpu:a", at=100.0)
     with registry.write() as conn:
         found = jobs.get_job(conn, job)
-        assert jobs.beginnings(conn, [found]) == {job: jobs.Beginning(100.0, None, 0)}
+        assert history.beginnings(conn, {job: found.attempt}) == {job: history.Beginning(100.0, None, 0)}
         jobs.move(conn, job, made.attempt, JobState.RUNNING, actor="run:1", at=107.0, detail={"step": 40})
-        assert jobs.beginnings(conn, [found]) == {job: jobs.Beginning(100.0, 107.0, 40)}
+        assert history.beginnings(conn, {job: found.attempt}) == {job: history.Beginning(100.0, 107.0, 40)}
         jobs.move(
             conn, job, made.attempt, JobState.FINISHED, actor="run:1", at=110.0, result=JobResult.FAILED
         )  # fmt: skip
@@ -218,7 +219,7 @@ def test_a_look_costs_nothing_while_nobody_writes(registry: Registry, home: Path
     before = registry.changes()
     assert registry.changes() == before
     with registry.read() as conn:
-        jobs.waiting_jobs(conn)
+        waiting_jobs(conn)
     assert registry.changes() == before
     add_jobs(registry)  # by this process
     after = registry.changes()
