@@ -68,7 +68,7 @@ class RunSpec:
     grace_seconds: float = 30.0  #: between TERM (checkpoint and leave) and KILL
     memory_bytes: int | None = None  #: of host memory, all processes together; None: no limit
     time_limit_seconds: float | None = None  #: the largest of its first jobs'; None: one of them has none
-    fuse_key: str | None = None  #: jobs with this key may join (see dispatch.fusing); None: nobody may
+    fuse_key: str | None = None  #: jobs with this key may join (see dispatch.scheduling.fusing); None: nobody may
     fuse_jobs: int = 1  #: how many jobs it hosts at once
     fuse_tokens: int = 0  #: how many estimated tokens a step, all jobs together
     fuse_fill: int = 0  #: from how many on a free slot is the better place for another job

@@ -115,7 +115,7 @@ class RunPaths:
 
     @property
     def old_log(self) -> Path:
-        """What run.log held before it grew too long (see `dispatch.runlog`)."""
+        """What run.log held before it grew too long (see `dispatch.running.runlog`)."""
         return self.root / "run.log.old"
 
     @property

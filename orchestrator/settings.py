@@ -28,7 +28,7 @@ class Settings:
     uid: int  #: the account; decides whose jobs are whose
     grace_seconds: float  #: PTQ_GRACE: between TERM (checkpoint and leave) and KILL
     run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none
-    fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: a file that stands for this box's GPUs (see dispatch.gpus.FakeGpus)
+    fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: stands for this box's GPUs (dispatch.scheduling.gpus.FakeGpus)
 
 
 def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None) -> Settings:

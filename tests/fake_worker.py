@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from orchestrator.dispatch.gpus import gpu_source
-from orchestrator.dispatch.slots import CpuSlots, GpuSlots
+from orchestrator.dispatch.scheduling.gpus import gpu_source
+from orchestrator.dispatch.scheduling.slots import CpuSlots, GpuSlots
 from orchestrator.dispatch.worker import Worker
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.sharing import keep_to_the_group
 

@@ -28,18 +28,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from queue_helpers import add_jobs, open_registry
 
 from orchestrator import failpoints
-from orchestrator.dispatch import access, control, processes, reconcile, start, supervisor
-from orchestrator.dispatch.gpus import Gpu, GpuProcess
-from orchestrator.dispatch.slots import GpuSlots
-from orchestrator.dispatch.supervisor import Exit
+from orchestrator.dispatch import access, control
+from orchestrator.dispatch.running import processes, reconcile, start, supervisor
+from orchestrator.dispatch.running.supervisor import Exit
+from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess
+from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.errors import PtqError, RegistryUnusable, StaleAttempt
 from orchestrator.jobspec import RunSpec, close_inbox, take_tickets
 from orchestrator.paths import RunPaths, read_json, write_json
 from orchestrator.registry import artifacts, jobs, runs
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Lease
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.states import LIVE, JobResult, JobState
 
@@ -158,7 +159,7 @@ class Machine:
         self.foreign.clear()
 
     def supervise(self, process: Process) -> None:
-        """One move of a supervisor, as `dispatch.supervisor` makes it."""
+        """One move of a supervisor, as `dispatch.running.supervisor` makes it."""
         if not process.introduced:
             process.introduced = supervisor._create(process.run, self._who(process))
             process.alive = process.introduced

@@ -13,7 +13,7 @@ from typing import Any
 from isolation import Stage
 from training_fixtures import MadeRun, make_run
 
-from orchestrator.dispatch.launcher import free_port, run_environment, training_command
+from orchestrator.dispatch.running.launcher import free_port, run_environment, training_command
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import JobPaths
 

@@ -12,9 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from orchestrator.registry import jobs
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, NewJob
-from orchestrator.registry.tables import dataset_versions, datasets
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import dataset_versions, datasets
 from orchestrator.settings import load_settings
 
 FAKE_TRAINING = Path(__file__).parent / "fake_training.py"

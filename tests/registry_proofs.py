@@ -18,10 +18,10 @@ import sqlalchemy
 from alembic import command
 
 from orchestrator.registry import artifacts, datasets
-from orchestrator.registry.backup import restore
-from orchestrator.registry.doctor import examine
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.migrate import configuration
+from orchestrator.registry.care.backup import restore
+from orchestrator.registry.care.doctor import examine
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.migrate import configuration
 from orchestrator.settings import load_settings
 
 PTQ = [sys.executable, "-P", "-m", "orchestrator.cli.main"]

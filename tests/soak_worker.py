@@ -7,12 +7,12 @@ from pathlib import Path
 
 from queue_helpers import BASE
 
-from orchestrator.dispatch.launcher import training_command
-from orchestrator.dispatch.slots import CpuSlots
+from orchestrator.dispatch.running.launcher import training_command
+from orchestrator.dispatch.scheduling.slots import CpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.jobspec import JobSpec, RunSpec
 from orchestrator.paths import JobPaths, RunPaths
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 
 

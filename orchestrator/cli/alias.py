@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import Json, when
-from orchestrator.cli.render import note, print_json, say, table
+from orchestrator.cli.output.render import note, print_json, say, table
 from orchestrator.errors import BadInput
 
 
@@ -23,7 +23,7 @@ def alias(
 ) -> None:
     """Point an alias to an artifact, or move it there."""
     from orchestrator.registry import aliases as store
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     if remove == (artifact is not None):
@@ -50,7 +50,7 @@ def aliases(
 ) -> None:
     """List the aliases, or where one has pointed since when."""
     from orchestrator.registry import aliases as store
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     registry = Registry.open(load_settings())

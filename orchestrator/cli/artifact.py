@@ -8,11 +8,11 @@ import typer
 
 from orchestrator.cli import alias, exchange
 from orchestrator.cli.common import Json, size, when
-from orchestrator.cli.render import note, number, print_json, say, table
+from orchestrator.cli.output.render import note, number, print_json, say, table
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 Ref = Annotated[
     str, typer.Argument(metavar="ARTIFACT", help="Its id (a12), its job (12), an alias or the start of its digest.")
@@ -122,7 +122,7 @@ def verify(
 
 
 def _registry() -> Registry:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())

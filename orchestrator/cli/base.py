@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.common import Json, size, when
+from orchestrator.cli.output.render import note, print_json, say, table
 from orchestrator.cli.pretrain import pretrain
-from orchestrator.cli.render import note, print_json, say, table
 
 if TYPE_CHECKING:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def add(
 ) -> None:
     """Register a model under a name. It stays where it is; its weights are hashed once."""
     from orchestrator.registry import bases
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     settings = load_settings()
@@ -81,7 +81,7 @@ def _adapted(registry: Registry, source: str) -> str | None:
 def list_bases(json: Json = False) -> None:
     """List the registered models."""
     from orchestrator.registry import bases
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     found = bases.list_bases(Registry.open(load_settings()))
@@ -113,7 +113,7 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
     """Show a registered model."""
     from orchestrator.recipe.fitting import fitting
     from orchestrator.registry import bases
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     base = bases.get_base(Registry.open(load_settings()), name)

@@ -6,8 +6,8 @@ import time
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import SomeJobs
+from orchestrator.cli.output import render
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         jobs: SomeJobs,
     ) -> None:
         """Cancel jobs."""
-        from orchestrator.cli.views import open_registry
+        from orchestrator.cli.output.views import open_registry
         from orchestrator.dispatch.control import cancel as cancel_jobs
         from orchestrator.states import JobState
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Json, size
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from orchestrator.registry.doctor import Finding
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.care.doctor import Finding
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check the registry, its files and this box. Exit code 1 when something is wrong."""
-    from orchestrator.registry.doctor import examine
+    from orchestrator.registry.care.doctor import examine
 
     registry = _registry()
     with render.progress("checking") as advance:
@@ -47,7 +47,7 @@ def gc(
     json: Json = False,
 ) -> None:
     """Show (or with --yes remove) what lies in the store and nothing names."""
-    from orchestrator.registry.gc import collect, find_garbage
+    from orchestrator.registry.care.gc import collect, find_garbage
 
     registry = _registry()
     found = collect(registry, now=time.time()) if yes else find_garbage(registry, now=time.time())
@@ -69,7 +69,7 @@ def backup(
     json: Json = False,
 ) -> None:
     """Write the registry and its store into one file, while everything goes on running."""
-    from orchestrator.registry.backup import write_backup
+    from orchestrator.registry.care.backup import write_backup
 
     made = write_backup(_registry(), file, now=time.time())
     if json:
@@ -85,7 +85,7 @@ def restore(
 ) -> None:
     """Make a registry from a backup, in a PTQ_HOME that has none."""
     from orchestrator.errors import NotFound
-    from orchestrator.registry.backup import restore as bring_back
+    from orchestrator.registry.care.backup import restore as bring_back
     from orchestrator.settings import load_settings
 
     if not file.is_file():
@@ -113,7 +113,7 @@ def _tell(found: list[Finding], box: dict[str, Any]) -> None:
 def _box(registry: Registry) -> dict[str, Any]:
     import shutil
 
-    from orchestrator.dispatch.gpus import NoGpu, fault_of, gpu_source, used_by
+    from orchestrator.dispatch.scheduling.gpus import NoGpu, fault_of, gpu_source, used_by
 
     facts: dict[str, Any] = {"home": str(registry.paths.root), "gpus": [], "no_gpu": ""}
     facts["free"] = shutil.disk_usage(registry.paths.root).free
@@ -127,7 +127,7 @@ def _box(registry: Registry) -> dict[str, Any]:
 
 
 def _registry() -> Registry:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Json
-from orchestrator.cli.grids import grid_of, short_keys, spread
 from orchestrator.cli.jobs import Where
+from orchestrator.cli.output import render
+from orchestrator.cli.output.grids import grid_of, short_keys, spread
 from orchestrator.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _comparison(references: list[str], where: str, metric: str | None) -> Comparison:
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.registry import compare, jobs, metrics, search
 
     if not references and not where:
@@ -95,7 +95,7 @@ def _grid(found: Comparison) -> None:
 
 
 def _draw(found: Comparison, output: Path) -> None:
-    from orchestrator.cli.heatmap import draw
+    from orchestrator.cli.output.heatmap import draw
     from orchestrator.cli.plot import refuse_suffix
 
     refuse_suffix(output)
@@ -134,6 +134,6 @@ def _setting(value: Any) -> str:
 
 
 def _ids(one: Configuration) -> str:
-    from orchestrator.cli.views import id_ranges
+    from orchestrator.cli.output.views import id_ranges
 
     return id_ranges(one.jobs.values())

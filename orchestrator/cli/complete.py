@@ -9,7 +9,7 @@ def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
     """(id, what it is)"""
     try:
         from orchestrator.registry import jobs
-        from orchestrator.registry.engine import Registry
+        from orchestrator.registry.storage.engine import Registry
         from orchestrator.settings import load_settings
 
         registry = Registry.open(load_settings())

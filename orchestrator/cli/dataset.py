@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.cli import dataset_more
 from orchestrator.cli.common import Json, when, words
-from orchestrator.cli.render import note, print_json, progress, say, table
+from orchestrator.cli.output.render import note, print_json, progress, say, table
 from orchestrator.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from orchestrator.data.splits import SplitPlan
     from orchestrator.data.staging import Staged
     from orchestrator.registry.datasets import DatasetVersion, Notes
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 _SHOWN_CHARACTERS = 200
 
@@ -150,7 +150,7 @@ def _request(sources: list[str], files: dict[str, list[Path]], split: str | None
 def _add(name: str, request: _Request, options: ReadOptions, notes: Notes, json: bool) -> None:
     from orchestrator.data.staging import stage
     from orchestrator.registry.datasets import add_version
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     settings = load_settings()
@@ -321,7 +321,7 @@ def verify(
 
 
 def _registry() -> Registry:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.common import Json, words
-from orchestrator.cli.render import note as tell
-from orchestrator.cli.render import number, print_json, say, table
+from orchestrator.cli.output.render import note as tell
+from orchestrator.cli.output.render import number, print_json, say, table
 from orchestrator.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
     from orchestrator.registry.datasets import DatasetVersion
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 Licence = Annotated[
     str | None, typer.Option("--licence", "--license", metavar="NAME", help="For example CC-BY-SA-4.0.")
@@ -274,7 +274,7 @@ def _run(module: str, request: dict[str, Any]) -> str:
 
 
 def _registry() -> Registry:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import demo as material
-from orchestrator.cli.render import Advance, duration, note, number, progress, say, table
+from orchestrator.cli.output.render import Advance, duration, note, number, progress, say, table
 from orchestrator.errors import PtqError
 from orchestrator.paths import read_json
 from orchestrator.settings import child_environment, load_settings
 from orchestrator.states import JobResult, JobState
 
 if TYPE_CHECKING:
-    from orchestrator.registry.engine import Registry
     from orchestrator.registry.jobs import Job
+    from orchestrator.registry.storage.engine import Registry
 
 METHODS = ("prompt-tuning", "prefix-tuning", "p-tuning")
 _EXAMPLES = 3
@@ -85,7 +85,7 @@ class Stage:
         )
 
     def registry(self) -> Registry:
-        from orchestrator.registry.engine import Registry
+        from orchestrator.registry.storage.engine import Registry
 
         return Registry.open(load_settings(self._environment()), create=True)
 
@@ -156,8 +156,8 @@ def _report(jobs: list[Job], advance: Advance) -> None:
 
 
 def _show(stage: Stage, jobs: list[Job]) -> None:
-    from orchestrator.cli.curves import draw
-    from orchestrator.cli.series import curve_of
+    from orchestrator.cli.output.curves import draw
+    from orchestrator.cli.output.series import curve_of
     from orchestrator.registry.artifacts import list_artifacts
 
     registry = stage.registry()

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import OneJob
+from orchestrator.cli.output import render
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
     ) -> None:
         """Show what happened to a job, when and by whom."""
-        from orchestrator.cli.views import clock, one_job, open_registry
+        from orchestrator.cli.output.views import clock, one_job, open_registry
         from orchestrator.registry import history
 
         registry = open_registry()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.common import Json, size
-from orchestrator.cli.render import note, print_json, say
+from orchestrator.cli.output.render import note, print_json, say
 from orchestrator.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 
 class Format(StrEnum):
@@ -81,7 +81,7 @@ def import_(
     json: Json = False,
 ) -> None:
     """Take in a prompt that another tool has trained, or a bundle of another registry."""
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     if not source.exists():
@@ -136,7 +136,7 @@ def _refuse_options(given: dict[str, object]) -> None:
 
 
 def _registry() -> Registry:
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())

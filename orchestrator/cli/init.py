@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.common import Json
-from orchestrator.cli.render import print_json, say
+from orchestrator.cli.output.render import print_json, say
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +28,8 @@ def init(
     json: Json = False,
 ) -> None:
     """Make the registry in PTQ_HOME (default: the current folder, or the parent folder that holds one)."""
-    from orchestrator.registry import engine
-    from orchestrator.registry.migrations import HEAD
+    from orchestrator.registry.storage import engine
+    from orchestrator.registry.storage.migrations import HEAD
     from orchestrator.settings import load_settings
 
     settings = load_settings()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Json
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.registry.jobs import Job
@@ -54,7 +54,7 @@ def _fields(json: bool) -> None:
 
 def _list(where: str, sort: Sequence[str], columns: str | None, limit: int, json: bool) -> None:
     from orchestrator.cli.common import words
-    from orchestrator.cli.views import job_json, open_registry
+    from orchestrator.cli.output.views import job_json, open_registry
     from orchestrator.registry import jobs, metrics, search
 
     registry = open_registry(create=True)
@@ -84,7 +84,7 @@ def _list(where: str, sort: Sequence[str], columns: str | None, limit: int, json
 
 def _table(shown: Sequence[Job], numbers: Any, asked: Sequence[str], cells: Any) -> None:
     """Who, what, and the numbers that were asked about, else each job's leading metric."""
-    from orchestrator.cli.views import leading_metric
+    from orchestrator.cli.output.views import leading_metric
 
     rows = [
         [job.id, job.name, job.user, job.result or job.state, job.reason if job.result else "", job.method, job.dataset]

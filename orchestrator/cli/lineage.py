@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Json
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.registry.lineage import Edge, Graph, Node
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Show where a thing comes from and what came of it."""
-        from orchestrator.cli.views import open_registry
+        from orchestrator.cli.output.views import open_registry
         from orchestrator.registry.lineage import lineage as find
 
         graph = find(open_registry(), thing)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import OneJob
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.paths import RunPaths
-    from orchestrator.registry.engine import Registry
     from orchestrator.registry.jobs import Job
+    from orchestrator.registry.storage.engine import Registry
 
 POLL = 0.3
 _CHUNK = 1 << 20
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         lines: Annotated[int | None, typer.Option("--lines", metavar="N", min=0, help="only the last N lines")] = None,
     ) -> None:
         """Show a job's log."""
-        from orchestrator.cli.views import one_job, open_registry
+        from orchestrator.cli.output.views import one_job, open_registry
 
         registry = open_registry()
         found = one_job(registry, job)
@@ -50,7 +50,7 @@ def _say_whose_log(registry: Registry, job: Job) -> None:
     """A run of several jobs has one log."""
     if job.run_id is None:
         return
-    from orchestrator.cli.views import id_ranges
+    from orchestrator.cli.output.views import id_ranges
     from orchestrator.jobspec import jobs_seen
 
     others = [other for other in jobs_seen(registry.paths.run(job.run_id)) if other != job.id]

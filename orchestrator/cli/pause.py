@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.complete import complete_jobs
+from orchestrator.cli.output import render
 
 Jobs = Annotated[
     list[str] | None,
@@ -26,7 +26,7 @@ def pause(
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="of the whole queue: everybody sees it")] = "",
 ) -> None:
     """Start nothing more, or not these jobs, until `ptq resume`. What runs goes on."""
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch import control
 
     registry = open_registry()
@@ -41,7 +41,7 @@ def pause(
 
 def resume(jobs: Jobs = None) -> None:
     """Let the queue, or these jobs, start again."""
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch import control
 
     registry = open_registry()

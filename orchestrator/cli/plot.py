@@ -12,7 +12,7 @@ from orchestrator.errors import BadInput, NotFinished
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
-    from orchestrator.cli.series import Curve
+    from orchestrator.cli.output.series import Curve
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -32,15 +32,15 @@ def plot(
     ] = None,
 ) -> None:
     """Draw the training loss and the validation metrics of jobs, here in the terminal or into a picture."""
-    from orchestrator.registry.engine import Registry
     from orchestrator.registry.jobs import resolve
+    from orchestrator.registry.storage.engine import Registry
 
     if output is not None:
         refuse_suffix(output)
     registry = Registry.open(load_settings())
     with registry.read() as connection:
         ids = resolve(connection, jobs)
-    from orchestrator.cli.series import curve_of
+    from orchestrator.cli.output.series import curve_of
 
     curves = [curve for curve in (curve_of(registry, job_id) for job_id in ids) if curve.train]
     if not curves:
@@ -48,7 +48,7 @@ def plot(
     if output is None:
         _in_terminal(curves, metric)
         return
-    from orchestrator.cli.curves import draw
+    from orchestrator.cli.output.curves import draw
 
     draw(curves, output)
     typer.echo(str(output))
@@ -62,8 +62,8 @@ def refuse_suffix(output: Path) -> None:
 
 
 def _in_terminal(curves: list[Curve], metric: str | None) -> None:
-    from orchestrator.cli.series import smoothed
-    from orchestrator.cli.terminal_plot import lines
+    from orchestrator.cli.output.series import smoothed
+    from orchestrator.cli.output.terminal_plot import lines
 
     if metric is None:
         title = "training loss"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from orchestrator.cli import render
-from orchestrator.cli.predict_output import Answers, Unfinished, lines_of, refuse_unwritable, shape_of, write_out
+from orchestrator.cli.output import render
+from orchestrator.cli.output.predict_output import Answers, Unfinished, lines_of, refuse_unwritable, shape_of, write_out
 from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput
@@ -24,7 +24,7 @@ from orchestrator.settings import load_settings
 if TYPE_CHECKING:
     from orchestrator.recipe.schema import JobRecipe
     from orchestrator.registry.artifacts import Artifact
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -72,7 +72,7 @@ def predict(
 ) -> None:
     """Predict with trained prompts: one line for each input row, in the same order."""
     shape = shape_of(output, as_json=as_json, as_csv=as_csv)
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
     registry = Registry.open(load_settings())
     found = _find(registry, artifacts)

@@ -23,7 +23,7 @@ def pretrain(
     from orchestrator.recipe.load import load_model
     from orchestrator.recipe.pretrain import PretrainRecipe
     from orchestrator.registry.datasets import get_version
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
     from orchestrator.tasks.template import parse
 
     wanted = load_model(recipe, PretrainRecipe, set_ or [])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.render import note, print_json, say, table
+from orchestrator.cli.output.render import note, print_json, say, table
 from orchestrator.errors import BadInput, NotFound, PtqError
 
 if TYPE_CHECKING:

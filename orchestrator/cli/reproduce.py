@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Json
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.dispatch.reproduce import Agreement
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Submit exactly that job again: recipe, seed, rows and weights. Exit code 1 when another prompt comes out."""
-        from orchestrator.cli.views import one_job, open_registry
+        from orchestrator.cli.output.views import one_job, open_registry
         from orchestrator.dispatch.reproduce import agreement, newest_repeat, repeat_job
 
         registry = open_registry()
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _wait(registry: Registry, repeat: int) -> None:
-    from orchestrator.cli.views import NO_WORKER, worker_is_here
+    from orchestrator.cli.output.views import NO_WORKER, worker_is_here
     from orchestrator.cli.waiting import detached, say_how_it_ended, wait_for
 
     if not worker_is_here(registry):

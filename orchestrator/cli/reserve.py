@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from orchestrator.registry.engine import Registry
     from orchestrator.registry.reservations import Reservation
+    from orchestrator.registry.storage.engine import Registry
 
 POLL = 0.3
 
@@ -33,7 +33,7 @@ def reserve(
 
     Prints the line that makes your shell use them: eval "$(ptq reserve --gpus 1 --for 2h)".
     """
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch.submit import check_possible
     from orchestrator.errors import BadInput
     from orchestrator.registry import reservations
@@ -66,7 +66,7 @@ def release(
     names: Annotated[list[str], typer.Argument(metavar="RESERVATION...", help="as r3; see `ptq status`")],
 ) -> None:
     """Give reserved GPUs back, or leave the line."""
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch.control import release as release_all
 
     registry = open_registry()
@@ -81,7 +81,7 @@ def release(
 
 def _wait(registry: Registry, number: int) -> Reservation:
     """Until it has its slots. Ctrl-C leaves the line: nobody would be there to use them."""
-    from orchestrator.cli.views import NO_WORKER, worker_is_here
+    from orchestrator.cli.output.views import NO_WORKER, worker_is_here
     from orchestrator.dispatch.control import release as release_all
 
     if not worker_is_here(registry):
@@ -101,7 +101,7 @@ def _wait(registry: Registry, number: int) -> Reservation:
 
 
 def _tell(registry: Registry, one: Reservation) -> None:
-    from orchestrator.cli.views import clock
+    from orchestrator.cli.output.views import clock
     from orchestrator.errors import NotFound
 
     if one.ended_at is not None:

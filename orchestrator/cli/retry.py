@@ -6,8 +6,8 @@ import time
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import SomeJobs
+from orchestrator.cli.output import render
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         jobs: SomeJobs,
     ) -> None:
         """Try failed or cancelled jobs again."""
-        from orchestrator.cli.views import NO_WORKER, open_registry, worker_is_here
+        from orchestrator.cli.output.views import NO_WORKER, open_registry, worker_is_here
         from orchestrator.dispatch.control import retry as retry_jobs
 
         registry = open_registry()

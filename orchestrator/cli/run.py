@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.complete import complete_recipes
+from orchestrator.cli.output import render
 from orchestrator.cli.submit import Overrides, make_plan
 from orchestrator.cli.worker import CpuSlotsOption, GpusOption, make_slots
 
 if TYPE_CHECKING:
-    from orchestrator.dispatch.slots import Slots
-    from orchestrator.registry.engine import Registry
+    from orchestrator.dispatch.scheduling.slots import Slots
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
         cpu_slots: CpuSlotsOption = None,
     ) -> None:
         """Submit a recipe, train it here (or on the worker that is running), and show the result."""
+        from orchestrator.cli.output.views import open_registry, worker_is_here
         from orchestrator.cli.show import print_result
-        from orchestrator.cli.views import open_registry, worker_is_here
         from orchestrator.cli.waiting import all_succeeded, say_how_it_ended
         from orchestrator.dispatch.access import check_may_work
         from orchestrator.dispatch.submit import enqueue

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import OneJob
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from orchestrator.registry.engine import Registry
     from orchestrator.registry.jobs import Job
+    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
     ) -> None:
         """Show a job: recipe, result beside the untuned base's, lineage, attempts."""
-        from orchestrator.cli.views import one_job, open_registry
+        from orchestrator.cli.output.views import one_job, open_registry
         from orchestrator.registry import metrics
 
         registry = open_registry()
@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def print_result(registry: Registry, ids: Sequence[int]) -> None:
     """What `ptq run` ends with: each job's metrics beside the base's, and where its artifact lies."""
-    from orchestrator.cli.views import comparison
+    from orchestrator.cli.output.views import comparison
     from orchestrator.cli.waiting import read
     from orchestrator.registry import metrics
 
@@ -53,7 +53,7 @@ def print_result(registry: Registry, ids: Sequence[int]) -> None:
 
 
 def _print(registry: Registry, job: Job, numbers: Any) -> None:
-    from orchestrator.cli.views import clock, comparison, group_name, progress_of
+    from orchestrator.cli.output.views import clock, comparison, group_name, progress_of
 
     facts = {
         "job": f"{job.id} {job.name}" + (f" (group {group_name(job.group_id)})" if job.group_id else ""),
@@ -145,7 +145,7 @@ def _comparison_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
-    from orchestrator.cli.views import job_json
+    from orchestrator.cli.output.views import job_json
     from orchestrator.registry import history
 
     with registry.read() as conn:

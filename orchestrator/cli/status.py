@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import AnyJobs
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from orchestrator.cli.views import Queue
-    from orchestrator.registry.engine import Registry
+    from orchestrator.cli.output.views import Queue
+    from orchestrator.registry.storage.engine import Registry
 
 WATCH_SECONDS = 1.0
 #: A terminal shows no more, and a queue of 100,000 must not cost more than one of 100; `--all` and `--json` show all.
@@ -37,7 +37,7 @@ def show(
     references: list[str] | None = None, *, as_json: bool = False, watch: bool = False, everything: bool = False
 ) -> None:
     """What the bare command `ptq` shows too."""
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.errors import BadInput
 
     if watch and as_json:
@@ -56,7 +56,7 @@ def show(
 
 
 def status_json(queue: Queue) -> dict[str, Any]:
-    from orchestrator.cli.views import job_json, waits
+    from orchestrator.cli.output.views import job_json, waits
 
     return {
         "gpus": queue.slots,
@@ -76,9 +76,9 @@ def status_json(queue: Queue) -> dict[str, Any]:
 
 def _look(registry: Registry, names: list[str], everything: bool, waiting: int | None = QUEUED_SHOWN) -> Queue:
     """The queue, and what NVML sees on this box: names of cards, and who uses them outside the queue."""
-    from orchestrator.cli.views import look
-    from orchestrator.dispatch.gpus import NoGpu, gpu_source
-    from orchestrator.dispatch.slots import slot_of
+    from orchestrator.cli.output.views import look
+    from orchestrator.dispatch.scheduling.gpus import NoGpu, gpu_source
+    from orchestrator.dispatch.scheduling.slots import slot_of
 
     try:
         gpus = gpu_source(registry.settings).look()
@@ -133,7 +133,7 @@ SHARE_COLUMNS = ("user", "used", "part", "holds", "waiting", "quota")
 
 def _tables(queue: Queue) -> list[tuple[tuple[str, ...], list[tuple[object, ...]], tuple[str, ...]]]:
     """(columns, rows, columns of numbers): slots first, then jobs as they start, then what each user has taken."""
-    from orchestrator.cli.views import JOB_COLUMNS
+    from orchestrator.cli.output.views import JOB_COLUMNS
 
     shares = _share_rows(queue) if len(queue.shares) > 1 else []
     tables = [
@@ -148,7 +148,7 @@ def _tables(queue: Queue) -> list[tuple[tuple[str, ...], list[tuple[object, ...]
 
 def _job_rows(queue: Queue) -> list[tuple[object, ...]]:
     """Jobs, and among those that wait the reservations that wait, as they stand in line."""
-    from orchestrator.cli.views import job_row, reservation_row
+    from orchestrator.cli.output.views import job_row, reservation_row
     from orchestrator.states import JobState
 
     place = {number: at for at, number in enumerate(queue.order)}
@@ -184,7 +184,7 @@ def _share_rows(queue: Queue) -> list[tuple[object, ...]]:
 
 
 def _notes(queue: Queue) -> list[str]:
-    from orchestrator.cli.views import NO_WORKER
+    from orchestrator.cli.output.views import NO_WORKER
 
     found = [f"nothing starts: {queue.paused}"] if queue.paused else []
     if queue.fault:

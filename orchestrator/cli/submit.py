@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import render
 from orchestrator.cli.common import Recipes
 from orchestrator.cli.complete import complete_jobs
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.dispatch.submit import Planned, Submitted
-    from orchestrator.registry.engine import Registry
+    from orchestrator.registry.storage.engine import Registry
 
 
 class Priority(StrEnum):
@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
     ) -> None:
         """Queue the jobs of one or more recipes."""
-        from orchestrator.cli.views import open_registry
+        from orchestrator.cli.output.views import open_registry
         from orchestrator.dispatch.submit import enqueue
 
         registry = open_registry(create=True)
@@ -79,7 +79,7 @@ def make_plan(registry: object, path: Path, overrides: list[str], priority: str 
 
 
 def _tell(done: list[Submitted], recipes: list[Path], as_json: bool) -> None:
-    from orchestrator.cli.views import group_name, id_ranges
+    from orchestrator.cli.output.views import group_name, id_ranges
 
     if as_json:
         parts = zip(recipes, done, strict=True)
@@ -94,7 +94,7 @@ def _tell(done: list[Submitted], recipes: list[Path], as_json: bool) -> None:
 
 
 def _hints(registry: Registry) -> None:
-    from orchestrator.cli.views import NO_WORKER, worker_is_here
+    from orchestrator.cli.output.views import NO_WORKER, worker_is_here
 
     if not worker_is_here(registry):
         render.note(NO_WORKER)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import render
+from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from orchestrator.dispatch.slots import Slots
+    from orchestrator.dispatch.scheduling.slots import Slots
     from orchestrator.dispatch.worker import Ended
 
 KEEP_WARM = 30.0  #: seconds: enough to look at a result and submit the next job
@@ -62,8 +62,8 @@ def register(app: typer.Typer) -> None:
         if install_service:
             _print_service(gpus, cpu_slots)
             return
-        from orchestrator.cli.views import open_registry
-        from orchestrator.dispatch.admission import default_limits
+        from orchestrator.cli.output.views import open_registry
+        from orchestrator.dispatch.scheduling.admission import default_limits
         from orchestrator.dispatch.worker import Worker
 
         warm = _seconds(keep_warm) if keep_warm is not None else 0.0 if until_idle else KEEP_WARM
@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
 def _drain() -> None:
     import socket
 
-    from orchestrator.cli.views import open_registry
+    from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch.lock import holder
     from orchestrator.errors import NotFound
     from orchestrator.registry import workers
@@ -114,8 +114,8 @@ def _seconds(text: str) -> float:
 
 
 def make_slots(gpus: str | None, cpu_slots: int | None) -> Slots:
-    from orchestrator.dispatch.gpus import gpu_source
-    from orchestrator.dispatch.slots import CpuSlots, GpuSlots
+    from orchestrator.dispatch.scheduling.gpus import gpu_source
+    from orchestrator.dispatch.scheduling.slots import CpuSlots, GpuSlots
     from orchestrator.errors import BadInput
     from orchestrator.settings import load_settings
 

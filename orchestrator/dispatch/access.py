@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from orchestrator import sharing
 from orchestrator.errors import NotAllowed
 from orchestrator.paths import HomePaths
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.reservations import Reservation
+from orchestrator.registry.storage.engine import Registry
 
 ROOT = 0
 

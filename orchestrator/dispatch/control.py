@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator import failpoints
 from orchestrator.dispatch.access import check_may_change, check_may_release
-from orchestrator.dispatch.reconcile import request_leave, request_stop
+from orchestrator.dispatch.running.reconcile import request_leave, request_stop
 from orchestrator.errors import BadInput
 from orchestrator.registry import controls, jobs, queue, reservations
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult, JobState, Reason
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.registry import controls, history, jobs
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy
 
 PATIENCE = 150.0  #: seconds that a telling may take; hook and webhook have 60 each (see `telling`)

@@ -14,9 +14,9 @@ from orchestrator.paths import read_json
 from orchestrator.registry import datasets, history, jobs
 from orchestrator.registry.artifacts import FACTS, Artifact, get_artifact
 from orchestrator.registry.bases import base_folder
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job, NewJob
 from orchestrator.registry.lineage import warm_starts
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult
 from orchestrator.weights import fingerprint
 

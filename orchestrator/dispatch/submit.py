@@ -17,8 +17,8 @@ from orchestrator.registry import jobs, workers
 from orchestrator.registry.artifacts import get_artifact
 from orchestrator.registry.bases import ResolvedBase, resolve_base
 from orchestrator.registry.datasets import DatasetVersion, get_version
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import NewJob
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import POLICY_FILE, load_policy
 
 PRIORITIES = {"low": 0, "normal": 50, "high": 100}

@@ -19,28 +19,28 @@ from functools import partial
 from typing import TypeVar
 
 from orchestrator import failpoints
-from orchestrator.dispatch import processes
 from orchestrator.dispatch.access import check_may_work
-from orchestrator.dispatch.admission import Limits, default_limits
-from orchestrator.dispatch.box import Slot
-from orchestrator.dispatch.fusing import Facts
-from orchestrator.dispatch.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.notify import Notifier
-from orchestrator.dispatch.outcome import Tries, after, seconds_to_wait
-from orchestrator.dispatch.reasons import name
-from orchestrator.dispatch.reconcile import Runs, request_stop
-from orchestrator.dispatch.scheduler import Plan
-from orchestrator.dispatch.slots import Slots
-from orchestrator.dispatch.start import Manner, start_run, ticket, write_job
-from orchestrator.dispatch.strikes import Strikes, is_the_machines
-from orchestrator.dispatch.survey import survey
+from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, threads_per_process, training_command
+from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
+from orchestrator.dispatch.running.reconcile import Runs, request_stop
+from orchestrator.dispatch.running.start import Manner, start_run, ticket, write_job
+from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
+from orchestrator.dispatch.scheduling.admission import Limits, default_limits
+from orchestrator.dispatch.scheduling.box import Slot
+from orchestrator.dispatch.scheduling.fusing import Facts
+from orchestrator.dispatch.scheduling.reasons import name
+from orchestrator.dispatch.scheduling.scheduler import Plan
+from orchestrator.dispatch.scheduling.slots import Slots
+from orchestrator.dispatch.scheduling.survey import survey
 from orchestrator.errors import BadInput, PtqError, RegistryUnusable
 from orchestrator.registry import controls, history, jobs, reservations, runs, workers
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant, Run
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_policy
 from orchestrator.states import JobResult, JobState, Reason
 

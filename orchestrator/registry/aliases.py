@@ -14,9 +14,9 @@ from sqlalchemy import Connection
 
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.registry.artifacts import get_artifact
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import did_you_mean
-from orchestrator.registry.tables import alias_moves, aliases, artifacts
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import alias_moves, aliases, artifacts
 
 ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}@[A-Za-z][A-Za-z0-9._-]{0,18}")
 

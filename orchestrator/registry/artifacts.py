@@ -15,8 +15,8 @@ from sqlalchemy import Connection, RowMapping
 from orchestrator import manifest
 from orchestrator.errors import BadData, BadInput, NotFinished, NotFound, StaleAttempt
 from orchestrator.paths import HomePaths, folder_written_atomically, is_touched, read_json
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.tables import aliases, artifacts, jobs
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import aliases, artifacts, jobs
 from orchestrator.states import JobState
 
 FACTS = "artifact.json"

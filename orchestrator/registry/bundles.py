@@ -31,9 +31,9 @@ from orchestrator.paths import folder_name, fsync_file, fsync_folder, read_json
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry.artifacts import Artifact, get_artifact, keep_import, stage_artifact
 from orchestrator.registry.datasets import DatasetVersion, Notes, add_version, list_versions
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.lineage import parents_of
 from orchestrator.registry.names import check_name
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.weights import tensor_shapes
 
 FORMAT = 1

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
-from orchestrator.registry.tables import controls
+from orchestrator.registry.storage.tables import controls
 
 PAUSED = "paused"  #: value: why (may be empty)
 NOTIFIED = "notified"  #: value: the last event of `job_events` that people have been told of

@@ -18,9 +18,9 @@ from orchestrator import manifest
 from orchestrator.data import layout
 from orchestrator.errors import BadData, BadInput, NotFound
 from orchestrator.paths import HomePaths, fsync_folder, is_touched
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.names import check_name, did_you_mean
-from orchestrator.registry.tables import dataset_versions, datasets, derivations
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import dataset_versions, datasets, derivations
 
 if TYPE_CHECKING:
     from orchestrator.data.staging import Staged

@@ -10,7 +10,7 @@ from orchestrator.data import differences
 from orchestrator.data.derive import Parent, derived
 from orchestrator.data.staging import stage_rows
 from orchestrator.registry.datasets import DatasetVersion, Derived, Notes, add_version
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 
 
 def derive(

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
-from orchestrator.registry.tables import job_events
+from orchestrator.registry.storage.tables import job_events
 from orchestrator.states import JobState
 
 
@@ -37,7 +37,7 @@ def note(
 def crashes_in_company(conn: Connection, ids: Iterable[int]) -> dict[int, int]:
     """How many runs went down while these jobs shared them with others, for those jobs that saw one.
 
-    `dispatch.reconcile` notes the company in the event with which it queues a job again.
+    `dispatch.running.reconcile` notes the company in the event with which it queues a job again.
     """
     wanted = list(ids)
     if not wanted:

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.jobspec import BaseSpec
 from orchestrator.registry.artifacts import Artifact, get_artifact, keep_import, stage_artifact
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 
 
 def take_in(

@@ -16,7 +16,15 @@ from sqlalchemy.engine import Row
 
 from orchestrator.errors import NotFound, StaleAttempt
 from orchestrator.registry.history import record
-from orchestrator.registry.tables import artifacts, dataset_versions, datasets, dependencies, groups, job_events, jobs
+from orchestrator.registry.storage.tables import (
+    artifacts,
+    dataset_versions,
+    datasets,
+    dependencies,
+    groups,
+    job_events,
+    jobs,
+)
 from orchestrator.states import LIVE, UNCOUNTED, JobResult, JobState, Reason, may_move
 
 

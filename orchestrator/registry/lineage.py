@@ -21,8 +21,8 @@ from orchestrator.registry.aliases import ALIAS
 from orchestrator.registry.artifacts import Artifact, get_artifact
 from orchestrator.registry.bases import list_bases
 from orchestrator.registry.datasets import get_version
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.tables import (
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import (
     aliases,
     artifacts,
     dataset_versions,

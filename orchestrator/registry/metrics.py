@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Subquery, Table, and_, bindparam, delete, func, insert, or_, select
 
-from orchestrator.registry.tables import latest_metrics, metrics
+from orchestrator.registry.storage.tables import latest_metrics, metrics
 
 BASE = "base:"
 _KEY = ("job_id", "split", "name", "step")

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Row
 
 from orchestrator.cost import Cost, Load
 from orchestrator.registry.history import record
-from orchestrator.registry.tables import dependencies, groups, jobs
+from orchestrator.registry.storage.tables import dependencies, groups, jobs
 from orchestrator.states import JobState
 
 
@@ -27,7 +27,7 @@ class Waiting:
     step: int = 0
     counted_attempts: int = 0
     max_attempts: int = 1
-    key: str | None = None  #: jobs with equal keys may share a run (see dispatch.fusing); None: only alone
+    key: str | None = None  #: jobs with equal keys may share a run (see dispatch.scheduling.fusing); None: only alone
     alone: str = ""  #: why it shares no run, where it may not
     load: Load = field(default_factory=Load)  #: what it adds to a step, estimated
     cost: Cost | None = None  #: of steps on its base here, where that has been measured

@@ -16,7 +16,7 @@ from orchestrator.errors import NotFound
 from orchestrator.registry import runs as run_verbs
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant
-from orchestrator.registry.tables import leases, reservations, runs
+from orchestrator.registry.storage.tables import leases, reservations, runs
 
 
 @dataclass(frozen=True)

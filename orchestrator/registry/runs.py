@@ -15,7 +15,7 @@ from sqlalchemy.engine import Row
 from orchestrator.errors import StaleAttempt
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry import usage
-from orchestrator.registry.tables import jobs, leases, reservations, runs
+from orchestrator.registry.storage.tables import jobs, leases, reservations, runs
 from orchestrator.settings import Policy
 from orchestrator.states import LIVE, JobState
 

@@ -20,7 +20,7 @@ from orchestrator.data.where import HINT, All, AnyOf, Compare, Condition, Not, p
 from orchestrator.errors import BadInput
 from orchestrator.registry.metrics import BASE
 from orchestrator.registry.names import did_you_mean
-from orchestrator.registry.tables import artifacts, dataset_versions, datasets, jobs, latest_metrics
+from orchestrator.registry.storage.tables import artifacts, dataset_versions, datasets, jobs, latest_metrics
 
 #: `metrics.bleu` is the test split's, else the validation split's, else what training reports.
 SPLITS = ("test", "validation", "train")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection, insert, select, update
 
-from orchestrator.registry.tables import usage
+from orchestrator.registry.storage.tables import usage
 
 
 def charge(conn: Connection, shares: Iterable[tuple[str, float]], *, half_life: float, at: float) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select, update
 
-from orchestrator.registry.tables import workers
+from orchestrator.registry.storage.tables import workers
 
 #: A worker beats every 5 s; after this long without a beat nobody counts on it.
 SILENT_SECONDS = 12.0

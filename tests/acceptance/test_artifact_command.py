@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import write_json
-from orchestrator.registry import tables
 from orchestrator.registry.artifacts import keep_artifact, stage_artifact
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage import tables
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import child_environment, load_settings
 
 PROMPT = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -19,8 +19,8 @@ from test_queue import Box, box
 
 from orchestrator import failpoints
 from orchestrator.cli import logs
-from orchestrator.cli.views import worker_is_here
-from orchestrator.dispatch import runlog
+from orchestrator.cli.output.views import worker_is_here
+from orchestrator.dispatch.running import runlog
 from orchestrator.paths import RunPaths
 from orchestrator.recipe.schema import Recipe
 from orchestrator.registry import history, workers

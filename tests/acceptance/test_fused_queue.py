@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
 
-from orchestrator.dispatch import processes
 from orchestrator.dispatch.control import cancel
-from orchestrator.dispatch.slots import CpuSlots
+from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.scheduling.slots import CpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.events import read_events
 from orchestrator.paths import read_json
 from orchestrator.registry import history, jobs, runs
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult, JobState, Reason
 
 PATIENCE = 60.0
@@ -212,7 +212,7 @@ def test_a_warm_base_takes_the_next_job_and_gives_way_to_another_base(home: Path
 def test_cancelling_all_jobs_of_a_run_ends_one_that_does_not_listen(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from orchestrator.dispatch import start
+    from orchestrator.dispatch.running import start
 
     spawn = start.spawn_supervisor
 
@@ -237,7 +237,7 @@ def test_a_run_that_hangs_is_ended_when_the_time_of_its_longest_job_is_over(
 ) -> None:
     from dataclasses import replace
 
-    from orchestrator.dispatch import start
+    from orchestrator.dispatch.running import start
 
     spawn = start.spawn_supervisor
 

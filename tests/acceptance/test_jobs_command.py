@@ -14,7 +14,7 @@ from queue_helpers import add_jobs, open_registry
 from orchestrator.registry import jobs as job_table
 from orchestrator.registry import metrics
 from orchestrator.registry.metrics import Point
-from orchestrator.registry.tables import jobs
+from orchestrator.registry.storage.tables import jobs
 
 LENGTHS, RATES, SEEDS = (1, 5), (0.1, 0.5), (1, 2, 3)
 

@@ -13,7 +13,7 @@ STEPS = 1500
 TASK = {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4}
 TRAIN = {"steps": STEPS, "batch_size": 4, "lr": 0.01, "checkpoint_every": 100, "eval_batch_size": 8}
 METHOD = {"type": "prompt-tuning", "length": 3}
-VICTIMS = ("orchestrator.cli.main", "orchestrator.dispatch.supervisor", "orchestrator.training.run")
+VICTIMS = ("orchestrator.cli.main", "orchestrator.dispatch.running.supervisor", "orchestrator.training.run")
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from queue_helpers import add_jobs, open_registry
 from training_fixtures import make_base, make_dataset, make_run, recipe
 
 from orchestrator.cli import main
-from orchestrator.cli.predict_output import Unfinished
+from orchestrator.cli.output.predict_output import Unfinished
 from orchestrator.paths import read_json
-from orchestrator.registry import tables
 from orchestrator.registry.artifacts import get_artifact, keep_artifact, stage_artifact
+from orchestrator.registry.storage import tables
 from orchestrator.training.predict import Predictor
 from orchestrator.weights import fingerprint
 

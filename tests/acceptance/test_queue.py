@@ -18,7 +18,7 @@ import unruly
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
 
 from orchestrator.cli.main import main
-from orchestrator.dispatch import processes
+from orchestrator.dispatch.running import processes
 from orchestrator.events import read_events
 from orchestrator.paths import read_json
 from orchestrator.registry import artifacts, history, jobs, metrics, runs, workers

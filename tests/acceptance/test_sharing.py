@@ -17,9 +17,9 @@ import pytest
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
 
 from orchestrator.cli.main import main
-from orchestrator.dispatch import processes
-from orchestrator.dispatch.gpus import gpu_source
-from orchestrator.dispatch.slots import GpuSlots
+from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.scheduling.gpus import gpu_source
+from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import Taken, Worker
 from orchestrator.paths import read_json
 from orchestrator.registry import controls, history, jobs, reservations, runs, usage

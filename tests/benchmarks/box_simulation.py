@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.scheduler import schedule
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.scheduler import schedule
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.usage import decayed
 from orchestrator.settings import Policy

@@ -27,16 +27,16 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from queue_helpers import BASE, FAKE_TRAINING, add_jobs, get, open_registry, recipe, wait_until
 
-from orchestrator.dispatch import processes
+from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.submit import Planned, enqueue
 from orchestrator.events import read_events
 from orchestrator.registry import runs, workers
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import NewJob
 from orchestrator.registry.queue import waiting_jobs
 from orchestrator.registry.runs import Claimant
-from orchestrator.registry.tables import job_events
-from orchestrator.registry.tables import jobs as job_table
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import job_events
+from orchestrator.registry.storage.tables import jobs as job_table
 from orchestrator.settings import child_environment
 
 SIZES = (100, 10_000, 100_000)

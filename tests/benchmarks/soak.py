@@ -31,7 +31,7 @@ from orchestrator import failpoints
 from orchestrator.events import read_events
 from orchestrator.registry import artifacts, jobs, runs
 from orchestrator.registry.jobs import Job
-from orchestrator.registry.tables import jobs as table
+from orchestrator.registry.storage.tables import jobs as table
 from orchestrator.states import JobResult, JobState
 
 JOBS = int(os.environ.get("SOAK_JOBS", "200"))
@@ -41,7 +41,7 @@ STEPS = 40  #: of a job that trains nothing: most of a second
 EVERY = 40  #: steps, of all jobs together, between two kills; killed faster, a busy machine would never come to train
 PATIENCE = 20.0  #: seconds to wait for them
 MINUTES = 20
-SUPERVISOR, TRAINING = "orchestrator.dispatch.supervisor", "orchestrator.training.run"
+SUPERVISOR, TRAINING = "orchestrator.dispatch.running.supervisor", "orchestrator.training.run"
 VALUE = sum(1 / step for step in range(1, STEPS + 1))
 RECIPE = {
     "task": {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4},

@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 import unruly
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
 
-from orchestrator.cli.views import worker_is_here
+from orchestrator.cli.output.views import worker_is_here
 from orchestrator.paths import read_json
 from orchestrator.registry import history, runs
 from orchestrator.registry.jobs import Job

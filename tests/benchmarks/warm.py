@@ -18,7 +18,7 @@ from orchestrator.demo.dataset import write_rows
 from orchestrator.events import read_events
 from orchestrator.paths import HomePaths
 from orchestrator.registry import jobs
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import child_environment, load_settings
 from tests.benchmarks.report import REPOSITORY, ptq, write_page
 
@@ -113,7 +113,7 @@ def _job(registry: Registry, number: int) -> jobs.Job:
 
 def _end(registry: Registry) -> None:
     """The warm run goes on without its worker; its supervisor ends it."""
-    from orchestrator.dispatch.reconcile import request_stop
+    from orchestrator.dispatch.running.reconcile import request_stop
 
     found = [registry.paths.run(int(folder.name)) for folder in registry.paths.runs.glob("[0-9]*")]
     for run in found:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cli.predict_output import Unfinished, lines_of, shape_of, write_out
+from orchestrator.cli.output.predict_output import Unfinished, lines_of, shape_of, write_out
 from orchestrator.cli.predict_rows import stdin_rows
 from orchestrator.errors import BadData, BadInput
 from orchestrator.tasks.ensemble import likeliest, mean, vote

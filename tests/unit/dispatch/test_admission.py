@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from queue_helpers import recipe
 
 from orchestrator.cost import Cost, Load
-from orchestrator.dispatch.admission import USABLE, Limits, default_limits, leaves_a_slot_free, refusal
-from orchestrator.dispatch.loads import load_of
+from orchestrator.dispatch.scheduling.admission import USABLE, Limits, default_limits, leaves_a_slot_free, refusal
+from orchestrator.dispatch.scheduling.loads import load_of
 
 GB = 1e9
 #: A step costs 10 ms and 10 us a token; 1 ms a job.

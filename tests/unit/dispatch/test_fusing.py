@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from queue_helpers import BASE, add_jobs, open_registry, recipe
 
 from orchestrator.cost import Cost, Load
-from orchestrator.dispatch.admission import Limits, default_limits, refusal
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.fusing import (
+from orchestrator.dispatch.scheduling.admission import Limits, default_limits, refusal
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.fusing import (
     FROZEN_BASE_METHODS,
     Facts,
     alone_because,
@@ -24,7 +24,7 @@ from orchestrator.dispatch.fusing import (
     steps_left,
     suspect,
 )
-from orchestrator.dispatch.scheduler import schedule
+from orchestrator.dispatch.scheduling.scheduler import schedule
 from orchestrator.recipe.methods import Method
 from orchestrator.registry import jobs
 from orchestrator.registry.jobs import Submitted

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.dispatch.gpus import Gpu, GpuProcess, NoGpu, Nvml, gpu_source, used_by
-from orchestrator.dispatch.launcher import run_environment, threads_per_process, training_command
-from orchestrator.dispatch.slots import CpuSlots, GpuSlots
+from orchestrator.dispatch.running.launcher import run_environment, threads_per_process, training_command
+from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess, NoGpu, Nvml, gpu_source, used_by
+from orchestrator.dispatch.scheduling.slots import CpuSlots, GpuSlots
 from orchestrator.errors import BadInput
 from orchestrator.jobspec import RunSpec
 from orchestrator.settings import load_settings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from queue_helpers import wait_until
 
-from orchestrator.dispatch.memory import Cgroup, held_by
+from orchestrator.dispatch.running.memory import Cgroup, held_by
 
 
 def test_what_is_held_is_what_was_allocated() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.dispatch.outcome import Report, Tries, after, in_company, judge, lost, report, verdict
+from orchestrator.dispatch.running.outcome import Report, Tries, after, in_company, judge, lost, report, verdict
 from orchestrator.states import JobResult, Reason
 
 LOG_OF_TORCHRUN = """

@@ -10,9 +10,9 @@ import pytest
 from machine import Machine
 from queue_helpers import add_jobs, get, open_registry
 
-from orchestrator.dispatch import reconcile, strikes
 from orchestrator.dispatch.control import cancel
-from orchestrator.dispatch.slots import GpuSlots
+from orchestrator.dispatch.running import reconcile, strikes
+from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import Worker
 from orchestrator.registry import runs
 from orchestrator.registry.jobs import Job

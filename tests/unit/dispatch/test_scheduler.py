@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.line import Line
-from orchestrator.dispatch.scheduler import Plan, schedule
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.line import Line
+from orchestrator.dispatch.scheduling.scheduler import Plan, schedule
 from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy, Team
 from orchestrator.states import JobResult

@@ -6,10 +6,10 @@ import errno
 
 import pytest
 
-from orchestrator.dispatch import strikes
-from orchestrator.dispatch.outcome import BACKOFF, Ending, Tries, after, delay, judge, seconds_to_wait
-from orchestrator.dispatch.outcome import Report as Told
-from orchestrator.dispatch.strikes import Strikes, is_the_machines
+from orchestrator.dispatch.running import strikes
+from orchestrator.dispatch.running.outcome import BACKOFF, Ending, Tries, after, delay, judge, seconds_to_wait
+from orchestrator.dispatch.running.outcome import Report as Told
+from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.errors import BadData, RegistryUnusable
 from orchestrator.states import JobResult, Reason
 

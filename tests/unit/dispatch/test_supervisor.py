@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from queue_helpers import wait_until
 
-from orchestrator.dispatch import limits, processes
-from orchestrator.dispatch.reconcile import request_stop
-from orchestrator.dispatch.start import spawn_supervisor
-from orchestrator.dispatch.supervisor import give_up
+from orchestrator.dispatch.running import limits, processes
+from orchestrator.dispatch.running.reconcile import request_stop
+from orchestrator.dispatch.running.start import spawn_supervisor
+from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.jobspec import RunSpec, Ticket
 from orchestrator.paths import RunPaths, read_json, write_json
 

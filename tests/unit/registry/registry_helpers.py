@@ -18,9 +18,9 @@ from orchestrator.paths import write_json
 from orchestrator.registry import jobs
 from orchestrator.registry.artifacts import Artifact, get_artifact, keep_artifact, stage_artifact
 from orchestrator.registry.datasets import DatasetVersion, add_version
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import NewJob
-from orchestrator.registry.tables import jobs as job_table
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import jobs as job_table
 
 
 def registry_at(home: Path) -> Registry:

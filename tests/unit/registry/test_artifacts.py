@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from orchestrator.errors import BadData, BadInput, NotFinished, NotFound, StaleAttempt
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import write_json
-from orchestrator.registry import artifacts, tables
+from orchestrator.registry import artifacts
 from orchestrator.registry.artifacts import get_artifact, keep_artifact, list_artifacts, stage_artifact
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage import tables
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 
 

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.registry.bases import add_base, get_base, list_bases, resolve_base
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.weights import fingerprint
 

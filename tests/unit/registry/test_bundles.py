@@ -19,8 +19,8 @@ from orchestrator.registry import artifacts
 from orchestrator.registry.artifacts import get_artifact, list_artifacts
 from orchestrator.registry.bundles import read_bundle, write_bundle
 from orchestrator.registry.datasets import list_versions, verify
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.lineage import lineage
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(50)]

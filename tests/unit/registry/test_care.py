@@ -19,13 +19,13 @@ from registry_helpers import add_dataset, finished_job, registry_at
 from orchestrator.errors import BadInput
 from orchestrator.registry import aliases, history, jobs, metrics
 from orchestrator.registry.artifacts import get_artifact, list_artifacts
-from orchestrator.registry.backup import restore, write_backup
+from orchestrator.registry.care.backup import restore, write_backup
+from orchestrator.registry.care.doctor import examine
 from orchestrator.registry.datasets import get_version, list_versions, verify
-from orchestrator.registry.doctor import examine
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.metrics import Point
-from orchestrator.registry.tables import artifacts, latest_metrics
-from orchestrator.registry.tables import jobs as job_table
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import artifacts, latest_metrics
+from orchestrator.registry.storage.tables import jobs as job_table
 from orchestrator.settings import Settings, load_settings
 from orchestrator.states import JobState
 

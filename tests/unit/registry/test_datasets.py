@@ -16,7 +16,7 @@ from orchestrator.data.staging import stage
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.registry import datasets
 from orchestrator.registry.datasets import DatasetVersion, add_version, get_version, list_versions
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 
 
@@ -119,7 +119,7 @@ from pathlib import Path
 from orchestrator.data.rows import ReadOptions
 from orchestrator.data.staging import stage
 from orchestrator.registry.datasets import add_version
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 sys.stdin.readline()
 registry = Registry.open(load_settings(), create=True)

@@ -32,8 +32,8 @@ from orchestrator.registry.datasets import (
     verify,
 )
 from orchestrator.registry.derive import derive, difference
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.lineage import lineage
+from orchestrator.registry.storage.engine import Registry
 
 ROWS = {
     "train": [{"text": f"film {i % 9}", "label": "pos" if i % 3 else "neg", "score": str(i)} for i in range(20)],

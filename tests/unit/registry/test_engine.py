@@ -16,10 +16,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from orchestrator.errors import NotFound, RegistryUnusable
-from orchestrator.registry import metrics, migrations
-from orchestrator.registry.engine import Migrated, Registry, migrate
-from orchestrator.registry.migrate import configuration, upgrade
-from orchestrator.registry.tables import dataset_versions, datasets, metadata
+from orchestrator.registry import metrics
+from orchestrator.registry.storage import migrations
+from orchestrator.registry.storage.engine import Migrated, Registry, migrate
+from orchestrator.registry.storage.migrate import configuration, upgrade
+from orchestrator.registry.storage.tables import dataset_versions, datasets, metadata
 from orchestrator.settings import Settings, load_settings
 
 
@@ -149,8 +150,8 @@ def test_a_writer_takes_the_lock_at_its_start(settings: Settings) -> None:
 
 WRITE = """
 import sys
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.tables import datasets
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import datasets
 from orchestrator.settings import load_settings
 sys.stdin.readline()
 registry = Registry.open(load_settings(), create=True)
@@ -229,7 +230,7 @@ def test_another_schema_is_refused_and_not_changed(
     registry = Registry.open(settings, create=True)
     registry.create()
     registry.close()
-    monkeypatch.setattr("orchestrator.registry.engine.REVISIONS", ("0000", "0001"))
+    monkeypatch.setattr("orchestrator.registry.storage.engine.REVISIONS", ("0000", "0001"))
     with sqlite3.connect(home / "registry.db") as raw:
         raw.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     raw.close()

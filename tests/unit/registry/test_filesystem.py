@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.registry.filesystem import network_filesystem, read_mountinfo
+from orchestrator.registry.storage.filesystem import network_filesystem, read_mountinfo
 
 MOUNTS = r"""
 22 1 259:2 / / rw,relatime shared:1 - ext4 /dev/nvme0n1p2 rw

@@ -17,9 +17,9 @@ from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.errors import NotFound, StaleAttempt
 from orchestrator.registry import history, jobs, metrics, runs, workers
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.metrics import Point
 from orchestrator.registry.runs import Claim, Claimant
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import LIVE, MOVES, JobResult, JobState, Reason
 
 

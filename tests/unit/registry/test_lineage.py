@@ -12,11 +12,12 @@ from orchestrator.cli.lineage import as_json, dot, mermaid, text
 from orchestrator.data.rows import ReadOptions
 from orchestrator.data.staging import stage
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.registry import aliases, artifacts, gc
+from orchestrator.registry import aliases, artifacts
 from orchestrator.registry.artifacts import get_artifact
+from orchestrator.registry.care import gc
 from orchestrator.registry.datasets import verify
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.lineage import lineage
+from orchestrator.registry.storage.engine import Registry
 
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(5)]
 

@@ -16,9 +16,9 @@ from queue_helpers import add_jobs, open_registry
 from orchestrator.data.where import parse
 from orchestrator.errors import BadInput
 from orchestrator.registry import metrics, search
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.metrics import Point
-from orchestrator.registry.tables import jobs, latest_metrics
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import jobs, latest_metrics
 
 METHODS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_helpers import add_jobs, open_registry
 
-from orchestrator.dispatch.launcher import PORTS, free_port
+from orchestrator.dispatch.running.launcher import PORTS, free_port
 from orchestrator.registry import controls, history, jobs, reservations, runs, usage, workers
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.queue import pause, waiting_jobs
 from orchestrator.registry.runs import Claimant
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy, Team, load_policy
 from orchestrator.states import JobResult, JobState, Reason
 
@@ -70,8 +70,8 @@ def test_who_shares_a_run_shares_its_price(registry: Registry) -> None:
 @given(st.lists(st.tuples(st.floats(-1e5, 1e5), st.floats(0, 1e4)), min_size=1, max_size=6))
 def test_a_clock_that_jumps_takes_nothing_away_twice(steps: list[tuple[float, float]]) -> None:
     """However the clock jumps, an account is never negative and never more than all that was charged."""
-    from orchestrator.registry import sqlite
-    from orchestrator.registry.tables import metadata
+    from orchestrator.registry.storage import sqlite
+    from orchestrator.registry.storage.tables import metadata
 
     engine = sqlite.in_memory()
     metadata.create_all(engine)

@@ -12,13 +12,14 @@ from sqlalchemy import Connection
 
 from orchestrator import manifest
 from orchestrator.errors import PtqError
-from orchestrator.registry import artifacts, bases, datasets, gc
+from orchestrator.registry import artifacts, bases, datasets
 from orchestrator.registry import jobs as job_verbs
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.care import gc
 from orchestrator.registry.lineage import warm_starts
 from orchestrator.registry.metrics import rebuild_latest, stale_latest
-from orchestrator.registry.tables import artifacts as artifact_table
-from orchestrator.registry.tables import jobs
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import artifacts as artifact_table
+from orchestrator.registry.storage.tables import jobs
 from orchestrator.states import JobResult, JobState
 
 _OLD = re.compile(r"\.([0-9a-f]{64})\.[0-9a-f]+\.old")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib import pyplot
 
-from orchestrator.cli.grids import grid_of, short_keys, spread
+from orchestrator.cli.output.grids import grid_of, short_keys, spread
 from orchestrator.errors import BadInput
 
 if TYPE_CHECKING:

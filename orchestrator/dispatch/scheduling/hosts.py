@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.dispatch.admission import Limits
-from orchestrator.dispatch.box import Host
-from orchestrator.dispatch.fusing import Facts, steps_left
+from orchestrator.dispatch.scheduling.admission import Limits
+from orchestrator.dispatch.scheduling.box import Host
+from orchestrator.dispatch.scheduling.fusing import Facts, steps_left
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import HomePaths
 from orchestrator.registry import history, jobs

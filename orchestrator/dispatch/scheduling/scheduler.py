@@ -24,11 +24,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.cost import Cost, Load
-from orchestrator.dispatch import admission, reasons
-from orchestrator.dispatch.admission import Limits
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.line import Line
-from orchestrator.dispatch.outcome import seconds_to_wait
+from orchestrator.dispatch.running.outcome import seconds_to_wait
+from orchestrator.dispatch.scheduling import admission, reasons
+from orchestrator.dispatch.scheduling.admission import Limits
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.line import Line
 from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy
 from orchestrator.states import JobResult

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.registry import jobs as job_table
 from orchestrator.registry import metrics
-from orchestrator.registry.engine import Registry
+from orchestrator.registry.storage.engine import Registry
 
 Series = list[tuple[int, float]]
 

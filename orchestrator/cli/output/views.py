@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli import render
-from orchestrator.dispatch.admission import default_limits
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.fusing import Facts
-from orchestrator.dispatch.hosts import Pace, paces
-from orchestrator.dispatch.line import Line
+from orchestrator.cli.output import render
 from orchestrator.dispatch.lock import holder
-from orchestrator.dispatch.scheduler import Plan
-from orchestrator.dispatch.survey import Survey, survey
+from orchestrator.dispatch.scheduling.admission import default_limits
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.fusing import Facts
+from orchestrator.dispatch.scheduling.hosts import Pace, paces
+from orchestrator.dispatch.scheduling.line import Line
+from orchestrator.dispatch.scheduling.scheduler import Plan
+from orchestrator.dispatch.scheduling.survey import Survey, survey
 from orchestrator.errors import BadInput
 from orchestrator.registry import jobs, metrics, runs, workers
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.queue import count_queued
 from orchestrator.registry.reservations import Reservation
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy, load_policy, load_settings
 from orchestrator.states import LIVE, JobState
 

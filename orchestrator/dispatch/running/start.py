@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from orchestrator.dispatch.admission import Limits
-from orchestrator.dispatch.fusing import cost_name
-from orchestrator.dispatch.launcher import LaunchCommand, free_port, run_environment
-from orchestrator.dispatch.processes import TOKEN
+from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, run_environment
+from orchestrator.dispatch.running.processes import TOKEN
+from orchestrator.dispatch.scheduling.admission import Limits
+from orchestrator.dispatch.scheduling.fusing import cost_name
 from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec, Ticket
 from orchestrator.paths import HomePaths, RunPaths, write_atomic, write_json
 from orchestrator.registry.jobs import Job, Submitted
@@ -113,7 +113,7 @@ def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str]) -> in
 
     -P: no module is taken from the folder in which the worker happens to run.
     """
-    arguments = [sys.executable, "-P", "-m", "orchestrator.dispatch.supervisor", str(run.root), *command]
+    arguments = [sys.executable, "-P", "-m", "orchestrator.dispatch.running.supervisor", str(run.root), *command]
     environment = training_environment(**run_environment(spec), **{TOKEN: spec.token})
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions: list[tuple[int, int, str, int, int]] = [

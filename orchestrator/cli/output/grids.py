@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.cli import render
+from orchestrator.cli.output import render
 from orchestrator.errors import BadInput
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from orchestrator.cost import Cost, Load
-from orchestrator.dispatch.admission import Limits
+from orchestrator.dispatch.scheduling.admission import Limits
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import AbstractContextManager
 
-from orchestrator.dispatch import memory, processes
+from orchestrator.dispatch.running import memory, processes
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import RunPaths
 

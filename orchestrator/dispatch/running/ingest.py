@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import StaleAttempt
 from orchestrator.events import read_events
 from orchestrator.registry import jobs, metrics
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.metrics import BASE, Point
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobState
 
 if TYPE_CHECKING:

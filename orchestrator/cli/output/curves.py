@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib import pyplot
 
-from orchestrator.cli.series import Curve, smoothed
+from orchestrator.cli.output.series import Curve, smoothed
 
 # Okabe & Ito's palette: told apart by people with colour-blindness and in grey print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.dispatch import processes
+from orchestrator.dispatch.running import processes
 from orchestrator.errors import BadInput
 from orchestrator.settings import Settings
 

@@ -6,12 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.dispatch.admission import Limits
-from orchestrator.dispatch.box import Host, Slot
-from orchestrator.dispatch.fusing import Facts
-from orchestrator.dispatch.hosts import find_hosts
-from orchestrator.dispatch.line import CLASS
-from orchestrator.dispatch.scheduler import Plan, schedule
+from orchestrator.dispatch.scheduling.admission import Limits
+from orchestrator.dispatch.scheduling.box import Host, Slot
+from orchestrator.dispatch.scheduling.fusing import Facts
+from orchestrator.dispatch.scheduling.hosts import find_hosts
+from orchestrator.dispatch.scheduling.line import CLASS
+from orchestrator.dispatch.scheduling.scheduler import Plan, schedule
 from orchestrator.paths import HomePaths
 from orchestrator.registry import controls, jobs, reservations, runs, usage
 from orchestrator.registry.queue import DEEP, Waiting, waiting_jobs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from orchestrator.registry.tables import metadata
+from orchestrator.registry.storage.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

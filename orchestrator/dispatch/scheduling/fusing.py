@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__
 from orchestrator.cost import Cost, Load
-from orchestrator.dispatch.loads import load_of
+from orchestrator.dispatch.scheduling.loads import load_of
 from orchestrator.paths import HomePaths
 from orchestrator.registry import history, jobs
 from orchestrator.registry.datasets import row_bytes

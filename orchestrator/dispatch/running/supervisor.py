@@ -1,4 +1,4 @@
-"""The small process that owns one run: `python -m orchestrator.dispatch.supervisor RUN_FOLDER COMMAND…`.
+"""The small process that owns one run: `python -m orchestrator.dispatch.running.supervisor RUN_FOLDER COMMAND…`.
 
 It outlives the worker, never opens the database, and tells the ledger everything through the run's folder:
 supervisor.json (who it is, before anything starts), heartbeat (each second), run.log, and exit.json, written
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import failpoints
-from orchestrator.dispatch import processes, runlog
-from orchestrator.dispatch.launcher import TRAINING
-from orchestrator.dispatch.limits import Memory, TimeLimit
+from orchestrator.dispatch.running import processes, runlog
+from orchestrator.dispatch.running.launcher import TRAINING
+from orchestrator.dispatch.running.limits import Memory, TimeLimit
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import RunPaths, fsync_folder, write_json
 from orchestrator.settings import child_environment

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.dispatch.box import Slot
-from orchestrator.dispatch.gpus import Gpu, GpuSource, Nvml, fault_of, pick, used_by
+from orchestrator.dispatch.scheduling.box import Slot
+from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, Nvml, fault_of, pick, used_by
 from orchestrator.errors import BadInput
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from orchestrator.errors import RegistryUnusable
 from orchestrator.paths import fsync_file, fsync_folder
-from orchestrator.registry.filesystem import network_filesystem
+from orchestrator.registry.storage.filesystem import network_filesystem
 from orchestrator.sharing import is_shared
 
 #: An execution option of a connection: its transaction takes the write lock at its start.
@@ -126,7 +126,7 @@ def refuse_network_filesystem(path: Path) -> None:
 
 def _build(path: Path) -> None:
     """Under the lock: a whole file beside it, then a rename, so that nobody ever opens half a registry."""
-    from orchestrator.registry.migrate import upgrade
+    from orchestrator.registry.storage.migrate import upgrade
 
     for left_behind in path.parent.glob(f".{path.name}.*.partial*"):  # a creator was killed
         left_behind.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 
-from orchestrator.registry import migrations
+from orchestrator.registry.storage import migrations
 
 FOLDER = Path(migrations.__file__).parent
 

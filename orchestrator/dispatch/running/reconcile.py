@@ -17,20 +17,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
-from orchestrator.dispatch import processes, runlog
-from orchestrator.dispatch.ingest import News, take_in
-from orchestrator.dispatch.outcome import Ending, Report, Tries, in_company, judge, lost, not_joined, report, verdict
-from orchestrator.dispatch.start import ticket, time_limit, write_job
-from orchestrator.dispatch.strikes import Strikes, is_the_machines
-from orchestrator.dispatch.supervisor import give_up
+from orchestrator.dispatch.running import processes, runlog
+from orchestrator.dispatch.running.ingest import News, take_in
+from orchestrator.dispatch.running.outcome import (
+    Ending,
+    Report,
+    Tries,
+    in_company,
+    judge,
+    lost,
+    not_joined,
+    report,
+    verdict,
+)
+from orchestrator.dispatch.running.start import ticket, time_limit, write_job
+from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
+from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.errors import PtqError, StaleAttempt
 from orchestrator.events import read_events
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import HomePaths, RunPaths, read_json, write_json
 from orchestrator.registry import artifacts, history, jobs, runs
-from orchestrator.registry.engine import Registry
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Run
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult, JobState, Reason
 
 if TYPE_CHECKING:

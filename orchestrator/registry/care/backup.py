@@ -31,9 +31,9 @@ from orchestrator.manifest import digest_of, file_sha256, manifest_faults
 from orchestrator.paths import HomePaths, fsync_file, fsync_folder, read_json
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry import runs as run_verbs
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.migrations import HEAD, REVISIONS
-from orchestrator.registry.tables import artifacts, dataset_versions, jobs, runs, workers
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.migrations import HEAD, REVISIONS
+from orchestrator.registry.storage.tables import artifacts, dataset_versions, jobs, runs, workers
 from orchestrator.settings import REGISTRY_FILE, Settings
 from orchestrator.states import LIVE, JobState, Reason
 
@@ -196,7 +196,7 @@ def _check(folder: Path, index: Mapping[str, Any], source: Path) -> None:
 
 def _requeue(settings: Settings, now: float) -> int:
     """The runs of the backup live no more, as far as this home goes: their jobs start again, their slots are free."""
-    from orchestrator.registry.engine import migrate
+    from orchestrator.registry.storage.engine import migrate
 
     backup = migrate(settings, now=now).backup
     if backup is not None:

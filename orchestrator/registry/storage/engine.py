@@ -20,9 +20,9 @@ from sqlalchemy import Connection, Engine, exc
 
 from orchestrator.errors import NotFound, RegistryUnusable
 from orchestrator.paths import HomePaths
-from orchestrator.registry import sqlite
-from orchestrator.registry.migrations import HEAD, REVISIONS
-from orchestrator.registry.tables import metadata
+from orchestrator.registry.storage import sqlite
+from orchestrator.registry.storage.migrations import HEAD, REVISIONS
+from orchestrator.registry.storage.tables import metadata
 from orchestrator.settings import REGISTRY_FILE, Settings
 
 #: How long a transaction waits for another process's write. Writes take milliseconds; a minute means that one hangs.
@@ -191,7 +191,7 @@ def migrate(settings: Settings, *, now: float) -> Migrated:
     registry = Registry(settings, engine, create=False)
     if sqlite.is_sqlite(engine.url) and not sqlite.file_of(engine.url).exists():
         raise NotFound("there is no registry here", where=registry.where, hint=NO_REGISTRY)
-    from orchestrator.registry.migrate import upgrade
+    from orchestrator.registry.storage.migrate import upgrade
 
     backup = None
     try:
@@ -243,7 +243,7 @@ def _parsed(text: str) -> sqlalchemy.URL:
 
 
 def _create_schema(engine: Engine) -> bool:
-    from orchestrator.registry.migrate import upgrade
+    from orchestrator.registry.storage.migrate import upgrade
 
     with engine.begin() as connection:
         upgrade(connection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from orchestrator.dispatch.box import Host, Slot
+from orchestrator.dispatch.scheduling.box import Host, Slot
 from orchestrator.registry.queue import Waiting
 
 _SHOWN = 4  #: holders; of the others only the number is told

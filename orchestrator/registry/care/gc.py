@@ -19,8 +19,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from orchestrator.registry.engine import Registry
-from orchestrator.registry.tables import artifacts, dataset_versions
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.registry.storage.tables import artifacts, dataset_versions
 
 #: Longer than anything takes between placing a folder and naming it.
 YOUNG_SECONDS = 3600.0
