@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from box import Box
 
-STEPS = 1500
+STEPS = 1000
 TASK = {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4}
 TRAIN = {"steps": STEPS, "batch_size": 4, "lr": 0.01, "checkpoint_every": 100, "eval_batch_size": 8}
 METHOD = {"type": "prompt-tuning", "length": 3}
