@@ -174,7 +174,7 @@ def test_a_claim_whose_worker_died_before_the_ticket_is_delivered_by_the_next(bo
 
 
 def test_a_job_that_was_to_join_a_run_that_has_just_ended_waits_for_another(box: Box) -> None:
-    add_jobs(box.registry, 1, steps=10)
+    add_jobs(box.registry, 1, steps=60)  # still at work when the next one is to join
     box.work(lambda: box.at(1, 1))
     [late] = add_jobs(box.registry, 1, steps=10)
     with box.registry.write() as conn:
