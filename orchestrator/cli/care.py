@@ -77,7 +77,7 @@ def backup(
         return
     render.say(f"{made.path}: {size(made.bytes)}, the database and {made.folders:,} folders of the store")
     for folder in made.missing:
-        render.note(f"not in it, because it is missing: {folder}; see `ptq doctor`")
+        render.note(f"not in it, because it is missing or damaged: {folder}; see `ptq doctor`")
 
 
 def restore(

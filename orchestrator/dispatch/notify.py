@@ -39,22 +39,27 @@ class Notifier:
         if not policy.notify_command and policy.notify_webhook is None:
             return
         while len(self._under_way) < AT_ONCE and (due := self._due()):
-            for event, facts in due:
-                if len(self._under_way) >= AT_ONCE:
-                    return
+            for event, facts in due[: AT_ONCE - len(self._under_way)]:
                 self._start(facts, policy)
                 self._told = event
             with self._registry.write() as conn:
                 controls.put(conn, controls.NOTIFIED, self._told, by="worker", at=time.time())
 
     def _due(self) -> list[tuple[int, dict[str, Any]]]:
+        if self._told is None:
+            self._told = self._first()
         with self._registry.read() as conn:
-            if self._told is None:
-                known = controls.get(conn, controls.NOTIFIED)
-                # Who turns notifications on does not want to hear of all that ever happened.
-                self._told = int(known.value) if known is not None else history.last_event(conn)
             found = jobs.finished_since(conn, self._told, limit=_BATCH)
         return [(event, facts_of(job)) for event, job in found]
+
+    def _first(self) -> int:
+        """Who turns notifications on does not want to hear of all that ever happened, but of all from then on."""
+        with self._registry.write() as conn:
+            if (known := controls.get(conn, controls.NOTIFIED)) is not None:
+                return int(known.value)
+            newest = history.last_event(conn)
+            controls.put(conn, controls.NOTIFIED, newest, by="worker", at=time.time())
+            return newest
 
     def _start(self, facts: Mapping[str, Any], policy: Policy) -> None:
         order = {"facts": facts, "command": list(policy.notify_command), "webhook": policy.notify_webhook}

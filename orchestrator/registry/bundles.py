@@ -18,7 +18,7 @@ import shutil
 import stat
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,20 @@ def _member_fault(member: zipfile.ZipInfo) -> str | None:
     return None
 
 
+def _ancestors_first(records: Sequence[Mapping[str, Any]]) -> bool:
+    """As `_chain` writes them: what an artifact was started from stands before it, so nothing is its own ancestor."""
+    before: set[str] = set()
+    for record in records:
+        parents = record["parents"]
+        facts = (record.get(name) for name in ("job", "dataset", "base", "origin"))
+        if not isinstance(parents, list) or not before.issuperset(parents):
+            return False
+        if not all(fact is None or isinstance(fact, Mapping) for fact in facts):
+            return False
+        before.add(record["digest"])
+    return True
+
+
 def _index(file: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     try:
         index = json.loads(file.read(INDEX))
@@ -186,7 +200,7 @@ def _index(file: zipfile.ZipFile, path: Path) -> dict[str, Any]:
             # folder_name refuses what is no digest.
             known = {folder_name(digest) for digest in [*digests, *(one["digest"] for one in index["datasets"])]}
             whole = index["artifact"] in digests and len(known) > 0
-            lists = all(isinstance(record["parents"], list) for record in index["artifacts"])
+            lists = _ancestors_first(index["artifacts"])
             for one in index["datasets"]:
                 check_name(one["name"], "dataset")
             if whole and lists:

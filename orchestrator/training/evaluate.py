@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from orchestrator.errors import PtqError
 from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
 from orchestrator.training.objectives import Objective
@@ -50,12 +51,21 @@ def evaluate(
     alike = processes.zero == 3
     mine = plan.batches if alike else processes.share(plan.batches)
     written: dict[int, str] = {}
+    fault: PtqError | None = None
     for turn in range(len(plan.batches) if alike else -(-len(plan.batches) // processes.world)):
         between()
-        if turn < len(mine):
-            fields = plan.fields(mine[turn])
-            written.update(zip(mine[turn], objective.predict(host, prompt, head, fields, tuned=tuned), strict=True))
-    for other in [] if alike else processes.gather(written):
+        if turn < len(mine) and fault is None:
+            try:
+                texts = objective.predict(host, prompt, head, plan.fields(mine[turn]), tuned=tuned)
+            except PtqError as error:
+                if alike:
+                    raise
+                fault = error  # the other ranks, which do not see this row, have to hear of it
+            else:
+                written.update(zip(mine[turn], texts, strict=True))
+    for other, theirs in [] if alike else processes.gather((written, fault)):
+        if theirs is not None:
+            raise theirs
         written.update(other)
     return plan.scored(objective, written)
 

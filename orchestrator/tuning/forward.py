@@ -334,7 +334,7 @@ def _as_given(hidden: Tensor, rows: RowBatch, batch: RowBatch) -> Tensor:
     """[B, S, H] in the columns of the caller's batch."""
     if rows.side == batch.side:
         return hidden
-    columns = rows.columns_from(batch.side)
+    columns = rows.columns_from(batch.side).to(hidden.device)
     return hidden.gather(1, columns[..., None].expand_as(hidden))
 
 

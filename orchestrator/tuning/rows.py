@@ -74,8 +74,10 @@ class RowBatch:
     def to(self, device: torch.device | str) -> RowBatch:
         if self.input_ids.device == torch.device(device):
             return self
+        # To the CPU a copy has to be awaited: who reads it at once would read what lay there before.
+        late = torch.device(device).type != "cpu"
         moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+            name: value.to(device, non_blocking=late) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 

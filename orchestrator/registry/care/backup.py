@@ -35,7 +35,7 @@ from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.migrations import HEAD, REVISIONS
 from orchestrator.registry.storage.tables import artifacts, dataset_versions, jobs, runs, workers
 from orchestrator.settings import REGISTRY_FILE, Settings
-from orchestrator.states import LIVE, JobState, Reason
+from orchestrator.states import LIVE, JobResult, JobState, Reason
 
 FORMAT = 1
 INDEX = "backup.json"
@@ -47,7 +47,7 @@ class Backup:
     path: Path
     bytes: int
     folders: int
-    missing: list[str]  #: folders that rows name and the store lacks
+    missing: list[str]  #: folders that rows name and the store lacks, or holds damaged
 
 
 def write_backup(registry: Registry, output: Path, *, now: float) -> Backup:
@@ -61,7 +61,7 @@ def write_backup(registry: Registry, output: Path, *, now: float) -> Backup:
     try:
         registry.snapshot(copy)
         named = _named(copy)
-        there = [(kind, digest) for kind, digest in named if _folder(registry.paths, kind, digest).is_dir()]
+        there = [one for one in named if not manifest_faults(_folder(registry.paths, *one))]
         missing = [list(one) for one in named if one not in there]
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as file:
             index = {"format": FORMAT, "schema": HEAD, "made_at": now, "home": str(registry.paths.root)}
@@ -95,12 +95,7 @@ def restore(settings: Settings, source: Path, *, now: float) -> int:
     """
     paths = HomePaths(settings.home)
     target = paths.root / REGISTRY_FILE
-    if target.exists():
-        raise BadInput(
-            "there is a registry here already",
-            where=str(target),
-            hint="set PTQ_HOME to an empty folder, or move it away",
-        )
+    _refuse_remains(paths, target)
     made = [folder for folder in (paths.root, *paths.root.parents) if not folder.exists()]
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
@@ -121,6 +116,15 @@ def restore(settings: Settings, source: Path, *, now: float) -> int:
             if one.is_dir() and not any(one.iterdir()):
                 one.rmdir()
     return again
+
+
+def _refuse_remains(paths: HomePaths, target: Path) -> None:
+    """A registry, its write-ahead log, or folders of jobs and runs: their numbers would be given again to others."""
+    logs = [target.with_name(f"{REGISTRY_FILE}{suffix}") for suffix in ("-wal", "-shm")]
+    folders = [folder for folder in (paths.jobs, paths.runs) if folder.is_dir() and any(folder.iterdir())]
+    for found in [path for path in (target, *logs) if path.exists()] + folders:
+        what = "there is a registry here already" if found == target else "this is left of another registry"
+        raise BadInput(what, where=str(found), hint="set PTQ_HOME to an empty folder")
 
 
 def _named(copy: Path) -> list[tuple[str, str]]:
@@ -205,6 +209,12 @@ def _requeue(settings: Settings, now: float) -> int:
     with registry.write() as connection:
         live = job_verbs.list_jobs(connection, states=sorted(LIVE))
         for job in live:
+            if job.state is JobState.STOPPING:  # somebody had cancelled it
+                job_verbs.move(
+                    connection, job.id, job.attempt, JobState.FINISHED, actor="restore", at=now,
+                    result=JobResult.CANCELLED, reason=job.reason, message="cancelled before the backup",
+                )  # fmt: skip
+                continue
             job_verbs.move(
                 connection, job.id, job.attempt, JobState.QUEUED,
                 actor="restore", at=now, reason=Reason.WORKER_LOST, message="restored from a backup", counted=False,
@@ -219,7 +229,7 @@ def _requeue(settings: Settings, now: float) -> int:
     for suffix in ("-wal", "-shm"):
         (settings.home / f"{REGISTRY_FILE}{suffix}").unlink(missing_ok=True)
     fsync_file(settings.home / REGISTRY_FILE)
-    return len(live)
+    return sum(job.state is not JobState.STOPPING for job in live)
 
 
 def _place(folder: Path, paths: HomePaths, index: Mapping[str, Any]) -> None:

@@ -86,7 +86,9 @@ class LabelScoring:
     def _row(self, ids: list[int], word: list[int]) -> Row:
         if self._encoder.kind == "seq2seq":
             return Row(ids=ids, labels=word, prompt=0)
-        infix_at = self._encoder.infix_at(len(ids) - len(self._separator))
+        # With no token of its own between input and word, the infix goes before the input's last token: the position
+        # that predicts the word has to see it.
+        infix_at = self._encoder.infix_at(len(ids) - max(1, len(self._separator)))
         return Row(ids=ids + word, labels=[IGNORED] * len(ids) + word, prompt=0, infix_at=infix_at)
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:

@@ -27,7 +27,7 @@ from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import artifacts, latest_metrics
 from orchestrator.registry.storage.tables import jobs as job_table
 from orchestrator.settings import Settings, load_settings
-from orchestrator.states import JobState
+from orchestrator.states import JobResult, JobState
 
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(5)]
 NOW = 1e9
@@ -152,6 +152,45 @@ def test_jobs_that_were_under_way_are_queued_again(registry: Registry, tmp_path:
     with registry.read() as conn:
         assert jobs.get_job(conn, job).state is JobState.RUNNING
     back.close()
+
+
+def test_a_cancelled_job_is_not_trained_again(registry: Registry, tmp_path: Path) -> None:
+    (job,) = add_jobs(registry)
+    with registry.write() as conn:
+        jobs.move(conn, job, 0, JobState.STARTING, actor="worker:1", at=1.0)
+        jobs.move(conn, job, 1, JobState.STOPPING, actor="user:ann", at=2.0)
+    write_backup(registry, tmp_path / "b.tar", now=5.0)
+    settings = settings_at(tmp_path / "new")
+    assert restore(settings, tmp_path / "b.tar", now=6.0) == 0
+    back = Registry.open(settings)
+    with back.read() as conn:
+        found = jobs.get_job(conn, job)
+    assert (found.state, found.result) == (JobState.FINISHED, JobResult.CANCELLED)
+    back.close()
+
+
+@pytest.mark.parametrize("left", ["jobs/58/events.jsonl", "runs/3/exit.json", "registry.db-wal"])
+def test_nothing_is_restored_beside_the_remains_of_another_registry(
+    registry: Registry, tmp_path: Path, left: str
+) -> None:
+    """Their numbers would be given again, and what lies there would be taken for the new jobs' own."""
+    write_backup(registry, tmp_path / "b.tar", now=5.0)
+    settings = settings_at(tmp_path / "used")
+    (settings.home / left).parent.mkdir(parents=True)
+    (settings.home / left).write_text("")
+    with pytest.raises(BadInput, match="left of another registry"):
+        restore(settings, tmp_path / "b.tar", now=6.0)
+    assert not (settings.home / "registry.db").exists()
+
+
+def test_a_damaged_folder_is_named_and_does_not_spoil_the_backup(registry: Registry, tmp_path: Path) -> None:
+    damaged = get_artifact(registry, "a1").path
+    file = next(path for path in sorted(damaged.iterdir()) if path.suffix == ".safetensors")
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    made = write_backup(registry, tmp_path / "b.tar", now=5.0)
+    assert made.missing == [str(damaged)]
+    assert restore(settings_at(tmp_path / "new"), tmp_path / "b.tar", now=6.0) == 0
 
 
 def test_nothing_is_restored_over_a_registry(registry: Registry, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.errors import BadData
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.tuning import Prompt
@@ -89,3 +90,36 @@ def test_ranks_share_the_batches_and_pause_equally_often(
     assert len(set(pauses)) == 1
     once = sorted(row["text"] for row in ROWS)
     assert sorted(asked) == (sorted(once * world) if zero == 3 else once)
+
+
+class Refusing(Echo):
+    def predict(self, host: Any, prompt: Any, head: Any, rows: Sequence[dict[str, str]], *, tuned: bool) -> list[str]:
+        if any(row["text"].endswith("9") for row in rows):
+            raise BadData("a row's context is empty")
+        return super().predict(host, prompt, head, rows, tuned=tuned)
+
+
+def test_a_row_that_one_rank_refuses_ends_the_evaluation_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rank that meets it still takes part in what all ranks do together, and all hear of it there."""
+    told: list[Any] = []
+    monkeypatch.setattr(Processes, "gather", lambda _self, value: told.append(value) or list(told))
+    pauses = [0, 0]
+    order = sorted(range(2), key=lambda rank: any("9" in text for text in texts_of(rank)), reverse=True)
+    for rank in order:
+
+        def between(rank: int = rank) -> None:
+            pauses[rank] += 1
+
+        with pytest.raises(BadData, match="context is empty"):
+            scored(Refusing(), 3, processes(rank, 2), between=between)
+    assert len(told) == 2
+    assert pauses[0] == pauses[1]
+
+
+def texts_of(rank: int) -> list[str]:
+    """What a rank of two is asked."""
+    asked = Echo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "gather", lambda _self, value: [(dict.fromkeys(range(len(ROWS)), ""), None)])
+        scored(asked, 3, processes(rank, 2))
+    return [text for batch in asked.batches for text in batch]
