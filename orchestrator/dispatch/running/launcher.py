@@ -51,7 +51,6 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": threads,
         "RAYON_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",  # a forked tokenizer would otherwise warn or hang
-        "PYTHONSAFEPATH": "1",  # what lies in the run's folder is never imported
         "PYTHONUNBUFFERED": "1",  # `ptq logs -f` shows lines as they are printed
     }
     if spec.device == "cpu":
