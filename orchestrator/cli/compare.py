@@ -10,7 +10,7 @@ import typer
 from orchestrator.cli.common import Json
 from orchestrator.cli.jobs import Where
 from orchestrator.cli.output import render
-from orchestrator.cli.output.grids import grid_of, short_keys, spread
+from orchestrator.cli.output.grids import best_seed, grid_of, short_keys, spread
 from orchestrator.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
@@ -71,12 +71,16 @@ def _table(found: Comparison) -> None:
         difference = "" if against is None else f"{against.difference:+.3g}"
         p = "" if against is None or against.p is None else f"{against.p:.2g} ({against.seeds})"
         settings = [_setting(one.settings[key]) for key in found.keys]
-        rows.append([*settings, len(one.jobs), *(spread(one, name) for name in shown), difference, p, _ids(one)])
+        numbers = [spread(one, first), best_seed(one, first), *(spread(one, name) for name in shown[1:])]
+        rows.append([*settings, len(one.jobs), *numbers, difference, p, _ids(one)])
     keys = short_keys(found.keys)
-    names = [*keys, "seeds", *shown, "to best", "p (pairs)", "jobs"]
+    names = [*keys, "seeds", first, "best (seed)", *shown[1:], "to best", "p (pairs)", "jobs"]
     render.table(names, rows, right=("seeds", "to best", "p (pairs)"))
     if any(len(one.jobs) > 1 for one in found.configurations):
-        render.note(f"mean ± standard deviation over seeds; p: exact paired sign-flip test of {first} against the best")
+        render.note(
+            "mean ± standard deviation over seeds, and beside it the best seed alone, which is better by luck too"
+        )
+        render.note(f"p: exact paired sign-flip test of {first} against the best row")
     if len(found.metrics) > len(shown):
         render.note(f"more with --metric: {', '.join(found.metrics[_SHOWN_METRICS:])}")
 
@@ -118,6 +122,7 @@ def _json(found: Comparison) -> dict[str, Any]:
                 "values": one.values,
                 "mean": {name: one.mean(name) for name in found.metrics},
                 "std": {name: one.deviation(name) for name in found.metrics},
+                "best": {name: _best(one, name) for name in found.metrics},
                 "to_best": {
                     name: None if one is best or pair is None else vars(pair)
                     for name in found.metrics
@@ -127,6 +132,11 @@ def _json(found: Comparison) -> dict[str, Any]:
             for one in found.configurations
         ],
     }
+
+
+def _best(one: Configuration, metric: str) -> dict[str, Any] | None:
+    found = one.best(metric)
+    return None if found is None else {"seed": found[0], "job": one.jobs[found[0]], "value": found[1]}
 
 
 def _setting(value: Any) -> str:

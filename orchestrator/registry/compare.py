@@ -38,6 +38,14 @@ class Configuration:
         found = self.values.get(metric, {})
         return statistics.stdev(found.values()) if len(found) > 1 else None
 
+    def best(self, metric: str) -> tuple[int, float] | None:
+        """(seed, value) of the best seed, of equal ones the smallest; None where no seed has the metric."""
+        found = self.values.get(metric)
+        if not found:
+            return None
+        seed = min(found, key=lambda seed: (found[seed] if metric in _FALLING else -found[seed], seed))
+        return seed, found[seed]
+
 
 @dataclass(frozen=True)
 class Paired:

@@ -60,11 +60,13 @@ def test_jobs(box: Box) -> None:
 def test_compare(box: Box) -> None:
     table = box.ok("compare", "g1").splitlines()
     assert table[0].split()[:4] == ["LENGTH", "LR", "SEEDS", "BLEU"]
-    assert table[1].split()[:6] == ["5", "0.5", "3", "52.5", "±", "1"]
-    assert table[2].split()[6:9] == ["-0.4", "0.25", "(3)"]
+    assert table[1].split()[:8] == ["5", "0.5", "3", "52.5", "±", "1", "53.5", "(3)"]
+    assert table[2].split()[8:11] == ["-0.4", "0.25", "(3)"]
+    assert "BEST" not in box.ok("compare", "1", "2", "--where", "seed=1").splitlines()[0]  # one seed: nothing apart
     found = box.json("compare", "g1", "--where", "seed<3", "--json")
     assert found["settings"] == ["method.length", "train.lr"]
     assert [one["seeds"] for one in found["configurations"]] == [[1, 2]] * 4
+    assert found["configurations"][0]["best"]["bleu"] == {"seed": 2, "job": 11, "value": 52.5}
     grid = box.ok("compare", "g1", "--grid").splitlines()
     assert grid[0].split() == ["LENGTH", "/", "LR", "0.1", "0.5"]
     assert [line.split()[0] for line in grid[1:]] == ["1", "5"]

@@ -36,6 +36,12 @@ def spread(one: Configuration, metric: str) -> str:
     return render.number(mean) if mean is None or deviation is None else f"{mean:.4g} ± {deviation:.2g}"
 
 
+def best_seed(one: Configuration, metric: str) -> str:
+    """`0.871 (2)`: the best seed's value and the seed; empty below two seeds, whose mean is that value."""
+    found = one.best(metric)
+    return "" if found is None or one.deviation(metric) is None else f"{render.number(found[1])} ({found[0]})"
+
+
 def short_keys(keys: list[str]) -> list[str]:
     """The last parts where they tell the keys apart: `length` for `method.length`."""
     last = [key.rpartition(".")[2] for key in keys]

