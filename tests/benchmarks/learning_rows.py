@@ -205,8 +205,9 @@ def lama_rows() -> list[Plan]:
     sources = {"manual": "LAMA", "LPAQA's words": "LPAQA", "AutoPrompt's words": "AutoPrompt"}
     templates = {row: lama_templates(source) for row, source in sources.items()}
     train = {"steps": 200, "batch_size": 16, "warmup": 5}
+    search = {"steps": 40, "batch_size": 32}
     trained: list[tuple[str, str, Settings, Settings]] = [
-        ("AutoPrompt, 3 words", "{sub_label} [T:3] [MASK] .", {"type": "autoprompt", "candidates": 10}, {"steps": 40, "batch_size": 32}),
+        ("AutoPrompt, 3 words", "{sub_label} [T:3] [MASK] .", {"type": "autoprompt", "candidates": 10}, search),
         ("P-tuning, (3, sub, 3, obj)", "[P:3] {sub_label} [P:3] [MASK] .", {"type": "p-tuning"}, train | {"lr": 5e-3}),
         ("prompt tuning, n 6", "{sub_label} [MASK] .", {"type": "prompt-tuning", "length": 6}, train | {"lr": 3e-2}),
         ("fine-tuning", "{sub_label} [MASK] .", FINE_TUNING, train | {"lr": 5e-4}),
