@@ -64,7 +64,7 @@ def _table(found: Comparison) -> None:
     from orchestrator.registry.compare import paired
 
     best, first = found.configurations[0], found.metrics[0]
-    shown = found.metrics[:_SHOWN_METRICS]
+    shown = found.metrics[: 1 if render.is_narrow() else _SHOWN_METRICS]
     rows = []
     for one in found.configurations:
         against = None if one is best else paired(one, best, first)
@@ -77,12 +77,10 @@ def _table(found: Comparison) -> None:
     names = [*keys, "seeds", first, "best (seed)", *shown[1:], "to best", "p (pairs)", "jobs"]
     render.table(names, rows, right=("seeds", "to best", "p (pairs)"))
     if any(len(one.jobs) > 1 for one in found.configurations):
-        render.note(
-            "mean ± standard deviation over seeds, and beside it the best seed alone, which is better by luck too"
-        )
+        render.note("mean ± standard deviation over seeds; apart from it the best seed, chosen by its score")
         render.note(f"p: exact paired sign-flip test of {first} against the best row")
     if len(found.metrics) > len(shown):
-        render.note(f"more with --metric: {', '.join(found.metrics[_SHOWN_METRICS:])}")
+        render.note(f"more with --metric: {', '.join(found.metrics[len(shown) :])}")
 
 
 def _grid(found: Comparison) -> None:
