@@ -1,6 +1,6 @@
 """A PTQ_HOME that a group of accounts shares: who may write what, whatever umask each of them has.
 
-    PTQ_HOME               2770   everybody makes the registry's side files in it
+    PTQ_HOME               3770   everybody makes the registry's side files in it; nobody replaces what another has made
     registry.db            0660   SQLite gives its side files the same
     jobs/ runs/            2750   one account works: the one that made the home; the group reads
     store/ and its shelves 3770   everybody adds; nobody removes what another has added
@@ -50,7 +50,7 @@ def share(home: Path, gid: int) -> None:
 
 def _mode(path: Path, name: str) -> int:
     if path.is_dir():
-        return 0o2770 if name == "." else 0o3770 if name in _SHELVES else 0o2750
+        return 0o3770 if name == "." or name in _SHELVES else 0o2750
     return 0o660 if name.startswith("registry.db") else 0o640
 
 

@@ -2,7 +2,7 @@
 
 Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
 leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
-(end the whole program), poison (KILL it), one of `unruly.KINDS`, greedy (for memory), talkative, hang (never reach
+(end the whole program), poison (KILL it), pauses (stops itself once, at step 12, until SIGCONT), one of `unruly.KINDS`, greedy (for memory), talkative, hang (never reach
 another step boundary), empty (leave without an artifact), no-manifest, environment (print it).
 """
 
@@ -15,6 +15,8 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # a run's processes take no module from where they are (PYTHONSAFEPATH)
 
 import unruly
 
@@ -82,6 +84,8 @@ class FakeJob:
         failpoints.reach("training.stepped")
         if self.behaviour == "poison" and self.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.behaviour == "pauses" and self.step == 12 and self.spec.attempt == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.behaviour == "crash":
             raise SystemExit("RuntimeError: CUDA out of memory")
         if self.behaviour == "hang" and self.step == 5:

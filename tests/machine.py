@@ -29,7 +29,7 @@ from queue_helpers import add_jobs, open_registry
 
 from orchestrator import failpoints
 from orchestrator.dispatch import access, control
-from orchestrator.dispatch.running import processes, reconcile, start, supervisor
+from orchestrator.dispatch.running import processes, reconcile, requests, start, supervisor
 from orchestrator.dispatch.running.supervisor import Exit
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess
 from orchestrator.dispatch.scheduling.slots import GpuSlots
@@ -309,7 +309,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.machine.supervisors())
     @rule(data=st.data())
     def preempt(self, data: st.DataObject) -> None:
-        reconcile.request_stop(data.draw(st.sampled_from(self.machine.supervisors())).run, "preempt")
+        requests.request_stop(data.draw(st.sampled_from(self.machine.supervisors())).run, "preempt")
 
     @rule(gpu=st.sampled_from(GPUS))
     def somebody_comes_or_goes(self, gpu: str) -> None:

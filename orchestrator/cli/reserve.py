@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +14,8 @@ import typer
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.registry.reservations import Reservation
     from orchestrator.registry.storage.engine import Registry
 
@@ -48,11 +53,12 @@ def reserve(
     registry = open_registry(create=True)
     user = registry.settings.user
     check_possible(registry, gpus, user=user, now=time.time())
-    with registry.write() as conn:
-        number = reservations.add(
-            conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
-        )  # fmt: skip
-    found = _wait(registry, number) if wait else _get(registry, number)
+    with _ending_by_signals(wait):
+        with registry.write() as conn:
+            number = reservations.add(
+                conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
+            )  # fmt: skip
+        found = _wait(registry, number) if wait else _get(registry, number)
     if as_json:
         render.print_json(_as_json(registry, found))
     elif found.started_at is None:
@@ -80,7 +86,7 @@ def release(
 
 
 def _wait(registry: Registry, number: int) -> Reservation:
-    """Until it has its slots. Ctrl-C leaves the line: nobody would be there to use them."""
+    """Until it has its slots. Ctrl-C leaves the line, and so does every other end: nobody would be there to use them."""
     from orchestrator.cli.output.views import NO_WORKER, worker_is_here
     from orchestrator.dispatch.control import release as release_all
 
@@ -94,10 +100,28 @@ def _wait(registry: Registry, number: int) -> Reservation:
                     return found
                 advance(0, None, "waits in line; Ctrl-C leaves it")
                 time.sleep(POLL)
-    except KeyboardInterrupt:
+    except BaseException:
         release_all(registry, [number], user=registry.settings.user, now=time.time())
-        render.note(f"reservation r{number} released")
+        with suppress(OSError):  # the terminal may be gone
+            render.note(f"reservation r{number} released")
         raise
+
+
+@contextmanager
+def _ending_by_signals(wanted: bool) -> Iterator[None]:
+    """A closed terminal or `kill` ends the command as Ctrl-C does; `nohup` goes on."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    ours = [one for one in (signal.SIGHUP, signal.SIGTERM) if wanted and signal.getsignal(one) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _tell(registry: Registry, one: Reservation) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
 from orchestrator.dispatch.access import check_may_change, check_may_release
-from orchestrator.dispatch.running.reconcile import request_leave, request_stop
+from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.running.requests import request_leave, request_stop
 from orchestrator.errors import BadInput
 from orchestrator.registry import controls, jobs, queue, reservations
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import Policy, load_policy
 from orchestrator.states import JobResult, JobState, Reason
 
 if TYPE_CHECKING:
@@ -100,6 +102,15 @@ def resume_queue(registry: Registry) -> bool:
 
 def release(registry: Registry, numbers: Sequence[int], *, user: str, now: float) -> list[int]:
     """End reservations; those that had not ended."""
+    how: dict[str, Any] = {"by": user, "at": now, "up_since": processes.booted_at(), "half_life": _half_life(registry)}
     with registry.write() as conn:
         check_may_release(registry, [reservations.get(conn, number) for number in numbers])
-        return [number for number in numbers if reservations.end(conn, number, by=user, at=now)]
+        return [number for number in numbers if reservations.end(conn, number, **how)]
+
+
+def _half_life(registry: Registry) -> float:
+    """A fault in queue.toml keeps nobody from giving cards back."""
+    try:
+        return load_policy(registry.paths.root).half_life
+    except BadInput:
+        return Policy.half_life

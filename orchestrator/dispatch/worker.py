@@ -25,7 +25,8 @@ from orchestrator.dispatch.notify import Notifier
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
-from orchestrator.dispatch.running.reconcile import Runs, request_stop
+from orchestrator.dispatch.running.reconcile import Runs
+from orchestrator.dispatch.running.requests import request_stop
 from orchestrator.dispatch.running.start import Manner, start_run, ticket, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.scheduling.admission import Limits, default_limits
@@ -125,6 +126,7 @@ class Worker:
             try:
                 return self._loop(until_idle, until)
             finally:
+                self._guarded(self._notifier.settle)
                 with self.registry.write() as conn:
                     workers.leave(conn, self.me.worker_id, at=self.clock())
 
@@ -188,7 +190,7 @@ class Worker:
         if seen == self._seen and time.monotonic() < self._place_again_at:
             return
         began = time.monotonic()
-        self._notifier.tell(self.policy)
+        self._guarded(partial(self._notifier.tell, self.policy))  # no fault there keeps a job from starting
         self._end_reservations()
         self._plan = self._place()
         pause = max(self._pause(), PLACE_SHARE * (time.monotonic() - began))
@@ -271,7 +273,7 @@ class Worker:
         self._reserved = len(holding) > len(over)
         for one in over:
             with self.registry.write() as conn:
-                reservations.end(conn, one.id, by="its time is over", at=now)
+                reservations.end(conn, one.id, by="its time is over", at=now, **self._charging())
             self.log(f"reservation r{one.id} of {one.user} is over")
 
     def _check_still_free(self, names: Collection[str]) -> None:
@@ -368,10 +370,12 @@ class Worker:
                 conn, host=host, pid=pid, pid_started=processes.start_time(pid), boot_id=boot,
                 slots=self.slots.names, at=self.clock(),
             )  # fmt: skip
-            runs.renew(conn, host, at=self.clock(), half_life=self.policy.half_life)
         self.me = Claimant(number, host, boot)
         self.actor = f"worker:{number}"
-        self.runs = Runs(self.registry, host, self.actor, users_of=self._users_of, log=self.log)
+        self.runs = Runs(
+            self.registry, host, self.actor,
+            users_of=self._users_of, log=self.log, half_life=self.policy.half_life,
+        )  # fmt: skip
 
     def _users_of(self, names: Sequence[str]) -> str:
         """Who is on these slots, seen from outside the queue."""
@@ -380,8 +384,12 @@ class Worker:
     def _beat(self) -> None:
         with self.registry.write() as conn:
             workers.beat(conn, self.me.worker_id, at=self.clock())
-            runs.renew(conn, self.me.host, at=self.clock(), half_life=self.policy.half_life)
+            runs.renew(conn, self.me.host, at=self.clock(), **self._charging())
         self._read_policy()
+
+    def _charging(self) -> dict[str, float]:
+        """How users are charged for what they hold."""
+        return {"half_life": self.policy.half_life, "up_since": processes.booted_at()}
 
     def _see_drained(self, by: str | None) -> None:
         if by and not self._draining:
@@ -392,6 +400,7 @@ class Worker:
         """A faulty queue.toml changes nothing: the last good one stays in force."""
         try:
             self.policy = load_policy(self.registry.paths.root)
+            self.runs.half_life = self.policy.half_life
         except BadInput as error:
             if str(error) != self._policy_fault:
                 self.log(f"worker: {error}\n  the settings that were in force before stay in force")

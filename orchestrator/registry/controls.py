@@ -10,7 +10,8 @@ from sqlalchemy import Connection, delete, insert, select
 from orchestrator.registry.storage.tables import controls
 
 PAUSED = "paused"  #: value: why (may be empty)
-NOTIFIED = "notified"  #: value: the last event of `job_events` that people have been told of
+NOTIFIED = "notified"  #: value: the last event of `job_events` that has been taken up for notifications
+UNTOLD = "untold"  #: value: earlier ones that people have not been told of yet
 
 
 @dataclass(frozen=True)

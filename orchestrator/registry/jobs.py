@@ -247,7 +247,17 @@ def finished_since(conn: Connection, event: int, *, limit: int) -> list[tuple[in
     query = select(job_events.c.id, job_events.c.job_id).where(
         job_events.c.id > event, job_events.c.kind == JobState.FINISHED.value
     )
-    rows = conn.execute(query.order_by(job_events.c.id).limit(limit)).all()
+    return _with_jobs(conn, query.order_by(job_events.c.id).limit(limit))
+
+
+def finished_at_events(conn: Connection, events: Iterable[int]) -> list[tuple[int, Job]]:
+    """The jobs of these events, oldest first."""
+    query = select(job_events.c.id, job_events.c.job_id).where(job_events.c.id.in_(list(events)))
+    return _with_jobs(conn, query.order_by(job_events.c.id))
+
+
+def _with_jobs(conn: Connection, query: Select[Any]) -> list[tuple[int, Job]]:
+    rows = conn.execute(query).all()
     found = {job.id: job for job in list_jobs(conn, ids={row.job_id for row in rows})}
     return [(row.id, found[row.job_id]) for row in rows]
 

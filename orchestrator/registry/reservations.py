@@ -17,6 +17,7 @@ from orchestrator.registry import runs as run_verbs
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.storage.tables import leases, reservations, runs
+from orchestrator.settings import Policy
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,25 @@ def start(conn: Connection, number: int, slots: Sequence[str], by: Claimant, *, 
     return True
 
 
-def end(conn: Connection, number: int, *, by: str, at: float) -> bool:
-    """Take it out of the line, or free its slots; False when it had ended already."""
+def end(
+    conn: Connection,
+    number: int,
+    *,
+    by: str,
+    at: float,
+    up_since: float = 0.0,
+    half_life: float = Policy.half_life,
+) -> bool:
+    """Take it out of the line, or free its slots; False when it had ended already.
+
+    `up_since`: when the box was started: nobody is charged for the time that it was off.
+    """
     one = get(conn, number)
     if one.ended_at is not None:
         return False
     conn.execute(update(reservations).where(reservations.c.id == number).values(ended_at=at, ended_by=by))
     if one.run_id is not None:
-        run_verbs.release(conn, one.run_id, at=at)
+        run_verbs.release(conn, one.run_id, at=at, used_until=one.until, up_since=up_since, half_life=half_life)
     return True
 
 

@@ -130,29 +130,54 @@ def _start(
     return taken
 
 
-def end_run(conn: Connection, run_id: int, *, exit_record: Mapping[str, Any] | None, at: float) -> None:
-    """Close the run and free its slots. Only for a run of which no process lives."""
+def end_run(
+    conn: Connection,
+    run_id: int,
+    *,
+    exit_record: Mapping[str, Any] | None,
+    at: float,
+    used_until: float | None = None,
+    half_life: float = Policy.half_life,
+) -> None:
+    """Close the run and free its slots. Only for a run of which no process lives.
+
+    `used_until`: when it was last known to live, where that may be long ago: nobody is charged for what came after.
+    """
     open_run = (runs.c.id == run_id, runs.c.ended_at.is_(None))
     record = None if exit_record is None else dict(exit_record)
     conn.execute(update(runs).where(*open_run).values(ended_at=at, exit=record))
-    release(conn, run_id, at=at)
+    release(conn, run_id, at=at, used_until=used_until, half_life=half_life)
 
 
-def release(conn: Connection, run_id: int, *, at: float) -> None:
+def release(
+    conn: Connection,
+    run_id: int,
+    *,
+    at: float,
+    used_until: float | None = None,
+    up_since: float = 0.0,
+    half_life: float = Policy.half_life,
+) -> None:
     """Free the slots of a run; what it has taken of them since they were last charged is charged."""
     held = (leases.c.run_id == run_id, leases.c.released_at.is_(None))
-    _charge(conn, held, at=at, half_life=Policy.half_life)
+    until = at if used_until is None else min(at, used_until)
+    _charge(conn, held, since=up_since, until=until, at=at, half_life=half_life)
     conn.execute(update(leases).where(*held).values(released_at=at))
 
 
-def renew(conn: Connection, host: str, *, at: float, half_life: float = Policy.half_life) -> None:
-    """Say that somebody looks after this box's slots, and charge them to those who hold them."""
+def renew(
+    conn: Connection, host: str, *, at: float, up_since: float = 0.0, half_life: float = Policy.half_life
+) -> None:
+    """Say that somebody looks after this box's slots, and charge them to those who hold them.
+
+    `up_since`: when the box was started: nobody is charged for the time that it was off.
+    """
     held = (leases.c.host == host, leases.c.released_at.is_(None))
-    _charge(conn, held, at=at, half_life=half_life)
+    _charge(conn, held, since=up_since, until=at, at=at, half_life=half_life)
     conn.execute(update(leases).where(*held).values(expires_at=at + LEASE_SECONDS))
 
 
-def _charge(conn: Connection, which: Sequence[Any], *, at: float, half_life: float) -> None:
+def _charge(conn: Connection, which: Sequence[Any], *, since: float, until: float, at: float, half_life: float) -> None:
     """A lease was last charged when it was last renewed: LEASE_SECONDS before it expires."""
     rows = conn.execute(select(leases.c.run_id, leases.c.expires_at).where(*which)).all()
     hosted = _hosted(conn, {row.run_id for row in rows})
@@ -162,7 +187,7 @@ def _charge(conn: Connection, which: Sequence[Any], *, at: float, half_life: flo
         jobs_here = hosted.get(row.run_id, [])
         users = [job.user for job in jobs_here if job.state in LIVE] or [job.user for job in jobs_here]
         users = users or persons.get(row.run_id, [])
-        seconds = max(0.0, at - (row.expires_at - LEASE_SECONDS))
+        seconds = max(0.0, until - max(row.expires_at - LEASE_SECONDS, since))
         shares += [(user, seconds / len(users)) for user in users]
     usage.charge(conn, shares, half_life=half_life, at=at)
 

@@ -139,24 +139,26 @@ def test_undisturbed(box: Box) -> None:
 
 
 def test_a_killed_worker_costs_the_job_nothing(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     first = box.worker()
-    job = box.until(job_id, step=8)
+    job = box.until(job_id, step=12)
     first.kill()
     first.wait()
     assert processes.alive(box.supervisor(job)["pid"], box.supervisor(job)["started"])
+    os.kill(box.rank(job), signal.SIGCONT)
     box.work_until_idle()
     box.assert_trained_as_if_undisturbed(job_id)
     assert box.job(job_id).attempt == 1
 
 
 def test_a_run_that_ended_while_no_worker_was_there_is_finished_by_the_next(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     first = box.worker()
-    job = box.until(job_id, step=5)
+    job = box.until(job_id, step=12)
     first.kill()
     first.wait()
     assert job.run_id is not None
+    os.kill(box.rank(job), signal.SIGCONT)
     wait_until(box.registry.paths.run(job.run_id).exit_record.exists)
     assert box.job(job_id).state is JobState.RUNNING
     box.work_until_idle()
@@ -164,7 +166,7 @@ def test_a_run_that_ended_while_no_worker_was_there_is_finished_by_the_next(box:
 
 
 def test_a_killed_supervisor_is_noticed_and_the_job_tried_again(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     box.worker()
     job = box.until(job_id, step=12)
     rank = box.rank(job)
@@ -181,7 +183,7 @@ def test_a_killed_supervisor_is_noticed_and_the_job_tried_again(box: Box) -> Non
 
 
 def test_worker_and_supervisor_killed_at_once(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     first = box.worker()
     job = box.until(job_id, step=12)
     rank = box.rank(job)
@@ -189,7 +191,8 @@ def test_worker_and_supervisor_killed_at_once(box: Box) -> None:
     first.kill()
     first.wait()
     os.kill(box.supervisor(job)["pid"], signal.SIGKILL)
-    assert processes.alive(rank, started)  # an orphan that goes on writing
+    assert processes.alive(rank, started)
+    os.kill(rank, signal.SIGCONT)  # an orphan that goes on writing
     box.work_until_idle()
     box.assert_trained_as_if_undisturbed(job_id)
     assert not processes.alive(rank, started)
@@ -216,7 +219,7 @@ def test_a_claim_whose_worker_died_before_it_could_start_anything(box: Box, boot
 
 
 def test_a_killed_rank(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     box.worker()
     os.kill(box.rank(box.until(job_id, step=12)), signal.SIGKILL)
     box.until(job_id, state=JobState.FINISHED)
@@ -405,7 +408,7 @@ def test_what_the_command_shows(
 
 
 def test_logs_follow_a_job_over_its_tries(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     box.worker()
     follower = subprocess.Popen(
         [*PTQ, "logs", "-f", str(job_id)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

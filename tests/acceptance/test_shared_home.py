@@ -99,6 +99,8 @@ def test_one_account_works_and_leaves_what_all_may_read_and_nobody_may_change(te
         path = f"{team.home}/{victim}"
         for who in (team.ada, team.bob):
             assert team.shell(who, f"echo x >> {path} || echo x > {path}/x || rm -rf {path}") != 0, (who, victim)
+    for folder in ("jobs", "runs", "store", "registry.db"):  # nobody puts another in its place
+        assert team.shell(team.bob, f"mv {team.home}/{folder} {team.home}/away") != 0, folder
     assert team.shell(team.bob, f"rm -rf {team.home}/store/datasets/*") != 0  # ada's
     assert team.ptq(team.bob, "artifact", "verify", "a1")
     assert team.ptq(team.ada, "dataset", "verify", "rows")

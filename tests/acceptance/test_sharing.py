@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -165,6 +166,17 @@ def test_a_reservation_ends_by_itself(box: Box, ptq: Any) -> None:
         assert runs.live_leases(conn) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_whoever_goes_away_while_waiting_leaves_the_line(box: Box, number: signal.Signals) -> None:
+    command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "reserve", "--gpus", "1", "--for", "2h"]
+    waiting = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until(lambda: _unfinished(box) != [], what="its place in line")
+    waiting.send_signal(number)
+    said = waiting.communicate(timeout=30)[1]
+    assert waiting.returncode == 128 + number, said
+    assert _unfinished(box) == []
+
+
 def _unfinished(box: Box) -> list[Any]:
     with box.registry.read() as conn:
         return list(reservations.unfinished(conn))
@@ -256,6 +268,12 @@ def test_dependencies_on_any_end_and_groups_with_a_cap(box: Box, ptq: Any, tmp_p
     assert "there is no job 77" in ptq("submit", recipe, "--after-any", "77", code=3)
 
 
+def _untold(box: Box) -> Any:
+    with box.registry.read() as conn:
+        found = controls.get(conn, controls.UNTOLD)
+    return None if found is None else found.value
+
+
 def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box, tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
 
@@ -279,6 +297,7 @@ def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box,
         [good] = add_jobs(box.registry, steps=2)
         worker = box.worker()
         wait_until(lambda: bool(told) and log.exists(), what="the first telling")
+        wait_until(lambda: _untold(box) == [], what="the worker's note of it")
         worker.kill()
         worker.communicate()
         [bad] = add_jobs(box.registry, steps=9, behaviour="nan")

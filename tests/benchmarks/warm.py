@@ -113,7 +113,7 @@ def _job(registry: Registry, number: int) -> jobs.Job:
 
 def _end(registry: Registry) -> None:
     """The warm run goes on without its worker; its supervisor ends it."""
-    from orchestrator.dispatch.running.reconcile import request_stop
+    from orchestrator.dispatch.running.requests import request_stop
 
     found = [registry.paths.run(int(folder.name)) for folder in registry.paths.runs.glob("[0-9]*")]
     for run in found:

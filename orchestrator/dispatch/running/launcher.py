@@ -52,6 +52,7 @@ def run_environment(spec: RunSpec) -> dict[str, str]:
         "RAYON_NUM_THREADS": threads,
         "TOKENIZERS_PARALLELISM": "false",  # a forked tokenizer would otherwise warn or hang
         "PYTHONUNBUFFERED": "1",  # `ptq logs -f` shows lines as they are printed
+        "PYTHONSAFEPATH": "1",  # no file in the run's folder, which is the current one, is taken for a module
     }
     if spec.device == "cpu":
         # With ACCELERATE_USE_CPU accelerate silently leaves DeepSpeed out (state.py: `… == "true" and not cpu`).

@@ -37,6 +37,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def booted_at() -> float:
+    """When this machine was started, by its clock."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
+
+
 def look(pid: int) -> Process | None:
     """The process with this pid, or None."""
     try:

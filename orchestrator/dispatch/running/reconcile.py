@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
-from orchestrator.dispatch.running import processes, runlog
+from orchestrator.dispatch.running import processes, runlog, signs
 from orchestrator.dispatch.running.ingest import News, take_in
 from orchestrator.dispatch.running.outcome import (
     Ending,
@@ -30,17 +30,19 @@ from orchestrator.dispatch.running.outcome import (
     report,
     verdict,
 )
+from orchestrator.dispatch.running.requests import request_leave, request_stop
 from orchestrator.dispatch.running.start import ticket, time_limit, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.errors import PtqError, StaleAttempt
 from orchestrator.events import read_events
 from orchestrator.manifest import manifest_faults
-from orchestrator.paths import HomePaths, RunPaths, read_json, write_json
+from orchestrator.paths import RunPaths, read_json
 from orchestrator.registry import artifacts, history, jobs, runs
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Run
 from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import Policy
 from orchestrator.states import JobResult, JobState, Reason
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Runs:
     started_here: dict[int, int] = field(default_factory=dict)  #: run -> that pid
     users_of: Callable[[Sequence[str]], str] = lambda _slots: ""  #: who is on these slots; empty: nobody
     log: Log = lambda _text: None
+    half_life: float = Policy.half_life  #: in seconds, of what users are charged
     _followed: set[tuple[int, int]] = field(default_factory=set)  #: (job, attempt) whose earlier events have been seen
     _strikes: Strikes = field(default_factory=Strikes)  #: of (job, attempt)
     _over_since: dict[int, float] = field(default_factory=dict)  #: run -> when its last process was seen to be gone
@@ -94,13 +97,13 @@ class Runs:
             self._end(run, paths, at=at)
         elif run.boot_id != processes.boot_id():
             self._lose(run, paths, Reason.NODE_REBOOTED, "the machine was restarted", at=at)
-        elif (other := _others(paths)) is not None:
+        elif (other := signs.others(paths)) is not None:
             self.say(f"run {run.id} was started by the account with number {other}, and only that or root can end it")
-        elif _supervised(paths):
+        elif signs.supervised(paths):
             self._follow(run, paths, at=at)
         elif paths.supervisor.exists():
             self._lose(run, paths, Reason.WORKER_LOST, "the run's supervisor died", at=at)
-        elif self.started_here.get(run.id) not in self.children and (give_up(paths) or not _supervised(paths)):
+        elif self.started_here.get(run.id) not in self.children and (give_up(paths) or not signs.supervised(paths)):
             # Its supervisor never introduced itself, and now it never can.
             reason = Reason.LAUNCH_FAILED if run.id in self.started_here else Reason.WORKER_LOST
             self._lose(run, paths, reason, "the run's supervisor did not start", at=at)
@@ -197,9 +200,7 @@ class Runs:
         ]
         failpoints.reach("worker.ending")
         if all(done):
-            with self.registry.write() as conn:
-                runs.end_run(conn, run.id, exit_record=record, at=at)
-            self._over_since.pop(run.id, None)
+            self._close(run, record, used_until=signs.ended_at(record), at=at)
 
     def _end_one(
         self, run: Run, paths: RunPaths, job: Job, record: Mapping[str, Any], reached: Sequence[int], log: str, *,
@@ -235,7 +236,7 @@ class Runs:
 
         The supervisor itself, which has written its last word, holds nothing. Who survives KILL keeps the slots.
         """
-        own = {read_json(paths.supervisor)["pid"]} if _supervised(paths) else set()
+        own = {read_json(paths.supervisor)["pid"]} if signs.supervised(paths) else set()
         left = processes.members(run.token) - own
         if left:
             if run.id in self._killed:
@@ -292,8 +293,14 @@ class Runs:
             for job in self._live_jobs(run)
         ]
         if all(done):
-            with self.registry.write() as conn:
-                runs.end_run(conn, run.id, exit_record=None, at=at)
+            self._close(run, None, used_until=signs.last_sign(run, paths), at=at)
+
+    def _close(self, run: Run, record: Mapping[str, Any] | None, *, used_until: float | None, at: float) -> None:
+        with self.registry.write() as conn:
+            runs.end_run(
+                conn, run.id, exit_record=record, at=at, used_until=used_until, half_life=self.half_life
+            )  # fmt: skip
+        self._over_since.pop(run.id, None)
 
     def _lose_one(self, run: Run, job: Job, reason: Reason, message: str, *, at: float) -> None:
         if self._folder_is_lost(self.registry.paths.run(run.id), job):
@@ -350,39 +357,6 @@ class Runs:
     def _live_jobs(self, run: Run) -> list[Job]:
         with self.registry.read() as conn:
             return jobs.live_jobs_of(conn, run.id)
-
-
-def request_leave(paths: HomePaths, job: Job, why: str = "cancel") -> None:
-    """Ask a job's training program to leave this job alone. Needs no worker."""
-    folder, wanted = paths.job(job.id), {"attempt": job.attempt, "why": why}
-    try:
-        if read_json(folder.stop_request) == wanted:
-            return
-    except (OSError, ValueError):
-        pass
-    write_json(folder.stop_request, wanted)
-
-
-def request_stop(paths: RunPaths, why: str = "cancel") -> None:
-    """Ask a run's supervisor to end it. Needs no worker."""
-    write_json(paths.stop_request, {"why": why})
-
-
-def _others(paths: RunPaths) -> int | None:
-    """The account whose run it is, where that is another and its processes cannot be seen from here."""
-    try:
-        uid = int(read_json(paths.supervisor).get("uid", os.getuid()))
-    except (OSError, ValueError):
-        return None
-    return None if os.getuid() in {0, uid} or _supervised(paths) else uid
-
-
-def _supervised(paths: RunPaths) -> bool:
-    try:
-        who: Mapping[str, Any] = read_json(paths.supervisor)
-    except FileNotFoundError:
-        return False
-    return who["boot_id"] == processes.boot_id() and processes.alive(who["pid"], who["started"])
 
 
 def _cancelled(job: Job) -> bool:

@@ -223,7 +223,7 @@ def _requeue(settings: Settings, now: float) -> int:
         unfinished = jobs.c.state != JobState.FINISHED.value
         connection.execute(sa.update(jobs).where(unfinished).values(events_offset=0, step=0))
         for (run,) in connection.execute(sa.select(runs.c.id).where(runs.c.ended_at.is_(None))).all():
-            run_verbs.end_run(connection, run, exit_record=None, at=now)
+            run_verbs.end_run(connection, run, exit_record=None, at=now, used_until=0.0)
         connection.execute(sa.update(workers).where(workers.c.ended_at.is_(None)).values(ended_at=now))
     registry.close()
     for suffix in ("-wal", "-shm"):

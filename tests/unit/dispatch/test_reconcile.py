@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from machine import Machine
 from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.dispatch.control import cancel
-from orchestrator.dispatch.running import reconcile, strikes
+from orchestrator.dispatch.running import processes, reconcile, strikes
 from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import Worker
-from orchestrator.registry import runs
+from orchestrator.registry import reservations, runs, usage
 from orchestrator.registry.jobs import Job
 from orchestrator.states import JobResult, JobState, Reason
 
@@ -116,3 +117,76 @@ def test_nothing_but_the_attempts_own_folder_is_taken_for_an_artifact(box: Box, 
     job.leave("artifact", folder=str(tmp_path))  # for example by a base's own code
     box.go_on(5)
     assert get(box.registry, job_id).reason is Reason.INCOMPLETE_ARTIFACT
+
+
+DAY = 86400.0
+
+
+def used(box: Box, user: str) -> float:
+    with box.registry.read() as conn:
+        return usage.used(conn, half_life=1e12, now=box.machine.now).get(user, 0.0)
+
+
+def a_new_worker(box: Box) -> None:
+    said, machine = box.said, box.machine
+    box.worker = Worker(box.registry, GpuSlots(source=machine), log=said.append, clock=machine.clock)
+    box.worker._register()
+
+
+@pytest.mark.parametrize("end", ["off", "worker away", "no sign"])
+def test_nobody_is_charged_for_what_came_after_a_runs_end(box: Box, end: str) -> None:
+    """The box is off for three days, or nobody looks for so long: the run had ended at its start."""
+    [job_id] = add_jobs(box.registry, steps=50)
+    box.go_on(6)
+    job, began = get(box.registry, job_id), box.machine.now
+    assert job.state is JobState.RUNNING
+    folder = box.registry.paths.run(job.run_id or 0)
+    if end == "off":
+        folder.heartbeat.touch()
+        os.utime(folder.heartbeat, (began + 100.0, began + 100.0))
+    if end == "worker away":
+        box.machine.now += 100.0
+        for process in box.machine.programs():
+            box.machine.kill(process)
+        for process in box.machine.supervisors():
+            box.machine.supervise(process)
+    else:
+        box.machine.reboot()
+    box.machine.now += 3 * DAY
+    a_new_worker(box)
+    box.worker.look()
+    box.worker._beat()
+    expected = 0.0 if end == "no sign" else 100.0
+    assert used(box, "ada") == pytest.approx(expected, abs=10.0)
+
+
+def test_a_reservation_costs_nothing_while_the_box_is_off(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = box.machine.now
+    with box.registry.write() as conn:
+        reservations.add(conn, user="eve", uid=7, slots=1, seconds=2 * DAY, note="", at=began)
+    box.worker.look()
+    box.machine.now += DAY
+    monkeypatch.setattr(processes, "booted_at", lambda: began + DAY)
+    box.machine.now += 1000.0
+    a_new_worker(box)
+    box.worker._beat()
+    assert used(box, "eve") == pytest.approx(1000.0, abs=10.0)
+    box.machine.now += 10 * DAY  # nobody looks while its time ends
+    box.worker._place_again_at = 0.0
+    box.worker._seen = None
+    box.worker.look()
+    assert used(box, "eve") == pytest.approx(DAY, abs=1000.0)  # the first part has decayed
+    assert box.leases() == 0
+
+
+def test_a_fault_in_telling_people_keeps_no_job_from_starting(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.dispatch.worker.FAULT_PAUSE", 0.0)
+
+    def fails(_policy: object) -> None:
+        raise RuntimeError("nobody is at home")
+
+    monkeypatch.setattr(box.worker._notifier, "tell", fails)
+    [job_id] = add_jobs(box.registry, steps=3)
+    box.go_on(20)
+    assert get(box.registry, job_id).result is JobResult.SUCCEEDED
+    assert any("nobody is at home" in line for line in box.said)

@@ -16,7 +16,7 @@ import pytest
 from queue_helpers import wait_until
 
 from orchestrator.dispatch.running import limits, processes
-from orchestrator.dispatch.running.reconcile import request_stop
+from orchestrator.dispatch.running.requests import request_stop
 from orchestrator.dispatch.running.start import spawn_supervisor
 from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.jobspec import RunSpec, Ticket

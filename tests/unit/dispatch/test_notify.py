@@ -1,0 +1,135 @@
+"""Who is told of what when hooks fail, notifications are off, or the worker is another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from queue_helpers import add_jobs, open_registry, wait_until
+
+from orchestrator.dispatch.notify import AGAIN_AFTER, Notifier
+from orchestrator.registry import jobs
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import Policy
+from orchestrator.states import JobResult, JobState, Reason
+
+OFF = Policy()
+
+
+class Hook:
+    """A command that writes down of which job it was told, and fails as often as it should."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log, self.broken = folder / "told", folder / "broken"
+        script = folder / "hook.sh"
+        script.write_text(f'#!/bin/sh\ncat > /dev/null\necho $PTQ_JOB >> "{self.log}"\n[ ! -e "{self.broken}" ]\n')
+        script.chmod(0o755)
+        self.policy = Policy(notify_command=(str(script),))
+
+    def told(self) -> list[int]:
+        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+
+
+class Queue:
+    def __init__(self, registry: Registry) -> None:
+        self.registry, self.now, self.said = registry, 0.0, list[str]()
+        self.notifier = self.worker()
+
+    def worker(self) -> Notifier:
+        return Notifier(self.registry, self.said.append, clock=lambda: self.now)
+
+    def ends(self) -> int:
+        [job] = add_jobs(self.registry)
+        with self.registry.write() as conn:
+            jobs.move(
+                conn, job, 0, JobState.FINISHED, actor="user:ada", at=time.time(),
+                result=JobResult.CANCELLED, reason=Reason.CANCELLED_BY_USER,
+            )  # fmt: skip
+        return job
+
+    def tell(self, policy: Policy) -> None:
+        """A round, and its tellings have ended."""
+        self.notifier.tell(policy)
+        self.notifier.settle(20.0)
+
+
+@pytest.fixture
+def queue(home: Path) -> Iterator[Queue]:
+    registry = open_registry(home)
+    yield Queue(registry)
+    registry.close()
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Hook:
+    return Hook(tmp_path)
+
+
+def test_what_ends_while_nobody_wants_to_be_told_is_never_told(queue: Queue, hook: Hook) -> None:
+    queue.tell(hook.policy)
+    first = queue.ends()
+    queue.tell(hook.policy)
+    queue.tell(OFF)
+    queue.ends()
+    queue.tell(OFF)
+    queue.tell(hook.policy)
+    last = queue.ends()
+    queue.tell(hook.policy)
+    assert hook.told() == [first, last]
+
+
+def test_a_hook_that_fails_is_tried_again_a_few_times_and_later(queue: Queue, hook: Hook) -> None:
+    queue.tell(hook.policy)
+    hook.broken.touch()
+    job = queue.ends()
+    queue.tell(hook.policy)
+    queue.tell(hook.policy)
+    assert hook.told() == [job]  # not at once
+    assert f"job {job} has finished (it failed) is told again in 10 s" in queue.said[-1]
+    for tries, wait in enumerate(AGAIN_AFTER, start=2):
+        queue.now += wait
+        queue.tell(hook.policy)
+        assert hook.told() == [job] * tries
+    assert "nobody could be told" in queue.said[-1]
+    assert not queue.notifier.busy
+
+
+def test_another_worker_tells_what_the_first_could_not_and_nothing_twice(queue: Queue, hook: Hook) -> None:
+    queue.tell(hook.policy)
+    good = queue.ends()
+    queue.tell(hook.policy)
+    hook.broken.touch()
+    bad = queue.ends()
+    queue.tell(hook.policy)
+    hook.broken.unlink()
+    queue.notifier = queue.worker()
+    queue.tell(hook.policy)
+    assert hook.told() == [good, bad, bad]
+    queue.notifier = queue.worker()
+    queue.tell(hook.policy)
+    assert hook.told() == [good, bad, bad]
+
+
+def test_only_the_way_that_failed_is_gone_again(queue: Queue, hook: Hook) -> None:
+    nowhere = Policy(notify_command=hook.policy.notify_command, notify_webhook="http://127.0.0.1:9/")
+    queue.tell(nowhere)
+    job = queue.ends()
+    queue.tell(nowhere)
+    queue.now += AGAIN_AFTER[0]
+    queue.tell(nowhere)
+    assert hook.told() == [job]
+    assert [line.count("told again") for line in queue.said] == [1, 1]
+
+
+def test_what_cannot_even_be_started_is_tried_again(queue: Queue, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.tell(hook.policy)
+    job = queue.ends()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/nowhere/python")
+        queue.tell(hook.policy)
+    assert "No such file" in queue.said[-1]
+    queue.now += AGAIN_AFTER[0]
+    queue.tell(hook.policy)
+    wait_until(lambda: hook.told() == [job])
