@@ -2,8 +2,9 @@
 
 Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
 leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
-(end the whole program), poison (KILL it), pauses (stops itself once, at step 12, until SIGCONT), one of `unruly.KINDS`, greedy (for memory), talkative, hang (never reach
-another step boundary), empty (leave without an artifact), no-manifest, environment (print it).
+(end the whole program), poison (KILL it), pauses (stops itself at step 12 of its first try, until SIGCONT), one of
+`unruly.KINDS`, greedy (for memory), talkative, hang (never reach another step boundary), empty (leave without an
+artifact), no-manifest, environment (print it).
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def release(
 
 
 def _wait(registry: Registry, number: int) -> Reservation:
-    """Until it has its slots. Ctrl-C leaves the line, and so does every other end: nobody would be there to use them."""
+    """Until it has its slots. Ctrl-C and every other end leave the line: nobody would be there to use them."""
     from orchestrator.cli.output.views import NO_WORKER, worker_is_here
     from orchestrator.dispatch.control import release as release_all
 

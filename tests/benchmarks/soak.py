@@ -71,18 +71,18 @@ class Made:
                 f"{kind}-{number}", task=TASK, method=METHOD, train={**TRAIN, "steps": steps, "seeds": [number]},
                 resources={**resources, "max_attempts": 100},
             )
-            for kind, (_, steps, resources) in KINDS.items() for number in SEEDS
+            for kind, (_, steps, resources) in KINDS.items() for number in (SEEDS if kind != "pair" else SEEDS[:1])
         }  # fmt: skip
 
     def submit(self, kinds: list[tuple[str, int]]) -> None:
         self.box.ok("submit", *(self.recipes[one] for one in kinds))
 
     def prompts(self) -> dict[str, Path]:
-        """A job's name -> its prompt."""
+        """A job's name -> its prompt. Where a job runs is all that sets `alone` apart from `shared`."""
         registry = open_registry(self.home)
         found = {one.job_name: one.path / "prompt.safetensors" for one in artifacts.list_artifacts(registry)}
         registry.close()
-        return found
+        return found | {f"alone-{number}": found[f"shared-{number}"] for number in SEEDS}
 
 
 @dataclass
@@ -121,7 +121,8 @@ class Soak:
     def feed(self, wanted: int) -> None:
         names, shares = list(KINDS), [share for share, _, _ in KINDS.values()]
         count = wanted - self.submitted
-        chosen = [(kind, self.chance.choice(SEEDS)) for kind in self.chance.choices(names, shares, k=count)]
+        kinds = self.chance.choices(names, shares, k=count)
+        chosen = [self.chance.choice([one for one in self.made.recipes if one[0] == kind]) for kind in kinds]
         if chosen:
             self.made.submit(chosen)
             self.submitted += count
@@ -264,7 +265,7 @@ class Soak:
 def stage(folder: Path) -> Iterator[Soak]:
     """What the jobs leave when nobody is killed, then the home of those that are."""
     quiet = Made(folder / "quiet" / "home")
-    quiet.submit(list(quiet.recipes))
+    quiet.submit([one for one in quiet.recipes if one[0] != "alone"])
     ptq(quiet.home, "worker", "--cpu-slots", "2", "--until-idle", capture=True)
     soak = Soak(Made(folder / "loud" / "home"), quiet.prompts(), folder / "armed")
     try:
