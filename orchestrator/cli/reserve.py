@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ import typer
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from orchestrator.registry.reservations import Reservation
     from orchestrator.registry.storage.engine import Registry
@@ -39,6 +39,7 @@ def reserve(
     Prints the line that makes your shell use them: eval "$(ptq reserve --gpus 1 --for 2h)".
     """
     from orchestrator.cli.output.views import open_registry
+    from orchestrator.dispatch.signals import ended_by
     from orchestrator.dispatch.submit import check_possible
     from orchestrator.errors import BadInput
     from orchestrator.registry import reservations
@@ -53,12 +54,13 @@ def reserve(
     registry = open_registry(create=True)
     user = registry.settings.user
     check_possible(registry, gpus, user=user, now=time.time())
-    with _ending_by_signals(wait):
+    asked: list[int] = []  # a flag, not an exception: between the entry and the wait it would leave the entry behind
+    with ended_by(asked.append, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if wait else ()):
         with registry.write() as conn:
             number = reservations.add(
                 conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
             )  # fmt: skip
-        found = _wait(registry, number) if wait else _get(registry, number)
+        found = _wait(registry, number, asked) if wait else _get(registry, number)
     if as_json:
         render.print_json(_as_json(registry, found))
     elif found.started_at is None:
@@ -85,19 +87,21 @@ def release(
             render.note(f"reservation r{number} was over already")
 
 
-def _wait(registry: Registry, number: int) -> Reservation:
+def _wait(registry: Registry, number: int, asked: Sequence[int]) -> Reservation:
     """Until it has its slots. Ctrl-C and every other end leave the line: nobody would be there to use them."""
     from orchestrator.cli.output.views import NO_WORKER, worker_is_here
     from orchestrator.dispatch.control import release as release_all
 
-    if not worker_is_here(registry):
-        render.note(NO_WORKER)
     try:
+        if not worker_is_here(registry):
+            render.note(NO_WORKER)
         with render.progress(f"reservation r{number}") as advance:
             while True:
                 found = _get(registry, number)
                 if found.started_at is not None or found.ended_at is not None:
                     return found
+                if asked:
+                    sys.exit(128 + asked[0])
                 advance(0, None, "waits in line; Ctrl-C leaves it")
                 time.sleep(POLL)
     except BaseException:
@@ -105,23 +109,6 @@ def _wait(registry: Registry, number: int) -> Reservation:
         with suppress(OSError):  # the terminal may be gone
             render.note(f"reservation r{number} released")
         raise
-
-
-@contextmanager
-def _ending_by_signals(wanted: bool) -> Iterator[None]:
-    """A closed terminal or `kill` ends the command as Ctrl-C does; `nohup` goes on."""
-
-    def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    ours = [one for one in (signal.SIGHUP, signal.SIGTERM) if wanted and signal.getsignal(one) is signal.SIG_DFL]
-    for number in ours:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _tell(registry: Registry, one: Reservation) -> None:

@@ -20,40 +20,44 @@ CpuSlotsOption = Annotated[int | None, typer.Option("--cpu-slots", metavar="N", 
 GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="0,1", help="only these GPUs; default: all")]
 
 
+KeepWarmOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-warm",
+        metavar="TIME",
+        help="how long a base stays loaded for the next job when its last one has left (30s, 10m); "
+        "it gives way at once to a job that needs its slots; default: 30s, with --until-idle 0",
+    ),
+]
+FuseJobsOption = Annotated[int, typer.Option("--fuse-jobs", metavar="N", min=1, help="at most N jobs share a run")]
+FuseSlowdownOption = Annotated[
+    float,
+    typer.Option(
+        "--fuse-slowdown",
+        metavar="X",
+        min=1.0,
+        help="a shared step takes at most X times as long as any of its jobs' own",
+    ),
+]
+DrainOption = Annotated[
+    bool, typer.Option("--drain", help="ask the worker that is here to start nothing more and leave; runs end first")
+]
+ServiceOption = Annotated[
+    bool, typer.Option("--install-service", help="print a systemd unit for this home, and how to install it")
+]
+
+
 def register(app: typer.Typer) -> None:
     @app.command()
     def worker(
         gpus: GpusOption = None,
         cpu_slots: CpuSlotsOption = None,
         until_idle: Annotated[bool, typer.Option("--until-idle", help="leave when nothing is left to do")] = False,
-        keep_warm: Annotated[
-            str | None,
-            typer.Option(
-                "--keep-warm",
-                metavar="TIME",
-                help="how long a base stays loaded for the next job when its last one has left (30s, 10m); "
-                "it gives way at once to a job that needs its slots; default: 30s, with --until-idle 0",
-            ),
-        ] = None,
-        fuse_jobs: Annotated[
-            int, typer.Option("--fuse-jobs", metavar="N", min=1, help="at most N jobs share a run")
-        ] = 16,
-        fuse_slowdown: Annotated[
-            float,
-            typer.Option(
-                "--fuse-slowdown",
-                metavar="X",
-                min=1.0,
-                help="a shared step takes at most X times as long as any of its jobs' own",
-            ),
-        ] = 8.0,
-        drain: Annotated[
-            bool,
-            typer.Option("--drain", help="ask the worker that is here to start nothing more and leave; runs end first"),
-        ] = False,
-        install_service: Annotated[
-            bool, typer.Option("--install-service", help="print a systemd unit for this home, and how to install it")
-        ] = False,
+        keep_warm: KeepWarmOption = None,
+        fuse_jobs: FuseJobsOption = 16,
+        fuse_slowdown: FuseSlowdownOption = 8.0,
+        drain: DrainOption = False,
+        install_service: ServiceOption = False,
     ) -> None:
         """Run jobs on this box until Ctrl-C (runs then go on by themselves; the next worker takes them over)."""
         if drain:

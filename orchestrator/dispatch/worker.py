@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -22,6 +20,7 @@ from orchestrator import failpoints
 from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.notify import Notifier
+from orchestrator.dispatch.people import Reservations
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
@@ -36,6 +35,7 @@ from orchestrator.dispatch.scheduling.reasons import name
 from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.slots import Slots
 from orchestrator.dispatch.scheduling.survey import survey
+from orchestrator.dispatch.signals import ended_by
 from orchestrator.errors import BadInput, PtqError, RegistryUnusable
 from orchestrator.registry import controls, history, jobs, reservations, runs, workers
 from orchestrator.registry.jobs import Job
@@ -107,7 +107,6 @@ class Worker:
         self._draining: str | None = None
         self._plan = Plan()
         self._changes: int | None = None  #: of the registry, at the last look, where no run was open then
-        self._reserved = False  #: whether a reservation holds slots
         self._seen: object = None  #: the state of the queue that `_plan` was made from
         self._place_again_at = 0.0
         self._facts = Facts(registry.paths, model=self.how.model, threads=self.how.threads)
@@ -121,7 +120,7 @@ class Worker:
         Raises WorkerPresent when this home has a worker on this box.
         """
         check_may_work(self.registry)
-        with worker_lock(self.registry.paths.worker_lock), self._signals():
+        with worker_lock(self.registry.paths.worker_lock), ended_by(self._leave):
             self._register()
             try:
                 return self._loop(until_idle, until)
@@ -129,6 +128,9 @@ class Worker:
                 self._guarded(self._notifier.settle)
                 with self.registry.write() as conn:
                     workers.leave(conn, self.me.worker_id, at=self.clock())
+
+    def _leave(self, number: int) -> None:
+        self._signal = number
 
     def _loop(self, until_idle: bool, until: Callable[[], bool]) -> Ended:
         beaten = time.monotonic()
@@ -191,14 +193,14 @@ class Worker:
             return
         began = time.monotonic()
         self._guarded(partial(self._notifier.tell, self.policy))  # no fault there keeps a job from starting
-        self._end_reservations()
+        self._people.end_those_that_are_over(half_life=self.policy.half_life)
         self._plan = self._place()
         pause = max(self._pause(), PLACE_SHARE * (time.monotonic() - began))
         self._seen, self._place_again_at = seen, time.monotonic() + pause
 
     def _pause(self) -> float:
         """Seconds until there may be something to do though nothing has happened."""
-        if not self._plan.order and not self._notifier.busy and not self._reserved:
+        if not self._plan.order and not self._notifier.busy and not self._people.hold_slots:
             return REST
         return PLACE_EVERY if self._resting is None else min(PLACE_EVERY, self._resting)
 
@@ -238,7 +240,7 @@ class Worker:
             self._make_room(run_id, waiting[other])
         for job_id, names in plan.placements.items():
             if job_id < 0:
-                self._start_reservation(-job_id, names)
+                self._people.start(-job_id, names)
                 continue
             companions = [waiting[other] for other, leader in plan.companions.items() if leader == job_id]
             self._claim_and_start(waiting[job_id], companions, names, alone=plan.alone.get(job_id, ""))
@@ -257,24 +259,6 @@ class Worker:
                     detail={"run": run_id, "message": what},
                 )  # fmt: skip
         request_stop(self.registry.paths.run(run_id), "preempt")
-
-    def _start_reservation(self, number: int, names: tuple[str, ...]) -> None:
-        with self.registry.write() as conn:
-            self._check_still_free(names)
-            if not reservations.start(conn, number, names, self.me, at=self.clock()):
-                return
-        self.log(f"reservation r{number}: has {', '.join(names)}")
-
-    def _end_reservations(self) -> None:
-        now = self.clock()
-        with self.registry.read() as conn:
-            holding = [one for one in reservations.unfinished(conn) if one.until is not None]
-        over = [one for one in holding if one.until is not None and one.until <= now]
-        self._reserved = len(holding) > len(over)
-        for one in over:
-            with self.registry.write() as conn:
-                reservations.end(conn, one.id, by="its time is over", at=now, **self._charging())
-            self.log(f"reservation r{one.id} of {one.user} is over")
 
     def _check_still_free(self, names: Collection[str]) -> None:
         """Inside the claim: nobody has come since the plan was made. Raises Taken; nothing is written then."""
@@ -376,6 +360,7 @@ class Worker:
             self.registry, host, self.actor,
             users_of=self._users_of, log=self.log, half_life=self.policy.half_life,
         )  # fmt: skip
+        self._people = Reservations(self.registry, self.me, self._check_still_free, log=self.log, clock=self.clock)
 
     def _users_of(self, names: Sequence[str]) -> str:
         """Who is on these slots, seen from outside the queue."""
@@ -384,12 +369,10 @@ class Worker:
     def _beat(self) -> None:
         with self.registry.write() as conn:
             workers.beat(conn, self.me.worker_id, at=self.clock())
-            runs.renew(conn, self.me.host, at=self.clock(), **self._charging())
+            runs.renew(
+                conn, self.me.host, at=self.clock(), up_since=processes.booted_at(), half_life=self.policy.half_life
+            )  # fmt: skip
         self._read_policy()
-
-    def _charging(self) -> dict[str, float]:
-        """How users are charged for what they hold."""
-        return {"half_life": self.policy.half_life, "up_since": processes.booted_at()}
 
     def _see_drained(self, by: str | None) -> None:
         if by and not self._draining:
@@ -405,15 +388,3 @@ class Worker:
             if str(error) != self._policy_fault:
                 self.log(f"worker: {error}\n  the settings that were in force before stay in force")
             self._policy_fault = str(error)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def leave(number: int, _frame: object) -> None:
-            self._signal = number
-
-        before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

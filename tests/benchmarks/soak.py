@@ -44,7 +44,7 @@ STEPS, LONG = 120, 400
 EVERY = 60  #: steps, of all jobs together, between two kills; killed faster, nobody would ever come to train
 PATIENCE = 60.0  #: seconds to wait for them, or for somebody to reach a failpoint
 TRIES = 4  #: of provoking one
-MINUTES = 30
+MINUTES = 60  #: on a machine that others use too
 SEEDS = (1, 2, 3)
 CLOSE = 1e-4  #: of the largest number of its tensor: an optimizer divides by small gradients, in single precision
 SUPERVISOR, TRAINING = "orchestrator.dispatch.running.supervisor", "orchestrator.training.run"
@@ -116,6 +116,7 @@ class Soak:
             self.until(lambda: self.jobs_that_run() != [] or not self.unfinished(), "a job that runs")
             action()
             self.wait_for_progress()
+            print(f"{turn} of {len(plan)}: {self.submitted} jobs, {sum(self.killed.values())} kills", flush=True)
         self.until(lambda: not self.unfinished(), "the end of all jobs")
 
     def feed(self, wanted: int) -> None:
