@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.errors import BadInput
+from orchestrator.tuning import rotary
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
 from orchestrator.tuning.packing import Line, Packed
@@ -99,7 +100,12 @@ def generate(
     if host.kind == "seq2seq":
         settings.decoder_start_token_id = _decoder_start(host)
     del inputs["use_cache"]
-    with torch.no_grad(), host.injector.injecting(_prefixes(host, rows, prompts)), _settings(host.model, settings):
+    with (
+        torch.no_grad(),
+        host.injector.injecting(_prefixes(host, rows, prompts)),
+        rotary.of_rows(_lengths(host, batch, prompts)),
+        _settings(host.model, settings),
+    ):
         written = host.model.generate(**inputs)
     if host.kind == "seq2seq":
         written = written[:, 1:]
@@ -129,6 +135,7 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
 
 def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[B, S] tokens through the base. `rows`: as it sees them; `batch`: as the caller gave them."""
+    lengths = _lengths(host, batch, prompts)
     labelled = _labelled(host, rows)
     starts = _starts(labelled[0], len(rows))
     row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in labelled)
@@ -138,7 +145,8 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     if whole:
         inputs |= _decoder_inputs(host, rows)
     active = _prefixes(host, rows, prompts)
-    logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
+    with rotary.of_rows(lengths):
+        logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
     given = None if states is None else _as_given(states, rows, batch)
     return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
 
@@ -147,7 +155,10 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     """[1, T] tokens through the base: what it is not asked for is left out."""
     rows = rows.to("cpu")  # where the line is made: nothing there waits for a GPU
     prefixes = [prompt.prefix_length for prompt in prompts]
-    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=host.fast.share)
+    lengths = _lengths(host, batch, prompts)
+    share = host.fast.share and (lengths is None or rotary.alike(host.model, lengths))
+    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=share)
+    of_tokens = None if lengths is None else lengths[line.rows, 0][None]
     row_of, columns, labels = _labelled(host, rows)
     starts, positions = _starts(row_of, len(rows)), line.columns
     if any(prefixes):  # what stands before an infix keeps its place
@@ -167,7 +178,8 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         inputs["use_cache"] = False
     active = Packed.of(line, prompts, host.dtype)
     at = (torch.zeros_like(asked), asked)
-    logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
+    with rotary.of_rows(of_tokens):
+        logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
     return Output(logits, labels, row_of, states, batch.text_mask, starts, scored)
@@ -209,6 +221,14 @@ def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Pre
         infix = torch.tensor(batch.infix_at, device=host.device)
         seen_from = torch.where(infix > 0, batch.starts + infix, 0)
     return Prefixes.of(prompts, batch.prompt_index, host.dtype, seen_from)
+
+
+def _lengths(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Tensor | None:
+    """[B, 1] on the CPU: how long each row of the caller's batch is, its prefix included; None where nobody asks."""
+    if not host.turns_by_length:
+        return None
+    before = torch.tensor([prompt.prefix_length for prompt in prompts])
+    return (batch.lengths.cpu() + before[batch.prompt_index.cpu()])[:, None]
 
 
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:

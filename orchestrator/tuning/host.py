@@ -25,7 +25,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
-from orchestrator.tuning import injection
+from orchestrator.tuning import injection, rotary
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.injection import Injector, Site
 from orchestrator.tuning.prompt import Prompt
@@ -52,6 +52,7 @@ class BaseHost:
 
     fast = Fast()
     packs: bool | None = None  #: whether its rows may be packed; found at the first forward (`forward.packs`)
+    turns_by_length = False  #: its rotary angles depend on how long a row is (`rotary`)
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, kind: Kind, *, has_lm_head: bool) -> None:
         """Use :meth:`load` or :meth:`from_model`."""
@@ -102,7 +103,9 @@ class BaseHost:
             model.generation_config = GenerationConfig(**{k: getattr(settings, k, None) for k in _GENERATION_TOKENS})
         if has_lm_head is None:
             has_lm_head = model.get_output_embeddings() is not None
-        return cls(model, tokenizer, kind, has_lm_head=has_lm_head)
+        host = cls(model, tokenizer, kind, has_lm_head=has_lm_head)
+        host.turns_by_length = rotary.install(model)
+        return host
 
     @property
     def device(self) -> torch.device:
@@ -223,13 +226,13 @@ class BaseHost:
         return 0 if distances[0] <= 1e-3 * float(free.abs().max()) else candidates[distances.index(min(distances))]
 
     def checksum(self, without: Collection[str] = ()) -> str:
-        """A digest over the bits of all parameters and buffers in memory (with ZeRO-3: over this rank's shards).
+        """A digest over the bits of all parameters and saved buffers in memory (with ZeRO-3: over this rank's shards).
 
         Each tensor's 8-byte words are summed with odd weights modulo 2^64, on its own device: one changed word always
         changes the sum.
         """
         total = hashlib.sha256()
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        tensors = [*self.model.named_parameters(), *_saved_buffers(self.model)]
         for name, tensor in sorted((pair for pair in tensors if pair[0] not in without), key=lambda pair: pair[0]):
             data = getattr(tensor, "ds_tensor", tensor).detach()
             total.update(json.dumps([name, str(data.dtype), list(data.shape), _word_sum(data)]).encode())
@@ -266,6 +269,14 @@ def _fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation | FastGELUActivation):
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def _saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those that belong to the weights: of the others some are worked with (rotary angles of the last rows)."""
+    for where, module in model.named_modules():
+        for name, buffer in module.named_buffers(where, recurse=False):
+            if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
+                yield name, buffer
 
 
 def _word_sum(data: Tensor) -> int:
