@@ -25,10 +25,18 @@ class Launched:
 
 
 def launch(
-    root: Path, recipe: dict[str, Any], *, base: Path, dataset: Path, processes: int, zero: int | None
+    root: Path,
+    recipes: Sequence[dict[str, Any]],
+    *,
+    base: Path,
+    dataset: Path,
+    processes: int,
+    zero: int | None,
+    kind: str = "causal",
 ) -> Launched:
     """`accelerate launch` as a worker's supervisor does it; fails with the output when the run fails."""
-    run = make_run(root, [recipe], base=base, dataset=dataset, processes=processes, zero=zero, port=free_port())
+    where: dict[str, Any] = {"base": base, "dataset": dataset, "kind": kind}
+    run = make_run(root, recipes, processes=processes, zero=zero, port=free_port(), **where)
     spec = RunSpec.read(run.folder.spec)
     command = training_command(spec, run.folder)
     started = time.monotonic()
@@ -82,9 +90,9 @@ def launch_scripted(
     return stage
 
 
-def largest_difference(one: MadeRun, other: MadeRun) -> float:
-    """The largest relative difference of two loss curves, step by step."""
-    expected, found = one.losses(), other.losses()
+def largest_difference(one: MadeRun, other: MadeRun, number: int = 0) -> float:
+    """The largest relative difference of two loss curves of a job, step by step."""
+    expected, found = one.losses(number), other.losses(number)
     assert list(expected) == list(found)
     assert expected
     return max(abs(found[step] - loss) / abs(loss) for step, loss in expected.items())

@@ -17,6 +17,11 @@ def training_findings(recipe: Recipe) -> list[Finding]:
             if getattr(train, key) is not None:
                 found.append(Finding(("train", key), f"{recipe.method.type} trains nothing: take it out"))
         return found
+    if recipe.base.dtype == "fp16" and trained_weights(recipe) == "none":
+        # The least that fp16 holds is 6e-8: what is smaller on its way back to the prompt becomes 0. Scaling the loss
+        # would help, by a factor of each job's own that is found while it trains; bf16 needs none of it.
+        what = "small gradients vanish in fp16 on their way to the prompt; write bf16 or fp32"
+        found.append(Finding(("base", "dtype"), what))
     if train.steps is None and train.epochs is None:
         found.append(Finding(("train", "steps"), "is missing; give steps or epochs"))
     if isinstance(recipe.method, AutoPrompt):

@@ -45,7 +45,9 @@ class Base(Strict):
     model: str = Field(min_length=1, description="a name from `ptq base list`, a local folder, or a hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id; the commit is fixed at submit")
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of the frozen weights; prompts are always trained in fp32"
+        "fp32",
+        description="of the frozen weights; prompts are always trained in fp32; fp16 is for what trains nothing "
+        "(prompt-design, PET without base_lr)",
     )
     trust_remote_code: bool = Field(False, description="run the base's own Python code; the worker must allow it too")
 

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.cost import Cost
 from orchestrator.training.distributed import Processes
+from orchestrator.training.failures import met_by_all, out_of_memory
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
@@ -61,7 +62,7 @@ def calibrate(host: BaseHost, processes: Processes, *, context: int | None) -> C
     """The same figures on all ranks: those of the slowest. `context`: positions that the base has."""
     probe = _Probe(host, processes)
     row = min(ROW, max(2, (context or 2 * ROW) // 2))
-    probe.run(Point((row,)))  # what is set up once is no step's cost
+    probe.warm_up(Point((row,)))  # what is set up once is no step's cost
     short, curve = _ladder(probe, row)
     several = probe.measure(Point((row,) * 4, jobs=4), memory=False)
     one = probe.measure(Point((row,) * 4))
@@ -101,10 +102,9 @@ def _ladder(probe: _Probe, row: int) -> tuple[Point, list[tuple[int, Measured]]]
     while True:
         try:
             found.append((rows * row, probe.measure(Point((row,) * rows))))
-            full = False
-        except torch.OutOfMemoryError:
-            full = True
-        if probe.anybody(full):
+        except Exception as error:
+            if not out_of_memory(error) or probe.sharded or len(found) < 2:
+                raise
             return short, found
         rows *= 4
         next_one = 4 * REPEATS * found[-1][1].seconds
@@ -166,22 +166,26 @@ class _Probe:
         return self.found[point].seconds
 
     def measure(self, point: Point, *, memory: bool = True) -> Measured:
-        """Once at least, and again while there is time; with several ranks always as often."""
+        """Once at least, and again while there is time; with several ranks always as often.
+
+        What one of several ranks meets, for example that its memory ends, all of them raise.
+        """
         if self.anybody(self.spent > PATIENCE * self.budget):
             raise TooBusy(f"it would take longer than {PATIENCE * self.budget:g} s")
-        kept = 0.0
-        if memory:
-            with self._bytes() as count:
-                self.run(point)
-            kept = count()
-        seconds = self._timed(point)
-        for _ in range(REPEATS - 1):
-            if self.processes.world == 1 and self.spent > self.budget:
-                break
-            seconds = min(seconds, self._timed(point))
+        with met_by_all(self.processes):
+            kept = self._kept(point) if memory else 0.0
+            seconds = self._timed(point)
+            for _ in range(REPEATS - 1):
+                if self.processes.world == 1 and self.spent > self.budget:
+                    break
+                seconds = min(seconds, self._timed(point))
         told = self.processes.gather((seconds, kept))
         self.found[point] = Measured(max(s for s, _ in told), max(b for _, b in told))
         return self.found[point]
+
+    def warm_up(self, point: Point) -> None:
+        with met_by_all(self.processes):
+            self.run(point)
 
     def run(self, point: Point) -> None:
         """One step: forward, loss, backward, and an optimizer's step for each job."""
@@ -214,6 +218,11 @@ class _Probe:
                 labels = None
             made.append(Row(ids=ids, labels=labels, prompt=number % point.jobs))
         return made
+
+    def _kept(self, point: Point) -> float:
+        with self._bytes() as count:
+            self.run(point)
+        return count()
 
     def _timed(self, point: Point) -> float:
         self._wait()

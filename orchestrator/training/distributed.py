@@ -39,6 +39,11 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the ranks wait for each other in every forward."""
+        return self.zero == 3 and self.world > 1
+
     def share(self, items: Sequence[Any]) -> list[Any]:
         """This rank's items: every `world`-th, beginning with its own number."""
         return list(items[self.rank :: self.world])

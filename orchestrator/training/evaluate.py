@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from orchestrator.errors import PtqError
 from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
+from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
 from orchestrator.training.objectives import Objective
 from orchestrator.training.objectives.asking import Asked, answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 
 TOGETHER = 4  #: batches of the largest of the jobs that score together, at most, in a forward: what memory allows
 
@@ -28,65 +26,93 @@ class Evaluation:
     references: list[list[str]]
 
 
-@torch.no_grad()
 def evaluate(
     host: BaseHost,
-    objective: Objective,
-    prompt: Prompt,
-    head: nn.Module | None,
-    rows: Sequence[Fields],
+    asked: Sequence[Asked],
     *,
-    batch_size: int,
+    batch_sizes: Sequence[int],
     processes: Processes,
-    tuned: bool = True,
     between: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Predict every distinct input of `rows` and score.
-
-    `between` is called before each batch, on all ranks equally often.
-
-    Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them.
-    """
-    plan = _Plan.of(objective, rows, batch_size)
-    alike = processes.zero == 3
-    mine = plan.batches if alike else processes.share(plan.batches)
-    written: dict[int, str] = {}
-    fault: PtqError | None = None
-    for turn in range(len(plan.batches) if alike else -(-len(plan.batches) // processes.world)):
-        between()
-        if turn < len(mine) and fault is None:
-            try:
-                texts = objective.predict(host, prompt, head, plan.fields(mine[turn]), tuned=tuned)
-            except PtqError as error:
-                if alike:
-                    raise
-                fault = error  # the other ranks, which do not see this row, have to hear of it
-            else:
-                written.update(zip(mine[turn], texts, strict=True))
-    for other, theirs in [] if alike else processes.gather((written, fault)):
-        if theirs is not None:
-            raise theirs
-        written.update(other)
-    return plan.scored(objective, written)
-
-
-def evaluate_together(
-    host: BaseHost, asked: Sequence[Asked], *, batch_sizes: Sequence[int], between: Callable[[], None] = lambda: None
 ) -> list[Evaluation]:
-    """Several jobs' rows in the same forwards, a batch of each at a time; what each would score by itself.
+    """Predict every distinct input of each job's rows, and score: what each would score by itself.
 
-    In one process. A small base spends most of an evaluation on starting operations, of which this starts fewer.
+    Rows of several jobs share forwards, a batch of each at a time: a small base spends most of an evaluation on
+    starting operations, of which this starts fewer. `between` is called before each, on all ranks equally often.
+
+    Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them. An
+    error that one rank meets is raised on all.
     """
     plans = [_Plan.of(one.objective, one.rows, size) for one, size in zip(asked, batch_sizes, strict=True)]
+    mine = [_of_this_rank(plan.batches, number, processes) for number, plan in enumerate(plans)]
     written: list[dict[int, str]] = [{} for _ in asked]
-    for turn in range(max(len(plan.batches) for plan in plans)):
+    fault: Exception | None = None
+    for turn in range(max(_turns(plan.batches, processes) for plan in plans)):
         between()
-        present = [number for number, plan in enumerate(plans) if turn < len(plan.batches)]
-        parts = [replace(asked[number], rows=plans[number].fields(plans[number].batches[turn])) for number in present]
-        for number, answers in zip(present, answer(host, parts, most=TOGETHER * max(batch_sizes)), strict=True):
-            texts = [one.text for one in answers]
-            written[number].update(zip(plans[number].batches[turn], texts, strict=True))
+        try:
+            if fault is None:
+                _answer_turn(host, asked, plans, [own[turn : turn + 1] for own in mine], written, processes)
+        except Exception as error:
+            if not may_tell(processes, error) or processes.sharded:
+                raise
+            fault = error  # the other ranks, which do not see this row, have to hear of it
+    if not processes.sharded:
+        told = processes.gather((written, tell(fault)))
+        hear([theirs for _, theirs in told], fault)
+        for others, _ in told:
+            for own, other in zip(written, others, strict=True):
+                own.update(other)
     return [plan.scored(one.objective, texts) for plan, one, texts in zip(plans, asked, written, strict=True)]
+
+
+def _of_this_rank(batches: Sequence[list[int]], number: int, processes: Processes) -> list[list[int]]:
+    """Every job begins with another rank: where each has few batches, no rank gets them all."""
+    if processes.sharded:
+        return list(batches)
+    return list(batches[(processes.rank - number) % processes.world :: processes.world])
+
+
+def _turns(batches: Sequence[list[int]], processes: Processes) -> int:
+    return len(batches) if processes.sharded else -(-len(batches) // processes.world)
+
+
+@torch.no_grad()
+def _answer_turn(
+    host: BaseHost,
+    asked: Sequence[Asked],
+    plans: Sequence[_Plan],
+    batches: Sequence[Sequence[list[int]]],
+    written: Sequence[dict[int, str]],
+    processes: Processes,
+) -> None:
+    """One batch of each job that has one left."""
+    present = [number for number, own in enumerate(batches) if own]
+    if not present:
+        return
+    parts = [replace(asked[number], rows=plans[number].fields(batches[number][0])) for number in present]
+    most = min(TOGETHER, len(parts)) * max(len(part.rows) for part in parts)
+    for number, texts in zip(present, _texts(host, parts, most, processes), strict=True):
+        written[number].update(zip(batches[number][0], texts, strict=True))
+
+
+def _texts(host: BaseHost, parts: Sequence[Asked], most: int, processes: Processes) -> list[list[str]]:
+    """At most `most` rows in a forward; half of it, and half of the rows, where memory runs out."""
+    try:
+        return [[one.text for one in answers] for answers in answer(host, parts, most=most)]
+    except Exception as error:
+        longest = max(len(part.rows) for part in parts)
+        if processes.sharded or not out_of_memory(error) or max(longest, most) == 1:
+            raise
+    if processes.device.type == "cuda":
+        torch.cuda.empty_cache()
+    texts: list[list[str]] = [[] for _ in parts]
+    half = -(-longest // 2)
+    for cut in (slice(half), slice(half, None)):
+        some = [(n, replace(part, rows=part.rows[cut])) for n, part in enumerate(parts) if part.rows[cut]]
+        if some:
+            found = _texts(host, [part for _, part in some], max(1, most // 2), processes)
+            for (number, _), more in zip(some, found, strict=True):
+                texts[number] += more
+    return texts
 
 
 @dataclass(frozen=True)

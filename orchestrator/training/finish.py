@@ -14,50 +14,56 @@ from orchestrator.tasks.template import fill, parse
 from orchestrator.training.distributed import Processes
 from orchestrator.training.environment import environment
 from orchestrator.training.evaluate import Evaluation
+from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob, label_words
-from orchestrator.training.loop import evaluate_job, evaluation_rows
 from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.scores import SPLITS, FinalScores, evaluate_job, evaluation_rows
 from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.own_weights import OwnWeights, save_weights
 
-_SPLITS = ("validation", "test")
 _SAMPLES = 5
 ADAPTED = "base"  #: folder in an artifact with the base that LM adaptation has made
 
 
-def finish(host: BaseHost, job: TrainedJob, processes: Processes, between: Callable[[], None]) -> None:
+def finish(
+    host: BaseHost, job: TrainedJob, processes: Processes, between: Callable[[], None], known: FinalScores
+) -> None:
     """Score, then write the artifact (first rank). The artifact's event is the last one of a job that succeeded.
 
-    `between` is called between the batches of the evaluations, on all ranks equally often.
+    `between` is called between the batches of the evaluations, on all ranks equally often. `known`: scores that are
+    there already.
     """
     job.take_best()
     metrics: dict[str, dict[str, float]] = {}
     baseline: dict[str, dict[str, float]] = {}
     samples: list[dict[str, str]] = []
-    for split in _SPLITS:
-        rows = evaluation_rows(job, split)
+    for split in SPLITS:
+        with met_by_all(processes):
+            rows = evaluation_rows(job, split)
         if rows is None:
             continue
-        tuned = evaluate_job(host, job, rows, processes, between=between)
-        metrics[split] = tuned.values
-        job.events.write("metric", step=job.step, split=split, values=tuned.values)
-        job.events.flush()
+        found = known.get((split, True)) or evaluate_job(host, job, rows, processes, between=between)
+        metrics[split] = found.values
+        with met_by_all(processes):
+            job.events.write("metric", step=job.step, split=split, values=found.values)
+            job.events.flush()
         if job.recipe.train.baseline:
-            base = evaluate_job(host, job, rows, processes, tuned=False, between=between)
+            base = known.get((split, False)) or evaluate_job(host, job, rows, processes, tuned=False, between=between)
             baseline[split] = base.values
             job.events.write("baseline", split=split, values=base.values)
             if not samples:
-                samples = _samples(job, rows, tuned, base)
+                samples = _samples(job, rows, found, base)
                 job.events.write("sample", step=job.step, split=split, rows=samples)
-        job.events.flush()
     near = _neighbours(host, job)
-    if processes.first:
-        ran_on = environment(processes.device.type, processes.world)
-        facts = _facts(job, metrics, baseline, samples) | ran_on
-        _write_artifact(host, job, facts, near)
+    with met_by_all(processes):
+        job.events.flush()
+        if processes.first:
+            ran_on = environment(processes.device.type, processes.world)
+            facts = _facts(job, metrics, baseline, samples) | ran_on
+            _write_artifact(host, job, facts, near)
 
 
 def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evaluation) -> list[dict[str, str]]:

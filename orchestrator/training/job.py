@@ -36,28 +36,29 @@ from orchestrator.training.checkpoint import (
     save_checkpoint,
 )
 from orchestrator.training.demonstrations import demonstrations, show
+from orchestrator.training.distributed import Processes
 from orchestrator.training.label_search import with_found_labels
 from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
-from orchestrator.training.objectives.objective import Fields, Share
+from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
-from orchestrator.training.search import TriggerSearch
+from orchestrator.training.search import Losses, TriggerSearch
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.own_weights import OwnWeights
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import RowBatch
 
 #: What a step needs random numbers for.
 FOR_PROMPT, FOR_HEAD, FOR_BASE = range(3)
 
-_CACHED_EXAMPLES = 40_000  # tokenised rows kept: 200 MB of Python lists at 100 tokens a row (measured), in each process
+#: Bytes of tokenised rows that a job keeps in each process: 8,700 rows of 100 tokens. What is beyond is tokenised when
+#: it comes up again. Sixteen jobs that share a run keep a gigabyte at most.
+_CACHE = 64 << 20
 
 
 @dataclass
@@ -82,15 +83,16 @@ class TrainedJob:
     saved: int = -1  #: step of the newest checkpoint
     best: Best = field(default_factory=Best)
     _examples: dict[int, Example] = field(default_factory=dict)
+    _cached: int = 0  #: bytes that these take
 
     @classmethod
-    def open(cls, spec: JobSpec, host: BaseHost, events: EventWriter | NoEvents, *, device: torch.device) -> TrainedJob:
+    def open(cls, spec: JobSpec, host: BaseHost, events: EventWriter | NoEvents, processes: Processes) -> TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
         recipe = JobRecipe.model_validate(spec.recipe)
         encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
         recipe = with_found_labels(recipe, host, encoder, method, Rows.open(Path(spec.dataset.path), "train"))
         objective = build_objective(recipe, encoder)
-        head = _new_head(objective, recipe.seed, host, device)
+        head = _new_head(objective, recipe.seed, host, processes.device)
         rows = objective.usable(Rows.open(Path(spec.dataset.path), "train"))
         which = trained_weights(recipe)
         weights = None if which == "none" else OwnWeights(host, which)
@@ -112,7 +114,7 @@ class TrainedJob:
         )
         show(encoder, recipe, objective, job.demonstrations)
         if isinstance(method, AutoPrompt):
-            job.optimizer = job._search(method, host)
+            job.optimizer = job._search(method, host, processes)
         job._resume(newest_checkpoint(job.paths, job.identity))
         return job
 
@@ -251,25 +253,24 @@ class TrainedJob:
         self.step = self.resumed_from = self.saved = checkpoint.step
         self.evaluated = checkpoint.evaluated
 
-    def _search(self, method: AutoPrompt, host: BaseHost) -> TriggerSearch:
-        config = self.recipe.method
+    def choose(self) -> None:
+        """What the optimizer asks the base before its step; it may fail for this job alone."""
+        if isinstance(self.optimizer, TriggerSearch):
+            self.optimizer.choose()
+
+    def _search(self, method: AutoPrompt, host: BaseHost, processes: Processes) -> TriggerSearch:
+        config, train = self.recipe.method, self.recipe.train
         assert isinstance(config, recipe_methods.AutoPrompt)
         words = [*config.avoid, *label_words(self.recipe.task)]
         spelled = {token for word in words for text in (word, f" {word}") for token in self.encoder.tokens(text)}
+        losses = Losses(host, self.objective, processes, rows=-(-train.batch_size // train.accumulation))
 
         def measure(step: int, prompts: Sequence[Prompt]) -> list[float]:
             """On the batch after the step's own."""
-            examples = self._batch_of(step)
-            return [self._loss(host, examples, prompt) for prompt in prompts]
+            return losses.of(prompts, self._batch_of(step))
 
         forbidden = spelled | set(host.tokenizer.all_special_ids)
         return TriggerSearch(method, measure, candidates=config.candidates, forbidden=forbidden, seed=self.recipe.seed)
-
-    def _loss(self, host: BaseHost, examples: Sequence[Example], prompt: Prompt) -> float:
-        batch = RowBatch.collate([example.row for example in examples], pad_id=host.pad_id)
-        output = forward(host, batch, [prompt])
-        share = Share.of(output, 0, range(len(examples)), len(examples))
-        return float(self.objective.loss_sum(share, examples, None))
 
     def _example(self, number: int) -> Example:
         if number not in self._examples:
@@ -279,8 +280,10 @@ class TrainedJob:
                 data = self.spec.dataset
                 where = error.where or f"{data.name}@{data.version}, train row {number + 1}"
                 raise BadData(error.message, where=where, hint=error.hint) from error
-            if len(self._examples) >= _CACHED_EXAMPLES:
+            size = _most_bytes(example)
+            if self._cached + size > _CACHE:
                 return example
+            self._cached += size
             self._examples[number] = example
         return self._examples[number]
 
@@ -295,6 +298,13 @@ def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> t
     method = build_method(_with_labels(recipe), host, length=placed or None, generator=generator)
     encoder = TextEncoder(host, slots=method.slots, length=method.length, context=context)
     return encoder, method
+
+
+def _most_bytes(example: Example) -> int:
+    """As Python keeps lists of numbers: 8 for a place, 28 for a number that nobody else holds."""
+    row = example.row
+    parts = (row.ids, row.labels, row.decoder_ids, example.targets, example.soft, example.places)
+    return 500 + 36 * sum(len(part) for part in parts if part is not None)
 
 
 def _under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -74,7 +74,8 @@ def _regression(states: Tensor, labels: Tensor, count: int) -> Tensor:
 
 def _best_words(host: BaseHost, encoder: TextEncoder, weights: Tensor, count: int) -> list[list[str]]:
     """For each label the words with the highest share of it; a word stands for one label only."""
-    rows = host.model.get_output_embeddings().weight.detach().float().cpu()[: len(host.tokenizer)]
+    with host.gathered(host.model.get_output_embeddings().weight) as table:
+        rows = table.detach()[: len(host.tokenizer)].float().cpu()
     shares = (rows @ weights.T).softmax(-1)
     special, taken = set(host.tokenizer.all_special_ids), set()
     found: list[list[str]] = []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
 from orchestrator.training.company import Company, LeaveRequested, News
 from orchestrator.training.distributed import Processes
-from orchestrator.training.evaluate import Evaluation, evaluate, evaluate_together
+from orchestrator.training.evaluate import Evaluation
+from orchestrator.training.failures import JobFailed, met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives import Example
-from orchestrator.training.objectives.asking import Asked
-from orchestrator.training.objectives.objective import Fields
-from orchestrator.training.rows import Rows, has_split
+from orchestrator.training.scores import FinalScores, evaluate_job, evaluation_rows, final_scores, scores_of_step
 from orchestrator.training.step import Pace, Work, fused_step
 from orchestrator.training.stop import StopRequested
 from orchestrator.training.together import apply_together
@@ -31,14 +29,6 @@ from orchestrator.tuning.host import BaseHost
 
 _REPORT_SECONDS = 0.5  # between writes of events: what `ptq status` sees is at most this old
 _REST_SECONDS = 0.05  # between looks at the inbox while nobody is there
-
-
-class JobFailed(PtqError):
-    """A job ended for a reason of its own; the others of its run go on."""
-
-    def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -59,7 +49,7 @@ class Loop:
     on_join: Callable[[Ticket], TrainedJob | None]  #: opens a job that joins; None when it cannot be opened
     on_left: Callable[[TrainedJob, str], None]  #: a job was asked to leave, and is checkpointed
     on_failed: Callable[[TrainedJob, Exception], None]
-    on_trained: Callable[[TrainedJob], None]
+    on_trained: Callable[[TrainedJob, FinalScores], None]  #: with the scores that are known already
     clock: Callable[[], float] = time.monotonic
     pace: Pace = field(default_factory=Pace)
     defer: bool = False  #: losses are read every half second, not every step: a GPU works on meanwhile
@@ -90,7 +80,7 @@ class Loop:
             self._read(active)
             for job in list(active):
                 with self._own_failures(job, active):
-                    job.checkpoint()
+                    self._save(job)
             raise
 
     def _change(self, news: News, active: list[TrainedJob]) -> None:
@@ -108,7 +98,7 @@ class Loop:
         """Do what a stop has left undone at the step that the job resumes from."""
         self._evaluate_when_due(job)
         if job.finished:
-            self._done(job, active)
+            self._end([job], active)
 
     def _step(self, active: list[TrainedJob]) -> None:
         if not self._unread:
@@ -124,6 +114,10 @@ class Loop:
             if w.unfit:
                 with self._own_failures(w.job, active):
                     raise _too_large(w.job)
+        for w in work:
+            if w.job in active:
+                with self._own_failures(w.job, active):
+                    w.job.choose()
         fit = [w for w in work if w.job in active]
         if fit:
             self._apply(fit)
@@ -133,7 +127,8 @@ class Loop:
         for w in fit:
             if w.job in active:
                 with self._own_failures(w.job, active):
-                    self._finish_step(w.job, active)
+                    self._finish_step(w.job)
+        self._end([w.job for w in fit if w.job in active and w.job.finished], active)
         if self.clock() - self._reported > _REPORT_SECONDS:
             self._reported = self.clock()
             for job in active:
@@ -151,7 +146,7 @@ class Loop:
             except LeaveRequested as request:
                 if job in active:
                     active.remove(job)
-                job.checkpoint()
+                self._save(job)
                 self.on_left(job, request.why)
         except StopRequested:
             raise
@@ -200,12 +195,15 @@ class Loop:
                     with self._own_failures(job, active):
                         _report(job, step, loss, norm, tokens[id(job)] / seconds)
 
-    def _finish_step(self, job: TrainedJob, active: list[TrainedJob]) -> None:
+    def _finish_step(self, job: TrainedJob) -> None:
         self._evaluate_when_due(job)
         if job.finished or job.step % job.recipe.train.checkpoint_every == 0:
+            self._save(job)
+
+    def _save(self, job: TrainedJob) -> None:
+        """The first rank writes; what it meets, the others hear of."""
+        with met_by_all(self.processes):
             job.checkpoint()
-        if job.finished:
-            self._done(job, active)
 
     def _to_score(self, job: TrainedJob) -> bool:
         every = job.recipe.train.eval_every
@@ -215,42 +213,34 @@ class Loop:
         )
 
     def _score_together(self, jobs: Sequence[TrainedJob]) -> dict[int, Evaluation]:
-        """Scores of the jobs that are due now, by `id`; none where anything is amiss.
-
-        Then each is scored by itself, and what is wrong with one, or asks it to leave, is its own affair.
-        """
-        due = [job for job in jobs if self._to_score(job)] if self.processes.world == 1 else []
+        due = [job for job in jobs if self._to_score(job)]
         if len(due) < 2:
             return {}
-        try:
-            rows = [evaluation_rows(job, "validation", most=job.recipe.train.eval_rows) for job in due]
-            found = [(job, some) for job, some in zip(due, rows, strict=True) if some]
-            asked = [Asked(job.objective, job.folded(), job.head, some) for job, some in found]
-            sizes = [job.recipe.train.eval_batch_size for job, _ in found]
-            between = partial(self.company.within, *due)
-            scores = evaluate_together(self.host, asked, batch_sizes=sizes, between=between) if found else []
-        except StopRequested:
-            raise
-        except Exception:
-            return {}
-        return {id(job): scored for (job, _), scored in zip(found, scores, strict=True)}
+        return scores_of_step(self.host, due, self.processes, partial(self.company.within, *due))
 
     def _evaluate_when_due(self, job: TrainedJob) -> None:
         if not self._to_score(job):
             return
-        rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
+        with met_by_all(self.processes):
+            rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
             result = self._scored.pop(id(job), None) or evaluate_job(
                 self.host, job, rows, self.processes, between=partial(self.company.within, job)
             )
-            job.events.write("metric", step=job.step, split="validation", values=result.values)
-            job.events.flush()
-            job.scored(result.values)
+            with met_by_all(self.processes):
+                job.events.write("metric", step=job.step, split="validation", values=result.values)
+                job.events.flush()
+                job.scored(result.values)
         job.evaluated = job.step
 
-    def _done(self, job: TrainedJob, active: list[TrainedJob]) -> None:
-        active.remove(job)
-        self.on_trained(job)
+    def _end(self, jobs: Sequence[TrainedJob], active: list[TrainedJob]) -> None:
+        """Score all that are trained from the same forwards; then each leaves by itself."""
+        between = partial(self.company.within, *jobs)
+        scores = final_scores(self.host, jobs, self.processes, between) if jobs else {}
+        for job in jobs:
+            with self._own_failures(job, active):
+                active.remove(job)
+                self.on_trained(job, scores.get(id(job), {}))
 
 
 def _too_large(job: TrainedJob) -> JobFailed:
@@ -267,35 +257,3 @@ def _report(job: TrainedJob, step: int, loss: float, norm: float, speed: float) 
         raise JobFailed(Reason.NAN_LOSS, f"the gradient became {norm} at step {step}; try a lower train.lr")
     job.events.write("metric", step=step, split="train", values={"loss": loss, "gradient_norm": norm})
     job.events.write("progress", step=step, steps=job.steps, tokens_per_second=speed)
-
-
-def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> list[Fields] | None:
-    """The (first) rows of a split, or None when the dataset has none."""
-    folder = job.dataset_folder
-    if not has_split(folder, split):
-        return None
-    return list(islice(Rows.open(folder, split), most)) or None
-
-
-def evaluate_job(
-    host: BaseHost,
-    job: TrainedJob,
-    rows: Sequence[Fields],
-    processes: Processes,
-    *,
-    tuned: bool = True,
-    between: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Score the job as it stands, or (`tuned=False`) its base without virtual tokens and with the head as it starts."""
-    with nullcontext() if tuned else job.untuned_base():
-        return evaluate(
-            host,
-            job.objective,
-            job.folded(),
-            job.head if tuned else job.new_head(host, processes.device),
-            rows,
-            batch_size=job.recipe.train.eval_batch_size,
-            processes=processes,
-            tuned=tuned,
-            between=between,
-        )

@@ -9,7 +9,6 @@ asked for it.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
@@ -26,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from orchestrator import failpoints
 from orchestrator.cost import Cost
-from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
+from orchestrator.errors import BadRecipe, PtqError
 from orchestrator.events import EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
@@ -40,9 +39,11 @@ from orchestrator.training.cards import check_cards
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
 from orchestrator.training.environment import environment
+from orchestrator.training.failures import JobFailed, met_by_all, out_of_memory, reason_of
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
-from orchestrator.training.loop import JobFailed, Loop
+from orchestrator.training.loop import Loop
+from orchestrator.training.scores import FinalScores
 from orchestrator.training.step import Pace
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
 from orchestrator.tuning.host import BaseHost, Kind
@@ -116,11 +117,12 @@ class Run:
         trained = self._trained_weights(host)
         checksum = host.checksum(without=trained)
 
-        def on_trained(job: TrainedJob) -> None:
-            if any(self.processes.gather(host.checksum(without=trained) != checksum)):
-                what = "a weight of the frozen base moved in training; the artifact was not written"
-                raise JobFailed(Reason.BASE_CHANGED, what)
-            finish(host, job, self.processes, partial(self.company.within, job))
+        def on_trained(job: TrainedJob, scores: FinalScores) -> None:
+            with met_by_all(self.processes):
+                if host.checksum(without=trained) != checksum:
+                    what = "a weight of the frozen base moved in training; the artifact was not written"
+                    raise JobFailed(Reason.BASE_CHANGED, what)
+            finish(host, job, self.processes, partial(self.company.within, job), scores)
             self._present.pop(job.spec.job).events.close()
 
         on_gpu = self.processes.device.type == "cuda"
@@ -144,19 +146,20 @@ class Run:
     def _load_base(self) -> BaseHost:
         base = self._first.base
         recipe = JobRecipe.model_validate(self._first.recipe)
-        found = self.processes.gather(fingerprint(Path(base.path)) if self.processes.first else base.fingerprint)[0]
-        if found != base.fingerprint:
-            raise JobFailed(
-                Reason.BASE_CHANGED,
-                f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
-                "add the base again with `ptq base add` and submit again",
+        with met_by_all(self.processes):
+            found = fingerprint(Path(base.path)) if self.processes.first else base.fingerprint
+            if found != base.fingerprint:
+                raise JobFailed(
+                    Reason.BASE_CHANGED,
+                    f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
+                    "add the base again with `ptq base add` and submit again",
+                )
+            host = BaseHost.load(
+                Path(base.path),
+                kind=cast(Kind, base.kind),
+                dtype=recipe.base.dtype,
+                trust_remote_code=recipe.base.trust_remote_code and load_settings().allow_remote_code,
             )
-        host = BaseHost.load(
-            Path(base.path),
-            kind=cast(Kind, base.kind),
-            dtype=recipe.base.dtype,
-            trust_remote_code=recipe.base.trust_remote_code and load_settings().allow_remote_code,
-        )
         place(host, self.processes)
         return host
 
@@ -173,6 +176,8 @@ class Run:
         try:
             cost = calibrate(host, self.processes, context=read_base_facts(Path(base.path)).max_positions)
         except Exception as error:  # the jobs can be trained all the same; who shares is then decided by estimates
+            if self.processes.sharded and out_of_memory(error):
+                raise  # alone: the other ranks wait for this one in the middle of a forward
             print(f"what a step costs could not be measured: {error}", flush=True)
             return
         if self.processes.first:
@@ -194,18 +199,12 @@ class Run:
     def _open(self, spec: JobSpec, host: BaseHost, *, first: bool) -> TrainedJob | None:
         present = self._present[spec.job]
         try:
-            self._check_base(spec)
-            job = TrainedJob.open(spec, host, present.events, device=self.processes.device)
+            with met_by_all(self.processes):
+                self._check_base(spec)
+                job = TrainedJob.open(spec, host, present.events, self.processes)
             self.processes.same_everywhere(job.parameters)
-            present.events.write(
-                "started",
-                processes=self.processes.world,
-                device=str(self.processes.device),
-                resumed_from=job.resumed_from,
-                steps=job.steps,
-            )
-            present.events.write("environment", **environment(self.processes.device.type, self.processes.world))
-            present.events.flush()
+            with met_by_all(self.processes):
+                self._tell_that_it_starts(job)
         except Exception as error:
             # Several ranks go on only after what all of them meet: faults of recipe and data.
             if self.processes.world > 1 and not isinstance(error, PtqError):
@@ -217,6 +216,14 @@ class Run:
         what = f"{job.recipe.method.type}, {job.method.length} virtual tokens"
         print(f"job {spec.job}: step {job.step} of {job.steps}, {what}", flush=True)
         return job
+
+    def _tell_that_it_starts(self, job: TrainedJob) -> None:
+        device, world = self.processes.device, self.processes.world
+        job.events.write(
+            "started", processes=world, device=str(device), resumed_from=job.resumed_from, steps=job.steps
+        )  # fmt: skip
+        job.events.write("environment", **environment(device.type, world))
+        job.events.flush()
 
     def _check_base(self, spec: JobSpec) -> None:
         """The run's one base was loaded as the first job asks for it."""
@@ -272,23 +279,6 @@ def _even_on_a_full_disk() -> Iterator[None]:
 
 def _is_fresh(path: Path) -> bool:
     return path.exists() and time.time() - path.stat().st_mtime < MEASURED_AGAIN
-
-
-def reason_of(error: Exception) -> Reason:
-    """Which of the known reasons an exception is."""
-    if isinstance(error, JobFailed):
-        return error.reason
-    if isinstance(error, BadData):
-        return Reason.BAD_DATA
-    if isinstance(error, BadRecipe | BadInput):
-        return Reason.BAD_RECIPE
-    if isinstance(error, torch.OutOfMemoryError):
-        return Reason.CUDA_OOM
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return Reason.DISK_FULL
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's words for no memory left
-        return Reason.HOST_OOM
-    return Reason.CRASHED
 
 
 if __name__ == "__main__":

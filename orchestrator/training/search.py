@@ -1,16 +1,75 @@
-"""AutoPrompt's search as an optimizer: a step tries other words at one slot, and may keep one."""
+"""AutoPrompt's search as an optimizer: a step tries other words at one slot, and may keep one.
+
+`choose` asks the base, which may fail for this job alone; `step` then only takes the word.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import optim
 
+from orchestrator.training.distributed import Processes
+from orchestrator.training.failures import met_by_all, out_of_memory
+from orchestrator.training.objectives import Example, Objective
+from orchestrator.training.objectives.objective import Share
 from orchestrator.training.order import mixed_seed
+from orchestrator.tuning.forward import forward
+from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.rows import RowBatch
+
+
+@dataclass
+class Losses:
+    """The loss of each of several prompts on the same rows, the same on all ranks, which share the rows."""
+
+    host: BaseHost
+    objective: Objective
+    processes: Processes
+    rows: int  #: most of them in a forward; half as many once memory has run out
+
+    @torch.no_grad()
+    def of(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[float]:
+        processes = self.processes
+        with met_by_all(processes):
+            mine = list(range(len(examples))) if processes.sharded else processes.share(range(len(examples)))
+            losses = [self._sum(prompt, mine, examples) for prompt in prompts]
+        total = torch.tensor(losses, dtype=torch.float64, device=processes.device)
+        if processes.sharded:  # every rank has run every forward
+            processes.same_everywhere([total])
+        else:
+            processes.sum_(total)
+        return [float(loss) for loss in total]
+
+    def _sum(self, prompt: Prompt, mine: Sequence[int], examples: Sequence[Example]) -> float:
+        total, start = 0.0, 0
+        while start < len(mine):
+            chunk = mine[start : start + self.rows]
+            loss = self._tried(prompt, chunk, examples)
+            if loss is None:
+                self.rows = -(-len(chunk) // 2)
+                continue
+            total += loss
+            start += len(chunk)
+        return total
+
+    def _tried(self, prompt: Prompt, chunk: Sequence[int], examples: Sequence[Example]) -> float | None:
+        """None: memory ran out with more than one row."""
+        rows = [examples[i] for i in chunk]
+        try:
+            output = forward(self.host, RowBatch.collate([r.row for r in rows], pad_id=self.host.pad_id), [prompt])
+            return float(self.objective.loss_sum(Share.of(output, 0, chunk, len(examples)), rows, None))
+        except Exception as error:
+            if self.processes.sharded or len(chunk) == 1 or not out_of_memory(error):
+                raise
+        if self.processes.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
 
 
 class TriggerSearch(optim.Optimizer):
@@ -29,19 +88,29 @@ class TriggerSearch(optim.Optimizer):
         self._method, self._measure = method, measure
         self._candidates, self._forbidden, self._seed = candidates, forbidden, seed
 
+        self._chosen: tuple[int, int] | None = None
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One slot, drawn by seed and step."""
+    def choose(self) -> None:
+        """With the gradient at hand: one slot, drawn by seed and step, and the best word for it."""
         words = self._method.embeddings
-        state = self.state[words]
-        done = int(state.setdefault("step", torch.zeros(())))
-        state["step"] = torch.tensor(float(done + 1))
+        self._chosen = None
         if words.grad is None:
             return
+        done = int(self.state[words].get("step", 0))
         slot = random.Random(mixed_seed(self._seed, 4, done)).randrange(self._method.length)
         tried = self._method.promising(slot, words.grad[slot], self._candidates, self._forbidden)
         prompts = [self._method.prompt().detach(), *(self._method.prompt_with(slot, token) for token in tried)]
         losses = list(self._measure(done + 1, prompts))
         best = min(range(len(losses)), key=lambda number: losses[number])
         if best:
-            self._method.take(slot, tried[best - 1])
+            self._chosen = slot, tried[best - 1]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take what was chosen."""
+        state = self.state[self._method.embeddings]
+        state["step"] = torch.tensor(float(state.get("step", 0)) + 1)
+        if self._chosen is not None:
+            self._method.take(*self._chosen)
+            self._chosen = None

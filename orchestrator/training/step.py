@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.training.distributed import Processes
+from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
 from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Share
@@ -80,12 +81,22 @@ def fused_step(
 ) -> list[Work]:
     """Forward, backward and sum over ranks; each job's gradients are left in its parameters' `.grad`.
 
-    When a rank runs out of memory, all ranks do the step again, that one with half the rows in a forward.
+    When a rank runs out of memory, all ranks do the step again, that one with half the rows in a forward. Any other
+    error of a rank is raised on all of them.
     """
     work = [_work(job, batch, processes) for job, batch in zip(jobs, batches, strict=True)]
     while True:
-        rows = _accumulate_all(host, work, processes, pace)
-        if not _sum_over_ranks(work, processes, out_of_memory=rows > 0):
+        rows, fault = 0, None
+        try:
+            rows = _accumulate_all(host, work, processes, pace)
+        except Exception as error:
+            if not may_tell(processes, error):
+                raise
+            fault = error
+        again, broken = _sum_over_ranks(work, processes, full=rows > 0, broken=fault is not None)
+        if broken:
+            hear(processes.gather(tell(fault)), fault)
+        if not again:
             return work
         for w in work:
             w.restart()
@@ -115,9 +126,9 @@ def _fits(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], proces
     """One forward and backward; False when memory ran out (the error is let go of here: it holds what was taken)."""
     try:
         _accumulate(host, chunk, which, processes)
-    except torch.OutOfMemoryError:
+    except Exception as error:
         # With ZeRO-3 the other ranks wait for this one in the middle of a forward: there is no agreeing with them.
-        if processes.zero == 3 and processes.world > 1:
+        if processes.sharded or not out_of_memory(error):
             raise
         return False
     return True
@@ -222,15 +233,15 @@ def _base_mode(host: BaseHost, job: TrainedJob, which: tuple[int, int], processe
         host.set_dropout(False)
 
 
-def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, out_of_memory: bool) -> bool:
-    """All jobs' gradients and losses in one flat buffer, one all-reduce; whether a rank ran out of memory."""
+def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, full: bool, broken: bool) -> tuple[bool, bool]:
+    """All jobs' gradients and losses in one flat buffer, one all-reduce; whether any rank's was full, or broke."""
     parameters = [p for w in work for p in w.job.parameters]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if processes.world == 1:
-        return out_of_memory
-    told = torch.tensor([float(out_of_memory), *(float(w.unfit) for w in work)], dtype=torch.float64)
+        return full, broken
+    told = torch.tensor([float(full), float(broken), *(float(w.unfit) for w in work)], dtype=torch.float64)
     losses = torch.stack([torch.as_tensor(w.loss, dtype=torch.float64, device=processes.device) for w in work])
     gradients = [p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None]
     flat = torch.cat([*gradients, told.to(processes.device), losses])
@@ -240,7 +251,7 @@ def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, out_of_memory
         assert parameter.grad is not None
         parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
         at += parameter.numel()
-    failures, *rest = flat[at:].tolist()
+    anybody_full, anybody_broken, *rest = flat[at:].tolist()
     for number, w in enumerate(work):
         w.unfit, w.loss = rest[number] > 0, rest[len(work) + number]
-    return bool(failures)
+    return anybody_full > 0, anybody_broken > 0

@@ -146,6 +146,17 @@ class BaseHost:
         """[B, S] ids -> [B, S, H] input embeddings, through the module, so that ZeRO-3's hooks gather its weights."""
         return self.model.get_input_embeddings()(ids.to(self.device))
 
+    @contextmanager
+    def gathered(self, weight: Tensor) -> Iterator[Tensor]:
+        """A weight of the base as a whole, inside: with ZeRO-3 each process holds a piece of it. On all ranks."""
+        if not hasattr(weight, "ds_id"):
+            yield weight
+            return
+        import deepspeed  # heavy, and there only where it has sharded the base
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            yield weight
+
     def set_dropout(self, on: bool) -> None:
         """The base's own dropout; off from the start."""
         # Both are found by forwards, which must neither see dropout nor use up random numbers.

@@ -21,7 +21,7 @@ def install(model: nn.Module) -> bool:
     """Give each row its own angles wherever they depend on its length; whether they do anywhere."""
     found = [module for module in model.modules() if any(map(_by_length, _kinds(module).values()))]
     for module in found:
-        module.forward = partial(_angles, module, module.forward)  # type: ignore[assignment]
+        module.forward = partial(_angles, module, module.forward)
     return bool(found)
 
 

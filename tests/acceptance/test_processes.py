@@ -21,7 +21,7 @@ def test_two_processes_train_what_one_does(zero: int | None, tmp_path: Path) -> 
     base, dataset = make_base(tmp_path / "base", "gpt2"), make_dataset(tmp_path / "data")
     # 3 rows do not divide by 2, and the second rank has rows for one of the two passes only.
     wanted = recipe(METHOD, train__steps=8, train__batch_size=3, train__accumulation=2, train__lr=0.01)
-    one = launch(tmp_path / "one", wanted, base=base, dataset=dataset, processes=1, zero=None).run
+    one = launch(tmp_path / "one", [wanted], base=base, dataset=dataset, processes=1, zero=None).run
     guest = recipe({"type": "prompt-tuning", "length": 2}, train__steps=4)
     joins = [(0, 0, lambda stage: stage.join(1))]
     both = {"base": base, "dataset": dataset, "processes": 2, "zero": zero}

@@ -36,7 +36,8 @@ class LabelVectors:
         rows = host.model.get_output_embeddings()
         if not isinstance(getattr(rows, "weight", None), Tensor):
             raise BadRecipe("this base has no output matrix that label vectors could start from", where="method.type")
-        starts = torch.stack([rows.weight[words].detach().float().cpu().mean(0) for words in self._words.tokens])
+        with host.gathered(rows.weight) as table:
+            starts = torch.stack([table[words].detach().float().cpu().mean(0) for words in self._words.tokens])
         vectors = nn.Linear(starts.shape[1], starts.shape[0], bias=False)
         with torch.no_grad():
             vectors.weight.copy_(starts)

@@ -365,3 +365,13 @@ def test_templates_that_a_method_cannot_use(
 ) -> None:
     found = faults(task, method, facts)
     assert any(one.startswith(fault) for one in found), found
+
+
+@pytest.mark.parametrize("method", [PROMPT, PREFIX, {"type": "fine-tuning"}], ids=lambda m: m["type"])
+def test_what_is_trained_is_not_trained_through_fp16(method: dict[str, Any]) -> None:
+    base = {"base": {"model": "b", "dtype": "fp16"}}
+    (fault,) = faults(WRITE, method, GPT2, **base)
+    assert fault.startswith("base.dtype: ")
+    assert "fp32" in fault
+    assert faults(WRITE, PROMPT, GPT2, base={"model": "b", "dtype": "bf16"}) == []
+    assert faults(WRITE, {"type": "prompt-design"}, GPT2, train={}, **base) == []

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.errors import BadData
+from orchestrator.errors import BadData, PtqError
+from orchestrator.states import Reason
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
+from orchestrator.training.failures import reason_of
+from orchestrator.training.objectives.asking import Asked
 from orchestrator.tuning import Prompt
 
 
@@ -43,7 +46,8 @@ ROWS = [{"text": "x" * (7 * i % 11) + str(i)} for i in range(10)]
 
 def scored(objective: Any, size: int, group: Processes, **options: Any) -> Evaluation:
     host: Any = None
-    return evaluate(host, objective, Prompt.empty(), None, ROWS, batch_size=size, processes=group, **options)
+    asked = Asked(objective, Prompt.empty(), None, ROWS)
+    return evaluate(host, [asked], batch_sizes=[size], processes=group, **options)[0]
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 99])
@@ -110,8 +114,9 @@ def test_a_row_that_one_rank_refuses_ends_the_evaluation_on_every_rank(monkeypat
         def between(rank: int = rank) -> None:
             pauses[rank] += 1
 
-        with pytest.raises(BadData, match="context is empty"):
+        with pytest.raises(PtqError, match="context is empty") as caught:
             scored(Refusing(), 3, processes(rank, 2), between=between)
+        assert reason_of(caught.value) is Reason.BAD_DATA
     assert len(told) == 2
     assert pauses[0] == pauses[1]
 
@@ -120,6 +125,51 @@ def texts_of(rank: int) -> list[str]:
     """What a rank of two is asked."""
     asked = Echo()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "gather", lambda _self, value: [(dict.fromkeys(range(len(ROWS)), ""), None)])
+        patch.setattr(Processes, "gather", lambda _self, value: [([dict.fromkeys(range(len(ROWS)), "")], None)])
         scored(asked, 3, processes(rank, 2))
     return [text for batch in asked.batches for text in batch]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_jobs_that_are_scored_together_are_shared_among_the_ranks(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three jobs of one batch each: every rank has one, and all scores are those of each job by itself."""
+    kinds = [Echo(), Echo(grouped=True), Echo()]
+    expected = [scored(one, 99, processes()) for one in kinds]
+    written: list[Any] = []
+    monkeypatch.setattr(Processes, "gather", lambda _self, value: written.append(value) or list(written))
+    host: Any = None
+    for rank in range(world):
+        jobs = [Echo(grouped=one.grouped) for one in kinds]
+        asked = [Asked(one, Prompt.empty(), None, ROWS) for one in jobs]
+        try:
+            found = evaluate(host, asked, batch_sizes=[99] * 3, processes=processes(rank, world))
+        except KeyError:
+            assert rank < world - 1
+        assert sum(len(one.batches) for one in jobs) == {1: [3], 2: [2, 1], 3: [1, 1, 1]}[world][rank]
+    assert found == expected
+
+
+@dataclass
+class Greedy(Echo):
+    """Has memory for so many rows."""
+
+    room: int = 2
+
+    def predict(self, host: Any, prompt: Any, head: Any, rows: Sequence[dict[str, str]], *, tuned: bool) -> list[str]:
+        if len(rows) > self.room:
+            said = "DefaultCPUAllocator: can't allocate memory"
+            raise torch.OutOfMemoryError("CUDA") if len(self.batches) % 2 else RuntimeError(said)
+        return super().predict(host, prompt, head, rows, tuned=tuned)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 10])
+def test_an_evaluation_that_runs_out_of_memory_goes_on_in_halves(size: int) -> None:
+    objective = Greedy()
+    result = scored(objective, size, processes())
+    assert result.predictions == [row["text"] for row in ROWS]
+    assert sum(map(len, objective.batches)) == len(ROWS)
+
+
+def test_an_evaluation_whose_single_row_does_not_fit_ends() -> None:
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        scored(Greedy(room=0), 3, processes())

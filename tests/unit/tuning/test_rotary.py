@@ -19,7 +19,12 @@ _SHAPE: dict[str, Any] = {
     "intermediate_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 SHORT = 8  #: rows of more tokens have other angles
-LONG_ROPE = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 5.0, 9.0]}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0, 3.0, 5.0, 9.0],
+}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
 EACH = ["phi3", "llama"]
 
