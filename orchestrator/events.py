@@ -10,6 +10,7 @@ Every line carries `format`, `kind`, `attempt` and `at` (seconds since the epoch
     sample     {step, split, rows: [{input, target, base, tuned}]}
     checkpoint {step}
     artifact   {folder}                                  complete; its manifest is already on disk
+    warning    {message}                             something beside the job's own result went wrong: it goes on
     failed     {reason, message, alone}                  reason is a `states.Reason`; alone: the run goes on without it
     stopped    {step, why}                               left at a step boundary because it was asked to: with the whole
                                                          run (asked), or alone (cancel, preempt)
@@ -27,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 FORMAT = 1
 
@@ -41,9 +42,14 @@ KINDS: dict[str, tuple[str, ...]] = {
     "sample": ("step", "split", "rows"),
     "checkpoint": ("step",),
     "artifact": ("folder",),
+    "warning": ("message",),
     "failed": ("reason", "message", "alone"),
     "stopped": ("step", "why"),
 }
+
+
+#: Kinds of which one ends every attempt.
+LAST_WORDS = frozenset({"artifact", "failed", "stopped"})
 
 
 @dataclass
@@ -90,6 +96,16 @@ class EventWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Events(Protocol):
+    """Where a job's events go."""
+
+    def write(self, kind: str, **fields: Any) -> None: ...
+
+    def flush(self, *, sync: bool = False) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class NoEvents:

@@ -6,6 +6,7 @@
     calibrations/<name>.json what a step costs on a base and a kind of device, as measured there (cost.Cost)
     store/datasets/<digest>  immutable dataset versions
     store/artifacts/<digest> immutable artifacts
+    tracking/                what trackers keep here: tensorboard/, mlflow.db, wandb/
 
 These classes own every file name below PTQ_HOME; nobody else spells one.
 """
@@ -40,6 +41,10 @@ class HomePaths:
         return self.root / "store"
 
     @property
+    def tracking(self) -> Path:
+        return self.root / "tracking"
+
+    @property
     def worker_lock(self) -> Path:
         return self.root / "worker.lock"
 
@@ -64,6 +69,11 @@ class JobPaths:
     """A job's folder: the only place where the ledger tower and the tensor tower meet."""
 
     root: Path
+
+    @property
+    def home(self) -> HomePaths:
+        """In which it lies."""
+        return HomePaths(self.root.parent.parent)
 
     @property
     def recipe(self) -> Path:
@@ -91,6 +101,10 @@ class JobPaths:
     def stop_request(self) -> Path:
         """Asks the training program to let this job go at a step boundary: {"attempt": …, "why": cancel | preempt}."""
         return self.root / "stop.json"
+
+    def tracked(self, tracker: str) -> Path:
+        """Which run the job is in a tracker that gives out numbers of its own."""
+        return self.root / f"{tracker}.json"
 
     def artifact(self, attempt: int) -> Path:
         """What this attempt leaves; the worker moves it into the store."""

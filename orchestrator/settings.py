@@ -28,6 +28,7 @@ class Settings:
     uid: int  #: the account; decides whose jobs are whose
     grace_seconds: float  #: PTQ_GRACE: between TERM (checkpoint and leave) and KILL
     run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none
+    tracking: tuple[str, ...] = ()  #: PTQ_TRACKING: trackers of the jobs whose recipes name none
     fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: stands for this box's GPUs (dispatch.scheduling.gpus.FakeGpus)
 
 
@@ -50,6 +51,7 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
         uid=os.getuid(),
         grace_seconds=_positive(env, "PTQ_GRACE", GRACE_SECONDS),
         run_memory=int(_positive(env, "PTQ_RUN_MEMORY", 0.0)) or None,
+        tracking=tuple(name for part in env.get("PTQ_TRACKING", "").split(",") if (name := part.strip())),
         fake_gpus=Path(env["PTQ_FAKE_GPUS"]) if env.get("PTQ_FAKE_GPUS") else None,
     )
 
@@ -122,6 +124,20 @@ def training_environment(**extra: str) -> dict[str, str]:
     return {**kept, **extra}
 
 
+def wandb_mode() -> str:
+    """What W&B is told: offline, unless its key is here or WANDB_MODE asks for something else."""
+    asked = os.environ.get("WANDB_MODE")
+    return asked or ("online" if os.environ.get("WANDB_API_KEY") and not load_settings().offline else "offline")
+
+
+def without_secrets(text: str) -> str:
+    """A text that others wrote, for a log or a registry: no password of an address, no value of a secret variable."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and not _is_harmless(name) and _SECRET.search(name.upper()):
+            text = text.replace(value, "***")
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+
+
 def failpoints() -> str | None:
     """PTQ_FAILPOINTS, for tests alone: see `failpoints`."""
     return os.environ.get("PTQ_FAILPOINTS") or None
@@ -130,12 +146,16 @@ def failpoints() -> str | None:
 GRACE_SECONDS = 30.0
 _NEEDED = frozenset(
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TMP LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV CC CXX "
-    "MAX_JOBS TOKENIZERS_PARALLELISM HOSTNAME".split()
+    "MAX_JOBS TOKENIZERS_PARALLELISM HOSTNAME "
+    # Where trackers write. Not their run's name or number: a run has many jobs.
+    "MLFLOW_TRACKING_URI MLFLOW_EXPERIMENT_NAME MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_INSECURE_TLS "
+    "MLFLOW_TRACKING_SERVER_CERT_PATH WANDB_MODE WANDB_BASE_URL WANDB_ENTITY WANDB_PROJECT".split()
 )
 _NEEDED_FAMILIES = tuple(
     "LC_ PYTHON PTQ_ HF_ TRANSFORMERS_ TORCH CUDA NVIDIA_ NCCL_ GLOO_ OMP_ MKL_ OPENBLAS_ KMP_ GOMP_ XDG_ DS_ "
     "ACCELERATE_ TRITON_ CONDA_ COVERAGE_".split()
 )
+_SHORTEST_SECRET = 6  #: characters; a shorter value would blot out words
 _SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|KEYS?|CREDENTIALS?|AUTH|REGISTRY)(_|$)|APIKEY")
 
 

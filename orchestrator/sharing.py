@@ -2,7 +2,7 @@
 
     PTQ_HOME               3770   everybody makes the registry's side files in it; nobody replaces what another has made
     registry.db            0660   SQLite gives its side files the same
-    jobs/ runs/            2750   one account works: the one that made the home; the group reads
+    jobs/ runs/ tracking/  2750   one account works: the one that made the home; the group reads
     store/ and its shelves 3770   everybody adds; nobody removes what another has added
     everything else        0640, folders 2750
 
@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 OWN_UMASK = 0o027  #: in a shared home: the group reads, others see nothing
-_WORKED_IN = ("jobs", "runs")
+_WORKED_IN = ("jobs", "runs", "tracking")
 _SHELVES = ("store", "store/datasets", "store/artifacts")
 
 

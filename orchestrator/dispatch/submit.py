@@ -11,8 +11,9 @@ from orchestrator.errors import BadInput, BadRecipe, NotFound
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
 from orchestrator.recipe.load import LoadedRecipe
-from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.schema import JobRecipe, Recipe
 from orchestrator.recipe.starts import ArtifactInit
+from orchestrator.recipe.tracking import missing, refuse_unknown
 from orchestrator.registry import jobs, workers
 from orchestrator.registry.artifacts import get_artifact
 from orchestrator.registry.bases import ResolvedBase, resolve_base
@@ -41,7 +42,7 @@ class Submitted:
 
 def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = None) -> Planned:
     """What would be queued. Raises BadRecipe with all faults of all jobs, NotFound for a missing base or dataset."""
-    recipe = loaded.recipe
+    recipe = _with_tracking(registry, loaded)
     if recipe.base.trust_remote_code and not registry.settings.allow_remote_code:
         raise BadRecipe(
             "this installation does not run a base's own code",
@@ -147,6 +148,23 @@ def with_stored_start(registry: Registry, job: JobRecipe) -> JobRecipe:
     plain = job.model_dump(exclude_unset=True)
     plain["method"]["init"] = {"type": "prompt", "path": folders, "weights": init.weights}
     return JobRecipe.model_validate(plain)
+
+
+def _with_tracking(registry: Registry, loaded: LoadedRecipe) -> Recipe:
+    """The recipe with its trackers, or those of PTQ_TRACKING; refuses what cannot be imported here."""
+    recipe, where = loaded.recipe, f"{loaded.path}: tracking"
+    if "tracking" not in recipe.model_fields_set and registry.settings.tracking:
+        where = "PTQ_TRACKING"
+        refuse_unknown(registry.settings.tracking, where)
+        recipe = recipe.model_copy(update={"tracking": list(registry.settings.tracking)})
+    needed = missing(recipe.tracking)
+    if needed:
+        raise BadRecipe(
+            f"{' and '.join(needed)} {'is' if len(needed) == 1 else 'are'} not installed",
+            where=where,
+            hint=f"`pip install {' '.join(needed)}` where the worker runs too, or leave tracking out",
+        )
+    return recipe
 
 
 def _new_job(job: JobRecipe, source: str, base: ResolvedBase, data: DatasetVersion, priority: str | None) -> NewJob:

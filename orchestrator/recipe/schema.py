@@ -12,6 +12,7 @@ from orchestrator.recipe.optimizers import AdamW, Optimizer
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.tasks import Task
 from orchestrator.recipe.text import TextTemplate
+from orchestrator.recipe.tracking import Trackers
 from orchestrator.settings import parse_duration
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -198,6 +199,9 @@ class Recipe(Strict):
     method: Method = Field(description="what is trained")
     train: Train = Field(Train(), description="how it is trained; prompt-design needs none of it")
     resources: Resources = Field(Resources(), description="what it runs on")
+    tracking: Trackers = Field(
+        [], description="where the job's numbers are written too: tensorboard, mlflow, wandb, or a list of them"
+    )
     sweep: dict[str, list[Any]] = Field({}, description="dotted key -> values; every combination becomes a job")
 
     @field_validator("base", mode="before", json_schema_input_type=Base | Annotated[str, Field(min_length=1)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn, optim
 
 from orchestrator import failpoints
 from orchestrator.errors import BadData
-from orchestrator.events import EventWriter, NoEvents
+from orchestrator.events import Events, NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
 from orchestrator.recipe import methods as recipe_methods
@@ -66,7 +66,7 @@ class TrainedJob:
     spec: JobSpec
     recipe: JobRecipe
     paths: JobPaths
-    events: EventWriter | NoEvents
+    events: Events
     rows: Sequence[Fields]
     objective: Objective
     encoder: TextEncoder
@@ -86,7 +86,7 @@ class TrainedJob:
     _cached: int = 0  #: bytes that these take
 
     @classmethod
-    def open(cls, spec: JobSpec, host: BaseHost, events: EventWriter | NoEvents, processes: Processes) -> TrainedJob:
+    def open(cls, spec: JobSpec, host: BaseHost, events: Events, processes: Processes) -> TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
         recipe = JobRecipe.model_validate(spec.recipe)
         encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from orchestrator import failpoints
 from orchestrator.cost import Cost
 from orchestrator.errors import BadRecipe, PtqError
-from orchestrator.events import EventWriter, NoEvents
+from orchestrator.events import Events, EventWriter, NoEvents
 from orchestrator.jobspec import JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
 from orchestrator.recipe.bases import read_base_facts
@@ -46,11 +46,10 @@ from orchestrator.training.loop import Loop
 from orchestrator.training.scores import FinalScores
 from orchestrator.training.step import Pace
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
+from orchestrator.training.tracking import TrackedEvents, wait_for
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.own_weights import weight_names
 from orchestrator.weights import fingerprint
-
-Events = EventWriter | NoEvents
 
 MEASURED_AGAIN = 3600.0  #: seconds after which what a step costs is measured again
 #: Tokens of a forward on CPU. 16 jobs of the 1M benchmark base in one forward take 5 % less time than in four, and
@@ -89,6 +88,7 @@ class Run:
         self.company = Company(paths, spec, processes, self.stop)
         self.failed = False
         self._present: dict[int, Present] = {}
+        self._tracked: list[TrackedEvents] = []
         self._specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in spec.jobs]
         self._first = self._specs[0]  #: its base is the run's
         for one in self._specs:
@@ -108,6 +108,7 @@ class Run:
             for present in self._present.values():
                 with _even_on_a_full_disk():
                     present.events.close()
+            wait_for(self._tracked)
         return 1 if self.failed else 0
 
     def _train(self) -> None:
@@ -256,7 +257,10 @@ class Run:
 
     def _enter(self, spec: JobSpec) -> None:
         path = JobPaths(Path(spec.folder)).events
-        events = EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
+        events: Events = EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
+        if isinstance(events, EventWriter) and spec.recipe.get("tracking"):
+            events = TrackedEvents(events, spec)
+            self._tracked.append(events)
         self._present[spec.job] = Present(spec, events)
 
     def _leave(self, number: int, last_word: str, **fields: Any) -> None:

@@ -69,6 +69,7 @@ def test_a_dry_run_shows_and_writes_nothing(with_rows: Path, tmp_path: Path) -> 
         ("{base}", "nothere", [], 3, "nothere"),
         ("", "", ["--after", "99"], 3, "there is no job 99"),
         ("", "", ["--set", "train.steps=no"], 2, "--set"),
+        ("dataset: rows", "dataset: rows\ntracking: tensorbord", [], 2, "tensorboard"),
         ("{base}", "{{model: {base}, trust_remote_code: true}}", [], 2, "PTQ_ALLOW_REMOTE_CODE"),
     ],
 )
@@ -83,6 +84,34 @@ def test_refusals_write_nothing(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert contents(with_rows) == before
+
+
+def without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As on a machine where no tracker is installed."""
+    code = "from orchestrator.recipe import tracking; tracking.find_spec = lambda name: None\n" + PTQ[-1]
+    return subprocess.run([*PTQ[:-1], code, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_a_tracker_that_is_not_installed_is_refused(with_rows: Path, tmp_path: Path) -> None:
+    before = contents(with_rows)
+    recipe = recipe_file(tmp_path, RECIPE.replace("dataset: rows", "dataset: rows\ntracking: [tensorboard, mlflow]"))
+    done = without_packages("submit", str(recipe))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "tensorboard and mlflow-skinny are not installed" in done.stderr
+    assert "`pip install tensorboard mlflow-skinny`" in done.stderr
+    assert contents(with_rows) == before
+
+
+def test_trackers_for_recipes_that_name_none(with_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTQ_TRACKING", "tensorboard")
+    assert ptq("submit", str(recipe_file(tmp_path))).returncode == 0
+    assert ptq("submit", str(recipe_file(tmp_path)), "--set", "tracking=[]").returncode == 0
+    registry = open_registry(with_rows)
+    assert [get(registry, job).recipe["tracking"] for job in (2, 3)] == [["tensorboard"], []]
+    registry.close()
+    monkeypatch.setenv("PTQ_TRACKING", "tensorbord")
+    done = ptq("submit", str(recipe_file(tmp_path)))
+    assert (done.returncode, "there is no tracker 'tensorbord'" in done.stderr) == (2, True)
 
 
 def test_a_refusal_in_an_empty_home_makes_no_registry(home: Path, tmp_path: Path) -> None:

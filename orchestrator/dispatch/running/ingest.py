@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StaleAttempt
-from orchestrator.events import read_events
-from orchestrator.registry import jobs, metrics
+from orchestrator.events import LAST_WORDS, read_events
+from orchestrator.registry import history, jobs, metrics
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.metrics import BASE, Point
 from orchestrator.registry.storage.engine import Registry
@@ -16,8 +16,6 @@ from orchestrator.states import JobState
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
-
-LAST_WORDS = frozenset({"artifact", "failed", "stopped"})  #: kinds of events
 
 
 @dataclass
@@ -30,6 +28,7 @@ class News:
     resumed_from: int = 0
     ended: bool = False  #: it says how it ended (events `artifact`, `failed`, `stopped`)
     points: list[Point] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> News | None:
@@ -82,6 +81,8 @@ def _read(event: Mapping[str, Any], found: News) -> None:
         found.step, found.steps = int(event["step"]), _maybe(event["steps"])
     elif kind == "baseline":
         found.points += _points(f"{BASE}{event['split']}", 0, event["values"])
+    elif kind == "warning":
+        found.warnings.append(str(event["message"]))
     elif kind in LAST_WORDS:
         found.ended = True
 
@@ -99,6 +100,8 @@ def _store(conn: Connection, job: Job, found: News, offset: int, *, actor: str, 
         conn, job.id, job.attempt, step=found.step, steps=found.steps, events_offset=offset,
     )  # fmt: skip
     metrics.put(conn, job.id, found.points)
+    for message in found.warnings:
+        history.note(conn, job.id, job.attempt, actor=actor, at=at, kind="warning", detail={"message": message})
     if found.started and jobs.get_job(conn, job.id).state is JobState.STARTING:
         jobs.move(
             conn, job.id, job.attempt, JobState.RUNNING, actor=actor, at=at, detail={"step": found.resumed_from}
