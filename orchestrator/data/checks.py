@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+import pyarrow as pa
+
+from orchestrator.data.columns import Columns, batch_of, texts
 from orchestrator.data.rows import ReadOptions, Record, text_of
 from orchestrator.errors import BadInput
 
@@ -30,6 +33,18 @@ class Checker:
                 return reason
             values = [found.get(name) for name in self.fields]
         return self._texts(values)
+
+    def batch(self, columns: Columns) -> pa.RecordBatch | None:
+        """The same for many rows at once; None: they have to be looked at one by one, as the very first ones have."""
+        if not self.fields or self._options.strip or not set(columns.names) >= set(self.fields):
+            return None
+        if not self._options.keep and len(columns.names) != len(self.fields):
+            return None
+        found = dict(zip(columns.names, columns.values, strict=True))
+        columns_of = [texts(found[name], required=name in self._required) for name in self.fields]
+        if any(column is None for column in columns_of):
+            return None
+        return batch_of(self.fields, columns_of)
 
     def _begin(self, record: Record, file: str) -> None:
         where = f"{file}:{record.line}"

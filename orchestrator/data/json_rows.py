@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator.data.lines import numbered_lines
+from orchestrator.data.columns import Columns
+from orchestrator.data.lines import Block, blocks
 from orchestrator.data.rows import Advance, Fault, Record
 
 _SPACE = " \t\r\n"
@@ -29,9 +32,18 @@ def decode(text: str) -> Any:
         raise ValueError(_reason(error)) from error
 
 
-def read_json_lines(path: Path, advance: Advance) -> Iterator[Record | Fault]:
+def read_json_lines(path: Path, advance: Advance) -> Iterator[Columns | Record | Fault]:
     """One object a line. Blank lines are no rows."""
-    for line in numbered_lines(path, advance):
+    for block in blocks(path, advance):
+        columns = _columns(path, block)
+        if columns is None:
+            yield from _records(path, block)
+        else:
+            yield columns
+
+
+def _records(path: Path, block: Block) -> Iterator[Record | Fault]:
+    for line in block.lines():
         if line.fault:
             yield Fault(str(path), line.number, line.fault, line.text)
         elif line.text.strip(_SPACE):
@@ -41,6 +53,36 @@ def read_json_lines(path: Path, advance: Advance) -> Iterator[Record | Fault]:
                 yield Fault(str(path), line.number, f"not JSON ({_reason(error)})", line.text)
             else:
                 yield _record(path, line.number, value, line.text)
+
+
+def _columns(path: Path, block: Block) -> Columns | None:
+    """All lines as one array, where each is an object with the same keys and nothing nested in it."""
+    try:
+        text = block.data.decode().removesuffix("\n").removesuffix("\r")
+        lines = text.count("\n") + 1
+        begun_and_ended = text.count("}\n{") + text.count("}\r\n{") == lines - 1 and text[:1] + text[-1:] == "{}"
+        found = _rows_of(text, lines) if begun_and_ended and not block.odd else []
+        names = tuple(found[0]) if len(found) == lines else ()
+        if not names or set(map(len, found)) != {len(names)}:
+            return None
+        values = [[row[name] for row in found] for name in names]
+    except (ValueError, KeyError, RecursionError):
+        return None
+    if any(not {dict, list}.isdisjoint(map(type, column)) for column in values):
+        return None  # objects in objects: then a line that ends with } need not end an object
+    return Columns(names, values, lines, partial(_records, path, block))
+
+
+def _rows_of(text: str, lines: int) -> list[dict[str, Any]]:
+    """Raises ValueError. The strict decoder asks Python about each object; it is needed where a key may stand twice:
+    where `":` does not stand once for each key of each line."""
+    array = "[" + text.replace("\n", ",\n") + "]"  # the line ends stay: in a text they are wrong here as there
+    if _SPACED_COLON.search(text) is None:
+        found: list[dict[str, Any]] = _FAST_DECODER.decode(array)
+        if text.count('":') == sum(map(len, found)):
+            return found
+    strict: list[dict[str, Any]] = _DECODER.decode(array)
+    return strict
 
 
 def read_json_array(path: Path, advance: Advance) -> Iterator[Record | Fault]:
@@ -119,4 +161,6 @@ def _reason(error: Exception) -> str:
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
+_SPACED_COLON = re.compile(r'"[ \t\r\n]+:')
+_FAST_DECODER = json.JSONDecoder(parse_constant=_refuse)
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)

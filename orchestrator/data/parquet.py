@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.columns import Columns
 from orchestrator.data.rows import Advance, Fault, Record
 
-_BATCH = 1024
+_BATCH = 4096
 
 
-def read_parquet(path: Path, advance: Advance) -> Iterator[Record | Fault]:
+def read_parquet(path: Path, advance: Advance) -> Iterator[Columns | Record | Fault]:
     """Every row; a row's `line` is its number, from 1."""
     line = 0
     try:
@@ -22,7 +24,7 @@ def read_parquet(path: Path, advance: Advance) -> Iterator[Record | Fault]:
             names = tuple(file.schema_arrow.names)
             size_of_row = path.stat().st_size / max(1, file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=_BATCH):
-                yield from _rows(path, names, batch, line)
+                yield Columns(names, batch.columns, batch.num_rows, partial(_rows, path, names, batch, line))
                 line += batch.num_rows
                 advance(int(size_of_row * batch.num_rows))
     except (pa.ArrowException, OSError) as error:

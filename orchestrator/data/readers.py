@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from orchestrator.data.columns import Columns
 from orchestrator.data.delimited import read_csv, read_delimited, read_text
 from orchestrator.data.json_rows import holds_array, read_json_array, read_json_lines
 from orchestrator.data.parquet import read_parquet
@@ -64,6 +65,15 @@ def check_options(path: Path, options: ReadOptions) -> None:
 
 def read_file(path: Path, options: ReadOptions, advance: Advance) -> Iterator[Record | Fault]:
     """Every row of a file, good or bad."""
+    for item in read_columns(path, options, advance):
+        if isinstance(item, Columns):
+            yield from item.rows()
+        else:
+            yield item
+
+
+def read_columns(path: Path, options: ReadOptions, advance: Advance) -> Iterator[Columns | Record | Fault]:
+    """The same, many rows at once where they look alike."""
     match format_of(path, options):
         case "csv":
             return read_csv(path, options, advance)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator import manifest
 from orchestrator.data import layout, store
+from orchestrator.data.columns import Pending
 from orchestrator.data.gather import Gatherer, refuse_unreadable
 from orchestrator.data.readers import check_options
 from orchestrator.data.rows import Advance, ReadOptions
@@ -92,8 +94,8 @@ def stage_rows(
     with staging_folder(paths) as folder, _disk_errors(folder):
         builder = _Builder(folder)
         with builder:
-            for split, values in rows:
-                builder.add(split, values, tuple(fields))
+            for split, batch in _batched(rows, fields):
+                builder.add(split, batch)
         if not builder.writers:
             raise BadData("no rows are left; nothing was written")
         yield _completed(folder, tuple(fields), builder, 0, dict(source))
@@ -107,11 +109,12 @@ class _Builder:
         self.statistics = Statistics(folder)
         self.writers: dict[str, store.SplitWriter] = {}
 
-    def add(self, split: str, values: tuple[str, ...], fields: tuple[str, ...]) -> None:
+    def add(self, split: str, batch: pa.RecordBatch) -> None:
         if split not in self.writers:
-            self.writers[split] = store.SplitWriter(layout.split_file(self._folder, split), fields)
-        self.writers[split].add(values)
-        self.statistics.add(split, values)
+            self.writers[split] = store.SplitWriter(layout.split_file(self._folder, split), batch.schema.names)
+        encoded = store.encoded_rows(batch)
+        self.writers[split].add_batch(batch, encoded)
+        self.statistics.add_batch(split, batch, encoded)
 
     def __enter__(self) -> _Builder:
         return self
@@ -128,8 +131,8 @@ def _build(folder: Path, gatherer: Gatherer, plan: SplitPlan | None) -> _Builder
     with builder:
         if plan is None:
             for split in gatherer.files:
-                for values in gatherer.rows(split):
-                    builder.add(split, values, gatherer.fields)
+                for batch in gatherer.batches(split):
+                    builder.add(split, batch)
             gatherer.refuse_faults()
             for split, paths in gatherer.files.items():
                 if split not in builder.writers:
@@ -145,19 +148,37 @@ def _divide(folder: Path, gatherer: Gatherer, plan: SplitPlan, builder: _Builder
     writer: store.SplitWriter | None = None
     try:
         for split in gatherer.files:
-            for values in gatherer.rows(split):
+            for batch in gatherer.batches(split):
                 writer = writer or store.SplitWriter(layout.split_file(folder, undivided), gatherer.fields)
-                writer.add(values)
+                writer.add_batch(batch)
     finally:
         if writer is not None:
             writer.close()
     gatherer.refuse_faults()
     if writer is None:
         raise _empty("", [path for group in gatherer.files.values() for path in group], gatherer)
-    assigned = assign(writer.rows, plan)
-    for index, values in zip(assigned, store.read_rows(folder, undivided), strict=True):
-        builder.add(plan.names[index], values, gatherer.fields)
+    assigned = np.frombuffer(assign(writer.rows, plan), np.uint8)
+    for index, split in enumerate(plan.names):
+        start = 0
+        for batch in store.read_batches(folder, undivided):
+            mine = assigned[start : start + batch.num_rows] == index
+            start += batch.num_rows
+            if mine.any():
+                builder.add(split, batch.filter(pa.array(mine)))
     layout.split_file(folder, undivided).unlink()
+
+
+def _batched(
+    rows: Iterable[tuple[str, tuple[str, ...]]], fields: Sequence[str]
+) -> Iterator[tuple[str, pa.RecordBatch]]:
+    """Rows of a split that come one after the other, together."""
+    pending, current = Pending(), ""
+    for split, values in rows:
+        if split != current or pending.full:
+            yield from ((current, batch) for batch in pending.flush(fields))
+            current = split
+        pending.add(values)
+    yield from ((current, batch) for batch in pending.flush(fields))
 
 
 def _empty(split: str, paths: Sequence[Path], gatherer: Gatherer) -> BadData:

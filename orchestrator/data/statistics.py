@@ -10,11 +10,14 @@ stand in an earlier split too: a leak, when one is trained on and the other test
 from __future__ import annotations
 
 import tempfile
-from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _MOST_VALUES = 50
 _LONGEST_VALUE = 100
@@ -35,22 +38,21 @@ class Statistics:
         #: By field, then by split; None: too many different values.
         self._values: list[list[Counter[str]] | None] = []
 
-    def add(self, split: str, values: tuple[str, ...]) -> None:
-        if not self._splits or self._splits[-1] != split:
-            self._begin(split, len(values))
+    def add_batch(self, split: str, batch: pa.RecordBatch, encoded: pa.Array) -> None:
+        """`encoded`: of `store.encoded_rows`; equal rows have equal texts there."""
+        if split not in self._splits:
+            self._begin(split, batch.num_columns)
         number = self._splits.index(split)
-        self._rows[number] += 1
-        self._repeats.add(hash(values), number)
-        for column, value in enumerate(values):
-            length = len(value)
-            self._characters[column] += length
-            if length > self._most[column]:
-                self._most[column] = length
-            counted = self._values[column]
-            if counted is not None:
-                counted[number][value] += 1
-                if length > _LONGEST_VALUE or len(counted[number]) > _MOST_VALUES:
-                    self._values[column] = None
+        self._rows[number] += batch.num_rows
+        self._repeats.add(np.fromiter(map(hash, encoded.to_pylist()), np.int64, batch.num_rows), number)
+        for place, column in enumerate(batch.columns):
+            lengths = pc.utf8_length(column)
+            most = pc.max(lengths).as_py()
+            self._characters[place] += pc.sum(lengths).as_py()
+            self._most[place] = max(self._most[place], most)
+            counted = self._values[place]
+            if counted is not None and (most > _LONGEST_VALUE or not _counted_in(counted[number], column)):
+                self._values[place] = None
 
     def result(self, fields: Sequence[str]) -> dict[str, Any]:
         duplicates, shared = self._repeats.count()
@@ -79,12 +81,19 @@ class Statistics:
         if not self._splits:
             self._characters, self._most = [0] * fields, [0] * fields
             self._values = [[] for _ in range(fields)]
-        if split not in self._splits:
-            self._splits.append(split)
-            self._rows.append(0)
-            for counted in self._values:
-                if counted is not None:
-                    counted.append(Counter())
+        self._splits.append(split)
+        self._rows.append(0)
+        for counted in self._values:
+            if counted is not None:
+                counted.append(Counter())
+
+
+def _counted_in(counter: Counter[str], column: pa.Array) -> bool:
+    """False when there are too many different values."""
+    found = pc.value_counts(column)
+    if len(found) <= _MOST_VALUES:
+        counter.update(dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True)))
+    return len(found) <= _MOST_VALUES and len(counter) <= _MOST_VALUES
 
 
 class _Repeats:
@@ -94,15 +103,13 @@ class _Repeats:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._buckets = [array("q") for _ in range(_BUCKETS)]
+        self._entries: list[np.ndarray] = []  # [rows, 2]: hash, split
         self._files: list[BinaryIO] = []
         self._held = 0
 
-    def add(self, key: int, split: int) -> None:
-        bucket = self._buckets[key & (_BUCKETS - 1)]
-        bucket.append(key)
-        bucket.append(split)
-        self._held += 1
+    def add(self, keys: np.ndarray, split: int) -> None:
+        self._entries.append(np.stack([keys, np.full_like(keys, split)], axis=1))
+        self._held += len(keys)
         if self._held >= _IN_MEMORY:
             self._spill()
 
@@ -110,37 +117,44 @@ class _Repeats:
         """(repetitions within a split by split, rows of a later split that an earlier one has, by both)."""
         duplicates: Counter[int] = Counter()
         shared: Counter[tuple[int, int]] = Counter()
-        for number in range(_BUCKETS):
-            first: dict[int, int] = {}
-            entries = self._entries(number)
-            for key, split in zip(entries, entries, strict=True):
-                earlier = first.get(key)
-                if earlier is None:
-                    first[key] = split
-                elif earlier == split:
-                    duplicates[split] += 1
+        if self._files:
+            self._spill()
+        for entries in map(_read, self._files) if self._files else [self._taken()]:
+            for (earlier, later), count in _pairs(entries).items():
+                if earlier == later:
+                    duplicates[later] += count
                 else:
-                    shared[earlier, split] += 1
+                    shared[earlier, later] += count
         return duplicates, shared
 
     def close(self) -> None:
         for file in self._files:
             file.close()
 
+    def _taken(self) -> np.ndarray:
+        taken, self._entries, self._held = self._entries, [], 0
+        return np.concatenate(taken) if taken else np.zeros((0, 2), np.int64)
+
     def _spill(self) -> None:
         if not self._files:
             self._files = [tempfile.TemporaryFile(dir=self._folder) for _ in range(_BUCKETS)]  # noqa: SIM115 - `close`
-        for file, bucket in zip(self._files, self._buckets, strict=True):
-            bucket.tofile(file)
-        self._buckets = [array("q") for _ in range(_BUCKETS)]
-        self._held = 0
+        entries = self._taken()
+        buckets = entries[:, 0] & (_BUCKETS - 1)
+        for number, file in enumerate(self._files):
+            file.write(entries[buckets == number].tobytes())
 
-    def _entries(self, number: int) -> Iterator[int]:
-        if self._files:
-            file = self._files[number]
-            size = file.tell() // 8
-            file.seek(0)
-            stored = array("q")
-            stored.fromfile(file, size)
-            yield from stored
-        yield from self._buckets[number]
+
+def _read(file: BinaryIO) -> np.ndarray:
+    file.seek(0)
+    return np.frombuffer(file.read(), np.int64).reshape(-1, 2)
+
+
+def _pairs(entries: np.ndarray) -> Counter[tuple[int, int]]:
+    """(split of a key's first entry, split of a later one) -> how many later ones."""
+    if not len(entries):
+        return Counter()
+    keys, splits = entries[np.argsort(entries[:, 0], kind="stable")].T
+    new = np.concatenate([[True], keys[1:] != keys[:-1]])
+    first = splits[np.flatnonzero(new)[np.cumsum(new) - 1]]
+    pairs, counts = np.unique(np.stack([first[~new], splits[~new]]), axis=1, return_counts=True)
+    return Counter({(int(a), int(b)): int(count) for (a, b), count in zip(pairs.T, counts, strict=True)})

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -15,12 +16,13 @@ from hypothesis import strategies as st
 from registry_helpers import registry_at
 
 from orchestrator.data import statistics
+from orchestrator.data.columns import batch_of
 from orchestrator.data.derive import filter_of
 from orchestrator.data.export import export_rows
 from orchestrator.data.rows import ReadOptions
 from orchestrator.data.staging import stage
 from orchestrator.data.statistics import Statistics
-from orchestrator.data.store import read_rows
+from orchestrator.data.store import encoded_rows, read_rows
 from orchestrator.errors import BadData, BadInput
 from orchestrator.registry.datasets import (
     DatasetVersion,
@@ -98,7 +100,7 @@ def test_repetitions_are_counted_right_in_any_memory(rows: list[tuple[str, int]]
     try:
         counted = Statistics(Path())
         for split, value in rows:
-            counted.add(split, (str(value),))
+            counted.add_batch(split, batch := batch_of(["n"], [pa.array([str(value)])]), encoded_rows(batch))
         result = counted.result(["n"] if rows else [])
         counted.close()
     finally:
