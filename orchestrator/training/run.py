@@ -125,6 +125,7 @@ class Run:
                     raise JobFailed(Reason.BASE_CHANGED, what)
             finish(host, job, self.processes, partial(self.company.within, job), scores)
             self._present.pop(job.spec.job).events.close()
+            failpoints.reach("training.left")
 
         on_gpu = self.processes.device.type == "cuda"
         Loop(

@@ -116,7 +116,7 @@ class Soak:
             self.until(lambda: self.jobs_that_run() != [] or not self.unfinished(), "a job that runs")
             action()
             self.wait_for_progress()
-            print(f"{turn} of {len(plan)}: {self.submitted} jobs, {sum(self.killed.values())} kills", flush=True)
+            print(f"{turn} of {len(plan)}: {self.submitted} jobs; SIGKILL {dict(self.killed)}", flush=True)
         self.until(lambda: not self.unfinished(), "the end of all jobs")
 
     def feed(self, wanted: int) -> None:
