@@ -175,13 +175,8 @@ def _kill_backup(home: Path, folder: Path, number: int, after: float) -> bool:
 def _kill_migration(home: Path, after: float, points: int) -> bool:
     """The old registry or the new one, with every point."""
     home.mkdir()
-    path = home / "registry.db"
-    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        command.upgrade(configuration(connection), "0001")
-    engine.dispose()
+    path = first_registry(home)
     with sqlite3.connect(path) as raw:
-        raw.executescript(OLD_JOB)
         raw.executemany("INSERT INTO metrics VALUES (1, 'train', 'loss', ?, 0.5)", ((n,) for n in range(points)))
     raw.close()
     killed(home, ["init", "--migrate"], after)
@@ -192,6 +187,19 @@ def _kill_migration(home: Path, after: float, points: int) -> bool:
         tables = {name for (name,) in raw.execute("SELECT name FROM sqlite_master")}
     raw.close()
     return count == points and not faults and (schema == "0001") == ("aliases" not in tables)
+
+
+def first_registry(home: Path, more: str = "") -> Path:
+    """A registry of the first ptq with a job in it, and what else the SQL adds."""
+    path = home / "registry.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+    engine.dispose()
+    with sqlite3.connect(path) as raw:
+        raw.executescript(OLD_JOB + more)
+    raw.close()
+    return path
 
 
 OLD_JOB = """

@@ -12,8 +12,13 @@ from orchestrator.cli.output import render
 
 Jobs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[JOB]...", help="ids, or groups as g12; none: all", autocompletion=complete_jobs),
+    typer.Argument(
+        metavar="[JOB]...",
+        help="ids, or groups as g12; none, or `queue`: the whole queue",
+        autocompletion=complete_jobs,
+    ),
 ]
+QUEUE = ["queue"]  #: there is one in a home
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +36,7 @@ def pause(
 
     registry = open_registry()
     user, now = registry.settings.user, time.time()
-    if not jobs:
+    if not jobs or jobs == QUEUE:
         control.pause_queue(registry, why, user=user, now=now)
         render.say("the queue is paused; `ptq resume` lets it go on")
         return
@@ -46,7 +51,7 @@ def resume(jobs: Jobs = None) -> None:
 
     registry = open_registry()
     user, now = registry.settings.user, time.time()
-    if not jobs:
+    if not jobs or jobs == QUEUE:
         was = control.resume_queue(registry)
         render.say("the queue goes on" if was else "the queue was not paused")
         return

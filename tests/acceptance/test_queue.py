@@ -407,13 +407,17 @@ def test_what_the_command_shows(
     assert ptq("cancel", str(queued)) == f"job {queued} cancelled\n"
 
 
-def test_logs_follow_a_job_over_its_tries(box: Box) -> None:
+def test_logs_follow_a_job_over_its_tries_and_workers(box: Box) -> None:
     [job_id] = add_jobs(box.registry, behaviour="pauses")
-    box.worker()
+    first = box.worker()
     follower = subprocess.Popen(
         [*PTQ, "logs", "-f", str(job_id)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    os.kill(box.rank(box.until(job_id, step=12)), signal.SIGKILL)
+    rank = box.rank(box.until(job_id, step=12))
+    first.kill()  # it is followed over its workers too
+    first.wait()
+    box.worker()
+    os.kill(rank, signal.SIGKILL)
     out, _ = follower.communicate(timeout=40)
     assert [f"attempt {n}, pid" in out for n in (1, 2, 3)] == [True, True, False]
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -192,6 +193,8 @@ def test_pause_and_resume_the_queue_and_single_jobs(box: Box, ptq: Any) -> None:
     assert shown["paused"] == "the queue is paused by ada (a new driver): `ptq resume` lets it go on"
     assert shown["jobs"][0]["waits"] == shown["paused"]
     assert ptq("resume") == "the queue goes on\n"
+    assert ptq("pause", "queue").startswith("the queue is paused")
+    assert ptq("resume", "queue") == "the queue goes on\n"
     assert ptq("resume") == "the queue was not paused\n"
     box.until(first, JobState.FINISHED)
     assert get(box.registry, second).state is JobState.QUEUED
@@ -272,6 +275,23 @@ def _untold(box: Box) -> Any:
     with box.registry.read() as conn:
         found = controls.get(conn, controls.UNTOLD)
     return None if found is None else found.value
+
+
+def test_ctrl_c_detaches_from_a_job_and_leaves_it_alone(box: Box, tmp_path: Path) -> None:
+    from queue_helpers import recipe_file
+
+    [other] = add_jobs(box.registry)
+    command = [sys.executable, "-P", "-m", "orchestrator.cli.main", "submit", str(recipe_file(tmp_path)), "--wait"]
+    waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    assert waiting.stderr is not None
+    mine = int(waiting.stdout.readline().split()[-1])
+    assert "no worker is running here" in waiting.stderr.readline()
+    time.sleep(0.5)  # it waits
+    waiting.send_signal(signal.SIGINT)
+    said = waiting.communicate(timeout=30)[1]
+    assert (waiting.returncode, f"job {mine} goes on" in said) == (130, True), said
+    assert [get(box.registry, number).state for number in (other, mine)] == [JobState.QUEUED, JobState.QUEUED]
 
 
 def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box, tmp_path: Path) -> None:

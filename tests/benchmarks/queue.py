@@ -80,7 +80,7 @@ def main() -> int:
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             found[size] = measure(Path(folder) / "home", size)
-        print(size, found[size], flush=True)
+        print(f"{size:,} jobs: measured", flush=True)
     rows = table(list(found.values()))
     missed = [str(row[0]) for row in rows if row[-1] == "**no**"]
     text = (

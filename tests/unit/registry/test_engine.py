@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
-from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from registry_proofs import first_registry
 
 from orchestrator.errors import NotFound, RegistryUnusable
 from orchestrator.registry import metrics
@@ -250,33 +250,15 @@ def test_migrating_an_up_to_date_registry_changes_nothing(settings: Settings) ->
     registry.close()
 
 
-def old_registry(home: Path) -> Path:
-    """A registry of the first ptq with a job, its metrics and its artifact in it."""
-    path = home / "registry.db"
-    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
-    with engine.begin() as connection:
-        command.upgrade(configuration(connection), "0001")
-    engine.dispose()
-    with sqlite3.connect(path) as raw:
-        raw.executescript(OLD_ROWS)
-    raw.close()
-    return path
-
-
 OLD_ROWS = """
-INSERT INTO datasets VALUES (1, 'd', 0);
-INSERT INTO dataset_versions (id, dataset_id, version, digest, fields, splits, bad_rows, source, created_at, created_by)
-VALUES (1, 1, 1, 'sha256:1', '["a"]', '{"train": 2}', 0, '{}', 0, 'ann');
-INSERT INTO jobs (id, name, user, state, result, attempt, counted_attempts, max_attempts, priority, slots, recipe,
-source, command, seed, method, base, dataset_version_id, step, events_offset, submitted_at)
-VALUES (1, 'j', 'ann', 'finished', 'succeeded', 1, 1, 1, 0, 1, '{}', '', '[]', 1, 'head', '{}', 1, 2, 0, 0);
+UPDATE jobs SET result = 'succeeded';
 INSERT INTO metrics VALUES (1, 'train', 'loss', 1, 3.0), (1, 'train', 'loss', 2, 2.5), (1, 'test', 'bleu', 2, 61.5);
 INSERT INTO artifacts VALUES (1, 1, 1, 'sha256:2', 'head', '{"seed": 1}', 5, 0);
 """
 
 
 def test_an_older_registry_is_migrated_on_request_with_a_copy_first(settings: Settings, home: Path) -> None:
-    path = old_registry(home)
+    path = first_registry(home, OLD_ROWS)
     before = path.read_bytes()
     with pytest.raises(RegistryUnusable, match="ptq init --migrate"):
         Registry.open(settings)
