@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.complete import complete_names, complete_recipes
 from orchestrator.cli.output.render import note, print_json, say, table
 from orchestrator.errors import BadInput, NotFound, PtqError
 
@@ -39,7 +40,9 @@ def list_recipes(json: Json = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A name from `ptq recipe list`, or a file.")],
+    name: Annotated[
+        str, typer.Argument(help="A name from `ptq recipe list`, or a file.", autocompletion=complete_names)
+    ],
     json: Json = False,
 ) -> None:
     """Print a recipe."""
@@ -55,7 +58,9 @@ def show(
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(help="Recipe files.", metavar="FILE...")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Recipe files.", metavar="FILE...", autocompletion=complete_recipes)
+    ],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over the file's, for example train.lr=1e-3.")
     ] = None,
@@ -81,7 +86,7 @@ def schema() -> None:
 
 
 def copy(
-    name: Annotated[str, typer.Argument(help="A name from `ptq recipe list`.")],
+    name: Annotated[str, typer.Argument(help="A name from `ptq recipe list`.", autocompletion=complete_names)],
     destination: Annotated[Path | None, typer.Argument(help="A file or folder; default: the current folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there already.")] = False,
 ) -> None:

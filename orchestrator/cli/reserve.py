@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.complete import complete_reservations
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -71,7 +72,10 @@ def reserve(
 
 
 def release(
-    names: Annotated[list[str], typer.Argument(metavar="RESERVATION...", help="as r3; see `ptq status`")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RESERVATION...", help="as r3; see `ptq status`", autocompletion=complete_reservations),
+    ],
 ) -> None:
     """Give reserved GPUs back, or leave the line."""
     from orchestrator.cli.output.views import open_registry

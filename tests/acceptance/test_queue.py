@@ -205,14 +205,16 @@ def test_worker_and_supervisor_killed_at_once(box: Box) -> None:
     ("boot", "reason"), [(processes.boot_id(), Reason.WORKER_LOST), ("another boot", Reason.NODE_REBOOTED)]
 )
 def test_a_claim_whose_worker_died_before_it_could_start_anything(box: Box, boot: str, reason: Reason) -> None:
-    [job_id] = add_jobs(box.registry)
+    job_id, waiting = add_jobs(box.registry, 2)
     with box.registry.write() as conn:
+        conn.exec_driver_sql("UPDATE jobs SET submitted_at = 1.0")  # long before this machine was started
         host = socket.gethostname()
         number = workers.register(conn, host=host, pid=1, pid_started=1, boot_id=boot, slots=["cpu:0"], at=1.0)
         assert runs.claim(conn, job_id, 0, ["cpu:0"], Claimant(number, host, boot), token="lost", at=1.0)
     box.work_until_idle()
     box.assert_trained_as_if_undisturbed(job_id)
-    assert box.job(job_id).attempt == 2
+    box.assert_trained_as_if_undisturbed(waiting)
+    assert [box.job(number).attempt for number in (job_id, waiting)] == [2, 1]
     with box.registry.read() as conn:
         requeued = [event for event in history.list_events(conn, job_id) if event.kind == "queued"][1]
     assert requeued.detail["reason"] == reason

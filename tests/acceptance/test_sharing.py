@@ -336,6 +336,8 @@ def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box,
 
 def test_what_a_shell_completes(box: Box, tmp_path: Path) -> None:
     add_jobs(box.registry, 12)
+    with box.registry.write() as conn:
+        reservations.add(conn, user="eve", uid=7, slots=1, seconds=60.0, note="", at=5.0)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "one.yaml").touch()
     (tmp_path / "recipes" / "notes.txt").touch()
@@ -355,6 +357,8 @@ def test_what_a_shell_completes(box: Box, tmp_path: Path) -> None:
     assert offered("ptq cancel 1") == ["12", "11", "10", "1"]
     assert offered("ptq submit recipes/") == ["recipes/one.yaml"]
     assert offered("ptq submit rec") == ["recipes/"]
+    assert "demo/prefix-tuning" in offered("ptq recipe copy demo/p")
+    assert offered("ptq release ") == ["r1"]
 
 
 def test_the_service_unit_keeps_runs_when_the_worker_is_restarted(box: Box, ptq: Any) -> None:
