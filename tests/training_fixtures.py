@@ -24,6 +24,7 @@ from orchestrator.events import read_events
 from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec
 from orchestrator.paths import JobPaths, RunPaths, read_json
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.training.objectives.asking import Asked, answer
 from orchestrator.training.run import main
 from orchestrator.weights import fingerprint
 
@@ -142,6 +143,14 @@ def make_run(
     run = MadeRun(root, jobs)
     RunSpec(1, "token", [str(j.root) for j in jobs], processes, "cpu", [], zero, port=port).write(run.folder.spec)
     return run
+
+
+def said(
+    host: Any, objective: Any, prompt: Any, head: Any, rows: Sequence[dict[str, str]], *, tuned: bool
+) -> list[str]:
+    """The answers to one job's rows, as many in a forward as there are rows."""
+    (answers,) = answer(host, [Asked(objective, prompt, head, rows, tuned)], most=len(rows))
+    return [one.text for one in answers]
 
 
 def make_tokenizer(name: str) -> PreTrainedTokenizerFast:

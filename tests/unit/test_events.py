@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import json
 from pathlib import Path
@@ -124,8 +125,12 @@ class FillingFile(io.FileIO):
 
 
 def test_no_events_takes_everything() -> None:
+    """Whatever is asked of the one can be asked of the other."""
+    for name in ("write", "flush", "close"):
+        assert inspect.signature(getattr(NoEvents, name)) == inspect.signature(getattr(EventWriter, name))
     nothing = NoEvents()
     for kind, fields in KINDS.items():
         nothing.write(kind, **dict.fromkeys(fields, 1))
     nothing.flush(sync=True)
     nothing.close()
+    assert vars(nothing) == {}

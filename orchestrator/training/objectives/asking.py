@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,15 @@ class Writes(Protocol):
     def text(self, ids: list[int]) -> str: ...
 
 
+class Predicts(Protocol):
+    """An objective with a way of its own: it reads states, or losses."""
+
+    def predict(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
+    ) -> list[str]:
+        """The text for each row; `tuned=False` leaves the virtual tokens out."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """Rows for one job, and the job as it answers them."""
@@ -87,21 +96,14 @@ def answer(host: BaseHost, asked: Sequence[Asked], *, most: int) -> list[list[An
     for number, one in enumerate(asked):
         if isinstance(one.objective, Writes):
             alike.setdefault(one.objective.writing(host), []).append(number)
-        elif number not in choosing:  # an objective with a way of its own
-            texts = one.objective.predict(host, one.prompt, one.head, one.rows, tuned=one.tuned)
+        elif number not in choosing:
+            own = cast(Predicts, one.objective)
+            texts = own.predict(host, one.prompt, one.head, one.rows, tuned=one.tuned)
             found[number] = [Answer(text) for text in texts]
     for writing, numbers in alike.items():
         for number, answers in zip(numbers, _write(host, [asked[n] for n in numbers], writing, most), strict=True):
             found[number] = answers
     return found
-
-
-def answer_alone(
-    host: BaseHost, objective: Objective, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-) -> list[str]:
-    """The texts for one job's rows, as many in a forward as there are rows."""
-    one = Asked(objective, prompt, head, rows, tuned)
-    return [found.text for found in answer(host, [one], most=max(1, len(rows)))[0]]
 
 
 def softmax(names: Sequence[str], scores: Tensor) -> list[Answer]:

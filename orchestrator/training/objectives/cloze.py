@@ -11,15 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadData, BadRecipe
 from orchestrator.recipe.tasks import Cloze
-from orchestrator.training.objectives.asking import Answer, answer_alone
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.asking import Answer
+from orchestrator.training.objectives.objective import Example, Fields, Share, loss_at_labels, no_head
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 IGNORED = -100
@@ -34,9 +31,8 @@ class ClozeWord:
         self._words = None if task.vocabulary is None else _vocabulary(Path(task.vocabulary), encoder)
         self._allowed = None if self._words is None else frozenset(self._words)
         self.metrics = task.metrics
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
+        self.head = no_head
+        self.loss_sum = loss_at_labels
 
     def example(self, fields: Fields) -> Example:
         token = self._token(fields)
@@ -44,14 +40,6 @@ class ClozeWord:
             word = self._encoder.plain(self._task.target, fields)
             raise BadData(f"{word!r} is not one token of this base, or not in the recipe's vocabulary")
         return Example(self._row(fields, token, tuned=True), units=1)
-
-    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         # The token only marks the position to read.

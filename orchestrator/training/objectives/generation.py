@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
 from orchestrator.recipe.tasks import Generate
-from orchestrator.training.objectives.asking import Writing, answer_alone
-from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
+from orchestrator.training.objectives.asking import Writing
+from orchestrator.training.objectives.objective import (
+    Example,
+    Fields,
+    all_rows,
+    loss_at_labels,
+    no_head,
+)
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import end_ids
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 IGNORED = -100
@@ -32,10 +34,9 @@ class Generation:
         self._separator = encoder.separator(task.separator) if encoder.kind == "causal" else []
         self._end = encoder.eos
         self.metrics = task.metrics
+        self.head = no_head
+        self.loss_sum = loss_at_labels
         self.usable = all_rows
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
 
     def example(self, fields: Fields) -> Example:
         text = self._encoder.plain(self._task.target, fields)
@@ -48,14 +49,6 @@ class Generation:
         infix_at = self._infix_at(ids)
         # The last label is predicted from the position before it, so its own token is not needed as input.
         return Example(Row(ids=ids + target, labels=labels, prompt=0, infix_at=infix_at), units=len(target))
-
-    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def beginnings(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         inputs = [self._input(fields, tuned=tuned) for fields in rows]

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
+from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.classes import Classes
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 
@@ -50,11 +49,6 @@ class HeadClassification:
         targets = torch.tensor(wanted, device=share.hidden.device)
         pooled = dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share, self._dropout)
         return cross_entropy(head_scores(head, pooled), targets, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         return [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from orchestrator.tuning.forward import Output
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 Fields = Mapping[str, str]
@@ -66,19 +66,16 @@ class Objective(Protocol):
     @property
     def metrics(self) -> Sequence[str]: ...
 
-    def head(self, host: BaseHost) -> nn.Module | None:
+    @property
+    def head(self) -> Callable[[BaseHost], nn.Module | None]:
         """A new trained head, or None."""
 
     def example(self, fields: Fields) -> Example:
         """The row as it is trained on. Raises BadData when the row cannot be used."""
 
-    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+    @property
+    def loss_sum(self) -> Callable[[Share, Sequence[Example], nn.Module | None], Tensor]:
         """Sum of the losses over all units of the share, fp32 (its mean is taken over all ranks' units)."""
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        """The text for each row; `tuned=False` leaves the virtual tokens out."""
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         """Rows to predict (numbers) and the references of each: rows with equal inputs count once."""
@@ -88,6 +85,16 @@ class Objective(Protocol):
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
         """Rows with their answers as they stand before another row's input: tokens of each."""
+
+
+def no_head(host: BaseHost) -> nn.Module | None:
+    """`head` of the objectives that read the base's own scores of words."""
+    return None
+
+
+def loss_at_labels(share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
+    """`loss_sum` of those whose labels are tokens of the whole vocabulary."""
+    return cross_entropy(widened(share.logits), share.labels, reduction="sum")
 
 
 def all_rows(rows: Sequence[Fields]) -> Sequence[Fields]:

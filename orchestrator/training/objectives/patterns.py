@@ -10,12 +10,10 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
-from orchestrator.training.objectives.objective import Example, Fields, Share
+from orchestrator.training.objectives.asking import Answer, softmax
+from orchestrator.training.objectives.objective import Example, Fields, Share, no_head
 from orchestrator.training.objectives.scoring import LabelScoring
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
-from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 _PATTERN = "\0pattern"  # no column of a dataset can be called so
@@ -28,22 +26,15 @@ class PatternEnsemble:
     def __init__(self, patterns: Sequence[VerbalizerClassification | LabelScoring]) -> None:
         self._patterns = patterns
         self.metrics = patterns[0].metrics
+        self.head = no_head
         self.references = patterns[0].references
         self.shown = patterns[0].shown
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
 
     def example(self, fields: Fields) -> Example:
         return self._patterns[int(fields.get(_PATTERN, "0"))].example(fields)
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         return self._patterns[0].loss_sum(share, examples, head)
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         """The untuned base is asked in the words of `task.input` alone, as often."""

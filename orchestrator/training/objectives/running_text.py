@@ -13,11 +13,18 @@ import zlib
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import PlainText
-from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown, widened
+from orchestrator.training.objectives.objective import (
+    Example,
+    Fields,
+    all_rows,
+    loss_at_labels,
+    no_head,
+    nothing_shown,
+)
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
@@ -34,10 +41,9 @@ class RunningText:
     def __init__(self, task: PlainText, encoder: TextEncoder) -> None:
         self._task, self._encoder = task, encoder
         self.metrics = task.metrics
+        self.head = no_head
+        self.loss_sum = loss_at_labels
         self.usable, self.shown = all_rows, nothing_shown
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
 
     def example(self, fields: Fields) -> Example:
         opening, _, closing = self._encoder.frame(tuned=True)
@@ -52,9 +58,6 @@ class RunningText:
             row = self._hidden(text or [self._encoder.mask], opening, closing, draw)
         assert row.labels is not None
         return Example(row, units=sum(label != IGNORED for label in row.labels))
-
-    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool

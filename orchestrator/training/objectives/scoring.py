@@ -16,12 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
+from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
+from orchestrator.training.objectives.objective import (
+    Example,
+    Fields,
+    Share,
+    all_rows,
+    loss_at_labels,
+    no_head,
+    widened,
+)
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 IGNORED = -100
@@ -38,23 +44,14 @@ class LabelScoring:
         refuse_alike(task.labels, self._words)
         self._longest = max(len(word) for words in self._words for word in words)
         self.metrics = task.metrics
+        self.head = no_head
+        self.loss_sum = loss_at_labels
         self.references = self._classes.references
         self.usable = all_rows
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
 
     def example(self, fields: Fields) -> Example:
         word = self._words[self._classes.number_of(fields)][0]
         return Example(self._row(self._input(fields, tuned=True), word), units=len(word))
-
-    def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(widened(share.logits), share.labels, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
         limit = self._task.max_input_tokens

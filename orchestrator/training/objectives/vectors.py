@@ -11,13 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
+from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.linear import head_scores
 from orchestrator.training.objectives.objective import Example, Fields, Share
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 
@@ -48,11 +47,6 @@ class LabelVectors:
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         return cross_entropy(self.measured(share, head), share.labels, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         return self._words.questions(rows, tuned=tuned)

@@ -10,12 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
-from orchestrator.training.objectives.asking import Answer, answer_alone, softmax
+from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, widened
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, no_head, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row
 
 IGNORED = -100
@@ -32,11 +30,9 @@ class VerbalizerClassification:
         self.tokens = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
         refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self.tokens])
         self.metrics = task.metrics
+        self.head = no_head
         self.references = self._classes.references
         self.usable = all_rows
-
-    def head(self, host: BaseHost) -> nn.Module | None:
-        return None
 
     def example(self, fields: Fields) -> Example:
         number = self._classes.number_of(fields)
@@ -44,11 +40,6 @@ class VerbalizerClassification:
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         return cross_entropy(self._scores(share.logits), share.labels, reduction="sum")
-
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        return answer_alone(host, self, prompt, head, rows, tuned=tuned)
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         # Label 0 only marks the mask as the position to read.

@@ -105,6 +105,9 @@ def test_a_registered_base_is_not_hashed_again(
 
     monkeypatch.setattr("orchestrator.registry.bases.fingerprint", hashed)
     resolve_base(registry, "tiny", None, offline=True)
+    base_folder(tmp_path / "model", 2.0)
+    with pytest.raises(pytest.fail.Exception, match="read all weights"):  # here it would have been
+        resolve_base(registry, "tiny", None, offline=True)
 
 
 @pytest.mark.parametrize("make", ["pickle", "empty", "file", "truncated", "impossible", "untokenized"])

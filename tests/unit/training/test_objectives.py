@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 from torch.testing import assert_close
-from training_fixtures import KINDS, recipe
+from training_fixtures import KINDS, recipe, said
 from training_tokenizers import encoder
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -59,7 +59,7 @@ class Made:
 
     def predictions(self, *, tuned: bool = True) -> list[str]:
         with torch.no_grad():
-            return self.objective.predict(self.host, self.prompt, self.head, ROWS, tuned=tuned)
+            return said(self.host, self.objective, self.prompt, self.head, ROWS, tuned=tuned)
 
     def ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -297,5 +297,5 @@ def test_predictions_do_not_depend_on_the_batch(
     name: str, task: dict[str, Any], tuned: bool, bases: dict[str, Path]
 ) -> None:
     made = Made(bases[name], name, task)
-    one_by_one = [made.objective.predict(made.host, made.prompt, made.head, [row], tuned=tuned)[0] for row in ROWS]
+    one_by_one = [said(made.host, made.objective, made.prompt, made.head, [row], tuned=tuned)[0] for row in ROWS]
     assert made.predictions(tuned=tuned) == one_by_one

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_objectives import ROWS, Made
 from torch.nn.functional import cross_entropy
-from training_fixtures import KINDS, make_run, recipe
+from training_fixtures import KINDS, make_run, recipe, said
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from orchestrator.recipe.schema import JobRecipe
@@ -137,7 +137,7 @@ def test_patterns_are_an_ensemble_of_mean_scores(name: str, bases: dict[str, Pat
     encoder, _ = build_prompt(one, single[0].host, context=64)
     objective = build_objective(one, encoder)
     with torch.no_grad():
-        found = objective.predict(single[0].host, Prompt.empty(), None, ROWS, tuned=True)
+        found = said(single[0].host, objective, Prompt.empty(), None, ROWS, tuned=True)
         expected = []
         for row in ROWS:
             total = torch.zeros(2)

@@ -11,7 +11,7 @@ import torch
 from test_objectives import Made
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
-from training_fixtures import make_run, recipe
+from training_fixtures import make_run, recipe, said
 
 from orchestrator.data.store import SplitWriter
 from orchestrator.errors import BadData, BadRecipe
@@ -31,8 +31,8 @@ def loss(made: Made, rows: list[dict[str, str]]) -> torch.Tensor:
 
 def predictions(made: Made, rows: list[dict[str, str]]) -> list[str]:
     with torch.no_grad():
-        together = made.objective.predict(made.host, made.prompt, made.head, rows, tuned=True)
-        alone = [made.objective.predict(made.host, made.prompt, made.head, [row], tuned=True)[0] for row in rows]
+        together = said(made.host, made.objective, made.prompt, made.head, rows, tuned=True)
+        alone = [said(made.host, made.objective, made.prompt, made.head, [row], tuned=True)[0] for row in rows]
     assert together == alone
     return together
 

@@ -263,3 +263,12 @@ def test_a_prompt_of_another_base_is_refused(config: str) -> None:
 def test_nothing_can_predict_the_first_token_of_a_causal_row(side: str) -> None:
     output = run(host("gpt2"), [Row([5, 6], [5, 6], 0), Row([7, 8, 9], [7, -100, 9], 0)], [Prompt.empty()], side=side)
     assert (output.labels.tolist(), output.row_of.tolist()) == ([6, 9], [0, 1])
+
+
+def test_a_difference_is_seen() -> None:
+    """By what the other tests compare with."""
+    one = torch.tensor([1.0, -4.0])
+    close(one + 1e-6, one, 1e-6)
+    for other, relative in ((one + 1e-4, 1e-5), (one[:1], 1.0), (one * torch.nan, 1.0)):
+        with pytest.raises(AssertionError):
+            close(other, one, relative)
