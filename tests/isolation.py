@@ -94,6 +94,44 @@ def mixed(kind: str) -> list[dict[str, Any]]:
     return made
 
 
+def odd(kind: str) -> list[dict[str, Any]]:
+    """Jobs with settings that their neighbours do not have: dropout of the base, accumulation, clips, evaluations."""
+    made = [
+        recipe({"type": "prompt-tuning", "length": 3}, train__lr=0.3, train__clip=None, train__steps=5),
+        recipe(
+            {"type": "prompt-tuning", "length": 2}, train__optimizer="adafactor", train__lr=0.02, train__steps=4,
+            train__accumulation=3, train__seeds=[2],
+        ),
+        recipe(
+            {"type": "prefix-tuning", "length": 2, "dropout": 0.3}, train__batch_size=2, train__accumulation=2,
+            train__eval_every=2, train__steps=5, train__seeds=[3],
+        ),
+        recipe(
+            {"type": "p-tuning", "length": 4, "reparameterization": {"type": "lstm", "dropout": 0.2}},
+            train__clip=0.01, train__lr=0.01, train__steps=5, train__batch_size=7,
+        ),
+        recipe(
+            {"type": "prompt-tuning", "length": 3}, train__base_dropout=True, train__steps=4, train__seeds=[9]
+        ),
+    ]  # fmt: skip
+    for one in made if kind == "masked" else []:
+        one["task"] = {**WORDS, "input": one["task"]["input"] + " is [MASK]"}
+    return made
+
+
+def play_odd(root: Path, kind: str, base: Path, dataset: Path, dtype: str = "fp32") -> Iterator[tuple[str, Difference]]:
+    """Two begin, two come, and then one whose base drops out; each against itself alone. `dtype`: of the base."""
+    jobs = [{**one, "base": {"model": "tiny", "dtype": dtype}} for one in odd(kind)]
+    where: dict[str, Any] = {"base": base, "dataset": dataset, "kind": kind}
+    stage = Stage(make_run(root / "fused", jobs, **where), first=2)
+    coming = {2: lambda: (stage.join(2), stage.join(3)), 3: lambda: stage.join(4)}
+    assert stage.play(pytest.MonkeyPatch(), coming) == 0
+    for number, one in enumerate(jobs):
+        solo = make_run(root / f"alone-{number}", [one], **where)
+        assert solo.train() == 0
+        yield one["method"]["type"], difference(stage.made, number, solo)
+
+
 @dataclass(frozen=True)
 class Difference:
     """The largest relative differences of one job in company from the same job alone."""

@@ -104,21 +104,27 @@ def models(names: Sequence[str] = tuple(MODELS)) -> dict[str, Model]:
     """Each saved to a folder and loaded from it, as a base is."""
     found = {}
     for name in names:
-        kind, architecture, settings = MODELS[name]
-        words = make_tokenizer({"causal": "gpt2", "seq2seq": "t5", "masked": "bert"}[kind])
-        ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(words)}
-        torch.manual_seed(0)
-        model = architecture(architecture.config_class(**settings, **ids))
-        with torch.no_grad():  # large enough that every input matters
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0, 0.2)
         with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            words.save_pretrained(folder)
+            kind = saved(Path(folder), name)
             host = BaseHost.load(Path(folder), kind=kind)  # type: ignore[arg-type]
             found[name] = Model(host, read_base_facts(Path(folder)))
     return found
+
+
+def saved(folder: Path, name: str, **changes: Any) -> str:
+    """Save a random model of the class, with changes of its configuration, and a tokenizer; its kind."""
+    kind, architecture, settings = MODELS[name]
+    words = make_tokenizer({"causal": "gpt2", "seq2seq": "t5", "masked": "bert"}[kind])
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(words)}
+    torch.manual_seed(0)
+    model = architecture(architecture.config_class(**{**settings, **changes}, **ids))
+    with torch.no_grad():  # large enough that every input matters
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return kind
 
 
 def recipe(kind: str, method: str) -> JobRecipe:
