@@ -14,6 +14,7 @@ from ranks import on_two_ranks
 from training_fixtures import MadeRun, make_run, recipe
 
 from orchestrator.cost import Cost
+from orchestrator.events import EventWriter
 from orchestrator.jobspec import RunSpec
 from orchestrator.training import calibrate, evaluate, finish, job, search, step
 from orchestrator.training.job import TrainedJob
@@ -105,7 +106,7 @@ def test_memory_that_ends_in_one_rank_while_a_step_is_measured(
 #: What is spoiled, in which rank, at which call; the job that fails, for which reason.
 ALONE: dict[str, tuple[Any, str, int, Exception, set[int], int, str]] = {
     "a job is opened": (TrainedJob, "_resume", 1, OSError("cannot be read"), {2}, 1, "crashed"),
-    "it says that it starts": (job.EventWriter, "flush", 0, OSError(errno.ENOSPC, "full"), {2}, 1, "disk_full"),
+    "it says that it starts": (EventWriter, "flush", 0, OSError(errno.ENOSPC, "full"), {2}, 1, "disk_full"),
     "an evaluation": (evaluate, "answer", 1, RuntimeError("a kernel"), {1, 2}, 0, "crashed"),
     "a checkpoint": (job, "save_checkpoint", 0, OSError(errno.ENOSPC, "full"), {2}, 1, "disk_full"),
     "the artifact": (finish, "save_prompt", 0, OSError(errno.ENOSPC, "full"), {1}, 1, "disk_full"),
