@@ -22,8 +22,6 @@ from tests.benchmarks.learning_page import Results, console_lines, write_learnin
 from tests.benchmarks.learning_rows import Plan, adaptations, all_rows
 from tests.benchmarks.report import REPOSITORY, ptq
 
-UNFINISHED = ("queued", "starting", "running", "stopping")
-
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
@@ -35,12 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     plans = [plan for plan in all_rows() if plan.part.startswith(options.only)]
     wanted = {plan.base for plan in plans}
     adapted = {name: plan for name, plan in adaptations().items() if name in wanted}
-    _work(home, adapted.values(), slots=options.slots, quick=quick)
-    _add_adapted(home, adapted, quick=quick)
-    _work(home, plans, slots=options.slots, quick=quick)
+    if quick:
+        plans, adapted = [plan.quick() for plan in plans], {name: plan.quick() for name, plan in adapted.items()}
+    _work(home, adapted.values(), slots=options.slots)
+    _add_adapted(home, adapted)
+    _work(home, plans, slots=options.slots)
     results = _results(home)
     if quick or options.only:
-        print("\n".join(console_lines(plans, results, quick=quick)))
+        print("\n".join(console_lines(plans, results)))
         return 0
     return write_learning(home, plans, results)
 
@@ -56,34 +56,40 @@ def _options(arguments: Sequence[str]) -> Namespace:
     return parser.parse_args(arguments)
 
 
-def _work(home: Path, plans: Iterable[Plan], *, slots: int, quick: bool) -> None:
-    """Queue what has neither succeeded nor is on its way, and train."""
-    recipes = {recipe["name"]: recipe for recipe in (plan.recipe(quick=quick) for plan in plans)}
+def queue(home: Path, plans: Iterable[Plan]) -> bool:
+    """Queue what has neither succeeded nor is on its way; whether there is anything to do."""
+    # Jobs of one base in a row, and those that share a run first: one that waits for a slot holds up who could join.
+    inline = sorted(plans, key=lambda plan: (plan.alone, plan.base))
+    recipes = {recipe["name"]: recipe for recipe in (plan.recipe(seed) for plan in inline for seed in plan.seeds)}
     jobs = json.loads(ptq(home, "status", "--all", "--json", capture=True))["jobs"]
-    there = [job for job in jobs if job["result"] == "succeeded" or job["state"] in UNFINISHED]
-    waiting = [job for job in there if job["state"] in UNFINISHED]
-    known = {job["name"].partition("-seed-")[0] for job in there}
+    waiting = [job for job in jobs if job["state"] != "finished"]
+    there = {job["name"] for job in jobs if job["result"] == "succeeded"} | {job["name"] for job in waiting}
     files = []
-    for name in sorted(set(recipes) - known, key=list(recipes).index):
-        files.append(home / "recipes" / f"{name}.yaml")
-        files[-1].parent.mkdir(exist_ok=True)
-        files[-1].write_text(json.dumps(recipes[name], ensure_ascii=False), encoding="utf-8")
+    for name, recipe in recipes.items():
+        if name not in there:
+            files.append(home / "recipes" / f"{name}.yaml")
+            files[-1].parent.mkdir(exist_ok=True)
+            files[-1].write_text(json.dumps(recipe, ensure_ascii=False), encoding="utf-8")
     if files:
         ptq(home, "submit", *map(str, files))
-    if files or waiting:
+    return bool(files or waiting)
+
+
+def _work(home: Path, plans: Iterable[Plan], *, slots: int) -> None:
+    if queue(home, plans):
         ptq(home, "worker", "--cpu-slots", str(slots), "--until-idle")
 
 
-def _add_adapted(home: Path, adapted: dict[str, Plan], *, quick: bool) -> None:
+def _add_adapted(home: Path, adapted: dict[str, Plan]) -> None:
     there = {one["name"] for one in json.loads(ptq(home, "base", "list", "--json", capture=True))}
     made = {one["job_name"]: one for one in json.loads(ptq(home, "artifact", "list", "--json", capture=True))}
     for name, plan in adapted.items():
         if name not in there:
-            ptq(home, "base", "add", name, made[plan.recipe(quick=quick)["name"]]["ref"])
+            ptq(home, "base", "add", name, made[plan.recipe(plan.seeds[0])["name"]]["ref"])
 
 
 def _results(home: Path) -> Results:
-    """Row's name -> seed -> artifact.json."""
+    """Plan's name -> seed -> artifact.json."""
     found: Results = {}
     for artifact in json.loads(ptq(home, "artifact", "list", "--json", capture=True)):
         facts = json.loads((Path(artifact["path"]) / "artifact.json").read_text(encoding="utf-8"))

@@ -31,8 +31,7 @@ READ = {
     ),
     "P176": ("{obj_label} produced the {sub_label} .", "the {sub_label} is a product of {obj_label} ."),
 }
-#: size -> (layers, hidden, heads)
-DECODERS = {"xs": (2, 48, 2), "s": (3, 96, 3), "m": (4, 128, 4)}
+DECODERS = {32: (1, 2), 64: (2, 4), 96: (3, 3)}  #: width -> (layers, heads)
 
 
 def add_data(home: Path) -> None:
@@ -82,8 +81,8 @@ def base_recipes() -> dict[str, dict[str, Any]]:
     """Name -> pretraining recipe: those that come with ptq, the decoder in three sizes and without its prose."""
     whole = _shipped("e2e")
     *forms, prose = whole["documents"]
-    made = [_decoder(whole, f"e2e-{size}", size, [*forms, prose]) for size in DECODERS]
-    made.append(_decoder(whole, "e2e-forms-only", "s", forms))
+    made = [_decoder(whole, f"e2e-{width}", width, [*forms, prose]) for width in DECODERS]
+    made.append(_decoder(whole, "e2e-forms-only", max(DECODERS), forms))
     return {one["pretrain"]: one for one in (*made, _shipped("lama"), _shipped("zh"))}
 
 
@@ -91,9 +90,9 @@ def _shipped(folder: str) -> dict[str, Any]:
     return dict(read_document(REPOSITORY / "recipes" / folder / "base.yaml")[1].data)
 
 
-def _decoder(whole: dict[str, Any], name: str, size: str, documents: list[dict[str, Any]]) -> dict[str, Any]:
-    layers, hidden, heads = DECODERS[size]
-    architecture = whole["architecture"] | {"layers": layers, "hidden": hidden, "heads": heads}
+def _decoder(whole: dict[str, Any], name: str, width: int, documents: list[dict[str, Any]]) -> dict[str, Any]:
+    layers, heads = DECODERS[width]
+    architecture = whole["architecture"] | {"layers": layers, "hidden": width, "heads": heads}
     train = {"steps": 800, "batch_size": 24, "lr": 4e-3, "warmup": 80}
     return whole | {"pretrain": name, "documents": documents, "architecture": architecture, "train": train}
 

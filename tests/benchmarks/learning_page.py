@@ -15,7 +15,7 @@ from tests.benchmarks import learning_rows as rows
 from tests.benchmarks.learning_rows import Plan
 from tests.benchmarks.report import RESULTS, conditions
 
-Results = dict[str, dict[int, dict[str, Any]]]  #: name of a recipe -> seed -> artifact.json
+Results = dict[str, dict[int, dict[str, Any]]]  #: name of a plan -> seed -> artifact.json
 COLUMNS = ("task", "method", "trained numbers", "score", "mean ± std", "best (seed)")
 PAGE = RESULTS / "learning.md"
 
@@ -62,8 +62,8 @@ class Claim:
     same: bool = False
 
 
-def scores_of(plan: Plan, results: Results, *, quick: bool = False) -> Scores | None:
-    found = results.get(plan.recipe(quick=quick)["name"])
+def scores_of(plan: Plan, results: Results) -> Scores | None:
+    found = results.get(plan.name)
     if not found:
         return None
     metric = next(iter(next(iter(found.values()))["metrics"]["validation"]))
@@ -71,16 +71,16 @@ def scores_of(plan: Plan, results: Results, *, quick: bool = False) -> Scores | 
     return Scores(metric, values, next(iter(found.values()))["trained_parameters"])
 
 
-def console_lines(plans: Sequence[Plan], results: Results, *, quick: bool) -> list[str]:
-    return [" | ".join(_line(plan, scores_of(plan, results, quick=quick))) for plan in plans]
+def console_lines(plans: Sequence[Plan], results: Results) -> list[str]:
+    return [" | ".join(_line(plan, scores_of(plan, results))) for plan in plans]
 
 
 def write_learning(home: Path, plans: Sequence[Plan], results: Results) -> int:
     """The page, when every row has all its seeds; else what is missing, and 1."""
-    lacking = [plan for plan in plans if set(results.get(plan.recipe()["name"], ())) != set(_seeds(plan))]
+    lacking = [plan for plan in plans if set(results.get(plan.name, ())) != set(plan.seeds)]
     if lacking:
         print("no page: these rows have not all their seeds; run it again, or see `ptq status`")
-        print("\n".join(f"  {plan.part}: {plan.row} ({plan.recipe()['name']})" for plan in lacking))
+        print("\n".join(f"  {plan.part}: {plan.row} ({plan.name})" for plan in lacking))
         return 1
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(_page(home, results), encoding="utf-8")
@@ -88,17 +88,12 @@ def write_learning(home: Path, plans: Sequence[Plan], results: Results) -> int:
     return 0
 
 
-def _seeds(plan: Plan) -> list[int]:
-    found: list[int] = plan.recipe()["train"]["seeds"]
-    return found
-
-
 def _page(home: Path, results: Results) -> str:
     parts = [rows.e2e_rows(), rows.sst2_rows(), rows.fewglue_rows(), rows.lama_rows(), rows.chinese_rows()]
     lines = [line for plans in parts for line in _part_lines(home, plans, results)]
     studies = [
-        rows.prefix_lengths(), rows.prompt_lengths(), rows.prefix_starts(), rows.prompt_starts(), rows.networks(),
-        rows.places(), rows.adapted_bases(), [plan for plans in rows.sizes().values() for plan in plans],
+        rows.prefix_lengths(), rows.prefix_starts(), rows.networks(), rows.places(), rows.prompt_lengths(),
+        rows.prompt_starts(), rows.adapted_bases(), [plan for plans in rows.sizes().values() for plan in plans],
     ]  # fmt: skip
     studied = [_line(plan, scores_of(plan, results)) for plans in studies for plan in plans]
     claims = [_judged(claim, results) for claim in _claims()] + [_gap_judged(results)]
@@ -162,37 +157,48 @@ def _commonest(home: Path, plan: Plan) -> float:
 
 
 def _claims() -> list[Claim]:
-    prefix, prompt, e2e = rows.prefix_lengths(), rows.prompt_lengths(), rows.e2e_rows()
-    random, vocabulary, text = rows.prompt_starts()
-    off, slow, on = rows.networks()
+    return [*_generation_claims(), *_head_claims(), *_mask_claims()]
+
+
+def _generation_claims() -> list[Claim]:
+    design, prompts, _, prefixes, whole = rows.e2e_rows()
+    one, _, ten, forty = rows.prefix_lengths()
+    off, on = rows.networks()
     front, infix, embeddings = rows.places()
     none, some, more = rows.adapted_bases()
-    sst2, chinese = {one.row: one for one in rows.sst2_rows()}, {one.row: one for one in rows.chinese_rows()}
-    design, prompts, _, prefixes, whole = e2e
-    deep, heads = sst2["P-tuning v2, n 10"], sst2["head alone"]
-    prompt_rows, whole_sst2 = sst2["prompt tuning, n 10"], sst2["fine-tuning"]
-    found = [
-        Claim("E2E: a tuned prompt is far above prompt design (Lester, Li & Liang)", prompts, design),
+    return [
+        Claim("E2E: a tuned prompt is above prompt design (Lester)", prompts, design),
         Claim("E2E: prefix tuning is no worse than fine-tuning (Li & Liang: 69.7, 68.2)", prefixes, whole, same=True),
-        Claim("E2E: keys and values in every layer are more than embeddings (Li & Liang)", prefixes, prompts),
-        Claim("prefix length: 10 is more than 1 (Li & Liang)", prefix[2], prefix[0]),
-        Claim("prefix length: beyond 10 tables gain no more", prefix[2], prefix[3], same=True),
-        Claim("prompt length: 20 is more than 1 on small bases (Lester)", prompt[2], prompt[0]),
-        Claim("prompt length: little is gained beyond 20 (Lester)", prompt[2], prompt[3], same=True),
-        Claim("start: words' activations beat random numbers (Li & Liang)", *reversed(rows.prefix_starts())),
-        Claim("start: vocabulary beats random numbers (Lester)", vocabulary, random),
-        Claim("start: the task's words beat random numbers (Lester, Li & Liang)", text, random),
-        Claim("reparameterisation is more than none at its own best rate (Li & Liang)", on, off),
-        Claim("reparameterisation is more than none at the same rate", on, slow),
-        Claim("an infix is a little less than a prefix (Li & Liang: 67.2, 69.7)", front, infix),
-        Claim("embedding-only is much less than a prefix (Li & Liang: 62.2, 69.7)", front, embeddings),
+        Claim("E2E: keys and values in every layer do more than embeddings (Li & Liang)", prefixes, prompts),
+        Claim("prefix length: 10 does more than 1 (Li & Liang)", ten, one),
+        Claim("prefix length: tables gain nothing beyond 10 (Li & Liang)", ten, forty, same=True),
+        Claim("prefix start: words' activations beat random numbers (Li & Liang)", *reversed(rows.prefix_starts())),
+        Claim("reparameterisation on beats off, each at its own rate (Li & Liang)", on, off),
+        Claim("an infix is a little below a prefix (Li & Liang: 67.2, 69.7)", front, infix),
+        Claim("embedding-only is far below a prefix (Li & Liang: 62.2, 69.7)", front, embeddings),
         Claim("LM adaptation: some steps beat none (Lester)", some, none),
         Claim("LM adaptation: more steps beat fewer (Lester)", more, some),
-        Claim("SST-2: prompts add to a head alone (P-tuning v2)", deep, heads),
-        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", deep, prompt_rows),
-        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", deep, whole_sst2, same=True),
-        Claim("SST-2: biases alone reach fine-tuning (BitFit)", sst2["biases (BitFit)"], whole_sst2, same=True),
-    ]  # fmt: skip
+    ]
+
+
+def _head_claims() -> list[Claim]:
+    head, prompts, deep, biases, whole = rows.sst2_rows()
+    found = [
+        Claim("SST-2: deep prompts add to a head alone (P-tuning v2)", deep, head),
+        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", deep, prompts),
+        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", deep, whole, same=True),
+        Claim("SST-2: biases alone reach fine-tuning (BitFit)", biases, whole, same=True),
+    ]
+    few = rows.fewglue_rows()
+    for prompts, whole in zip(few[1::3], few[2::3], strict=True):
+        found.append(
+            Claim(f"{prompts.part}: 32 rows let a prompt reach fine-tuning (P-tuning)", prompts, whole, same=True)
+        )
+    return found
+
+
+def _mask_claims() -> list[Claim]:
+    found = []
     for relation in rows.RELATIONS:
         its = {one.row: one for one in rows.lama_rows() if one.part.endswith(relation)}
         tuned = its["P-tuning, (3, sub, 3, obj)"]
@@ -201,8 +207,19 @@ def _claims() -> list[Claim]:
             Claim(f"LAMA {relation}: P-tuning beats words found by gradients", tuned, its["AutoPrompt, 3 words"]),
             Claim(f"LAMA {relation}: P-tuning is no worse than fine-tuning", tuned, its["fine-tuning"], same=True),
         ]
-    warp, frozen = chinese["WARP, n 4"], chinese["PET, two patterns, base frozen"]
-    return [*found, Claim("EPRSTMT: WARP beats PET on the frozen base (WARP)", warp, frozen)]
+    one, _, twenty, sixty = rows.prompt_lengths()
+    vocabulary, random, text = rows.prompt_starts()
+    chinese = {one.row: one for one in rows.chinese_rows()}
+    warp, frozen, tuned = (chinese[row] for row in ("WARP, n 4", "PET, two patterns, base frozen", "P-tuning, n 4"))
+    return [
+        *found,
+        Claim("prompt length: 20 does more than 1 on small bases (Lester)", twenty, one),
+        Claim("prompt length: little is gained beyond 20 (Lester)", twenty, sixty, same=True),
+        Claim("prompt start: vocabulary beats random numbers (Lester)", vocabulary, random),
+        Claim("prompt start: the task's words beat random numbers (Lester, Li & Liang)", text, random),
+        Claim("EPRSTMT: WARP beats PET on the frozen base (WARP)", warp, frozen),
+        Claim("EPRSTMT: P-tuning beats prompt design (P-tuning)", tuned, chinese["prompt design"]),
+    ]
 
 
 def _judged(claim: Claim, results: Results) -> list[str]:
@@ -222,7 +239,7 @@ def _gap_judged(results: Results) -> list[str]:
         assert whole is not None
         gaps.append(whole.mean - prompt.mean)
         noise = max(noise, prompt.deviation, whole.deviation)
-    paper = "base size: fine-tuning's lead over prompt tuning shrinks from xs to m (Lester)"
+    paper = "base size: fine-tuning's lead over prompt tuning shrinks from width 32 to 96 (Lester)"
     return [paper, ", ".join(f"{gap:+.1f}" for gap in gaps), _verdict(gaps[0] - gaps[-1], noise)]
 
 
