@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import util
-from itertools import islice
+from itertools import islice, permutations
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,14 @@ E2E_TRAIN = "src1_train.lines00001-20000.txt"
 E2E_INPUTS, SST2_ROWS, FEWGLUE_ROWS, CHINESE_ROWS = 120, 400, 200, 300  #: that are scored
 FORM_ROWS = 8000  #: of the training file that the decoders are pretrained on
 
-#: What the masked base has read of a fact: two wordings, neither of them one that it is asked in.
-READ = {
-    "P36": ("{obj_label} is the capital city of {sub_label} .", "{sub_label} has {obj_label} as its capital ."),
-    "P103": (
-        "{sub_label} grew up with {obj_label} as the native language .",
-        "{sub_label} speaks {obj_label} as a native .",
-    ),
-    "P176": ("{obj_label} produced the {sub_label} .", "the {sub_label} is a product of {obj_label} ."),
-}
+#: What the masked base has read of a fact, in two orders. Short, so that the hidden word is often the object.
+READ = {"P36": "capital", "P103": "native", "P176": "produced"}
 DECODERS = {32: (1, 2), 64: (2, 4), 96: (3, 3)}  #: width -> (layers, heads)
 
 
 def add_data(home: Path) -> None:
     there = _names(home, "dataset")
-    if "reading" in there:  # the last one
+    if "facts" in there:  # the last one
         return
     _add_e2e(home, there)
     _add_sst2(home, there)
@@ -53,8 +46,13 @@ def add_data(home: Path) -> None:
     for relation, rows in facts.items():
         _add(home, there, relation.lower(), train=rows[0::2], validation=rows[1::2])
     _add_reviews(home, there)
-    read = [text.format(**row) for relation, rows in facts.items() for row in rows for text in READ[relation]]
-    _add(home, there, "reading", train=[{"text": text} for text in read])
+    read = [
+        f"{first} {READ[relation]} {second}"
+        for relation, rows in facts.items()
+        for row in rows
+        for first, second in permutations((row["sub_label"], row["obj_label"]))
+    ]
+    _add(home, there, "facts", train=[{"text": text} for text in read])
 
 
 def add_bases(home: Path, *, quick: bool) -> None:

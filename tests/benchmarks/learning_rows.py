@@ -220,7 +220,7 @@ def lama_rows() -> list[Plan]:
         words = [(f"prompt design, {row}", texts[relation], DESIGN, {}) for row, texts in templates.items()]
         for row, template, method, change in (*words, *trained):
             task = CLOZE | {"input": template}
-            plan = Plan(f"LAMA {relation}", row, "small-masked", relation.lower(), task, method, change)
+            plan = Plan(f"LAMA {relation}", row, "small-facts", relation.lower(), task, method, change)
             found.append(plan if change else replace(plan, seeds=ONE))
     return found
 
@@ -237,7 +237,7 @@ def prompt_starts() -> list[Plan]:
 
 
 def _cloze(row: str, method: Settings, part: str) -> Plan:
-    return Plan(part, row, "small-masked", "p36", CLOZE | {"input": "{sub_label} [MASK] ."}, method, CLOZE_PROMPTS)
+    return Plan(part, row, "small-facts", "p36", CLOZE | {"input": "{sub_label} [MASK] ."}, method, CLOZE_PROMPTS)
 
 
 def chinese_rows() -> list[Plan]:
