@@ -3,7 +3,7 @@
 make proof-learning                                            (about 25 minutes on two cores; goes on where it was cut)
 python -m tests.benchmarks.learning FOLDER                     (the home to keep; default: proofs/learning)
 python -m tests.benchmarks.learning --only "LAMA P103"         (rows of one part; writes nothing)
-python -m tests.benchmarks.learning FOLDER --quick             (two steps of everything, one seed; writes nothing)
+python -m tests.benchmarks.learning FOLDER --quick             (two steps of everything in FOLDER-quick; writes nothing)
 
 All jobs are submitted at once; the worker puts those on one base into one run. A row is a recipe whose name is made
 of what it says, so a row that has been changed is trained anew and no other.
@@ -25,14 +25,15 @@ from tests.benchmarks.report import REPOSITORY, ptq
 
 def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
-    home, quick = Path(options.folder).resolve(), bool(options.quick)
+    quick = bool(options.quick)
+    home = Path(f"{options.folder}-quick" if quick else options.folder).resolve()
     home.mkdir(parents=True, exist_ok=True)
     ptq(home, "init")
     add_data(home)
-    add_bases(home, quick=quick)
     plans = [plan for plan in all_rows() if plan.part.startswith(options.only)]
     wanted = {plan.base for plan in plans}
     adapted = {name: plan for name, plan in adaptations().items() if name in wanted}
+    add_bases(home, wanted | {plan.base for plan in adapted.values()}, quick=quick)
     if quick:
         plans, adapted = [plan.quick() for plan in plans], {name: plan.quick() for name, plan in adapted.items()}
     _work(home, adapted.values(), slots=options.slots)

@@ -55,12 +55,12 @@ def add_data(home: Path) -> None:
     _add(home, there, "facts", train=[{"text": text} for text in read])
 
 
-def add_bases(home: Path, *, quick: bool) -> None:
-    there = _names(home, "base")
-    if "minilm" not in there:
+def add_bases(home: Path, wanted: set[str], *, quick: bool) -> None:
+    lacking = wanted - _names(home, "base")
+    if "minilm" in lacking:
         ptq(home, "base", "add", "minilm", str(sentence_encoder()))
     for name, recipe in base_recipes().items():
-        if name not in there:
+        if name in lacking:
             short = ("--set", "train.steps=5") if quick else ()
             (home / f"{name}.yaml").write_text(json.dumps(recipe), encoding="utf-8")
             if not (home / "bases" / name).exists():

@@ -96,7 +96,7 @@ def _page(home: Path, results: Results) -> str:
         rows.prompt_starts(), rows.adapted_bases(), [plan for plans in rows.sizes().values() for plan in plans],
     ]  # fmt: skip
     studied = [_line(plan, scores_of(plan, results)) for plans in studies for plan in plans]
-    claims = [_judged(claim, results) for claim in _claims()] + [_gap_judged(results)]
+    claims = [_judged(home, claim, results) for claim in _claims()] + [_gap_judged(results)]
     return f"""# What every method learns
 
 {INTRODUCTION.strip()}
@@ -244,12 +244,15 @@ def _mask_claims() -> list[Claim]:
     ]
 
 
-def _judged(claim: Claim, results: Results) -> list[str]:
+def _judged(home: Path, claim: Claim, results: Results) -> list[str]:
     more, less = scores_of(claim.more, results), scores_of(claim.less, results)
     assert more is not None
     assert less is not None
     noise = max(more.deviation, less.deviation)
-    return [claim.paper, f"{more.spread} / {less.spread}", _verdict(more.mean - less.mean, noise, same=claim.same)]
+    verdict = _verdict(more.mean - less.mean, noise, same=claim.same)
+    if claim.more.dataset != "e2e" and max(more.mean, less.mean) <= _commonest(home, claim.more) + noise:
+        verdict = "neither learns the task"
+    return [claim.paper, f"{more.spread} / {less.spread}", verdict]
 
 
 def _gap_judged(results: Results) -> list[str]:
