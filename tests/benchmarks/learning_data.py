@@ -78,9 +78,9 @@ def sentence_encoder() -> Path:
 def base_recipes() -> dict[str, dict[str, Any]]:
     """Name -> pretraining recipe: those that come with ptq, the decoder in three sizes and without its prose."""
     whole = _shipped("e2e")
-    *forms, prose = whole["documents"]
-    made = [_decoder(whole, f"e2e-{width}", width, [*forms, prose]) for width in DECODERS]
-    made.append(_decoder(whole, "e2e-forms-only", max(DECODERS), forms))
+    *others, prose = whole["documents"]
+    made = [_decoder(whole, f"e2e-{width}", width, [*others, prose]) for width in DECODERS]
+    made.append(_decoder(whole, "e2e-forms-only", max(DECODERS), others))
     return {one["pretrain"]: one for one in (*made, _shipped("lama"), _shipped("zh"))}
 
 
