@@ -252,9 +252,9 @@ def chinese_rows() -> list[Plan]:
     rows: list[tuple[str, Settings, Settings, Settings]] = [
         ("prompt design", task, DESIGN, {}),
         ("PET, two patterns, base frozen", task, patterns, {}),
-        ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 5e-3}),
+        ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 1e-3}),
         ("WARP, n 4", slots, {"type": "warp"}, train | {"lr": 3e-2, "head_lr": 1e-2}),
-        ("P-tuning v2, n 8", task, {"type": "p-tuning-v2", "length": 8}, train | {"lr": 1e-2}),
+        ("P-tuning v2, n 8", task, {"type": "p-tuning-v2", "length": 8}, train | {"lr": 3e-3}),
         ("PET, two patterns, base trained", task, patterns, train | {"base_lr": 5e-4}),
         ("fine-tuning", task, FINE_TUNING, train | {"lr": 5e-4}),
     ]
