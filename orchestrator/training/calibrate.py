@@ -172,7 +172,7 @@ class _Probe:
         """
         if self.anybody(self.spent > PATIENCE * self.budget):
             raise TooBusy(f"it would take longer than {PATIENCE * self.budget:g} s")
-        with met_by_all(self.processes):
+        with met_by_all(self.processes, forwards=True):
             kept = self._kept(point) if memory else 0.0
             seconds = self._timed(point)
             for _ in range(REPEATS - 1):
@@ -184,7 +184,7 @@ class _Probe:
         return self.found[point]
 
     def warm_up(self, point: Point) -> None:
-        with met_by_all(self.processes):
+        with met_by_all(self.processes, forwards=True):
             self.run(point)
 
     def run(self, point: Point) -> None:

@@ -47,26 +47,28 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def met_by_all(processes: Processes) -> Iterator[None]:
+def met_by_all(processes: Processes, *, forwards: bool = False) -> Iterator[None]:
     """An error that one rank meets inside is raised on all of them; inside, no rank may wait for another.
 
-    With a sharded base they do wait in every forward. There only what all ranks meet alike can be agreed on: a
-    `PtqError`; for anything else the run ends.
+    `forwards`: the base is asked inside, and with a sharded base they do wait. There only what all ranks meet alike can
+    be agreed on: a `PtqError`; for anything else the run ends.
     """
     found: Exception | None = None
     try:
         yield
     except Exception as error:
-        if not may_tell(processes, error):
+        if not may_tell(processes, error, forwards=forwards):
             raise
         found = error
     if processes.world > 1:
         hear(processes.gather(tell(found)), found)
 
 
-def may_tell(processes: Processes, error: Exception) -> bool:
+def may_tell(processes: Processes, error: Exception, *, forwards: bool = True) -> bool:
     """Whether the other ranks can be told of this error: nobody waits for this one elsewhere."""
-    return processes.world > 1 and (not processes.sharded or isinstance(error, PtqError))
+    if processes.world == 1:
+        return False
+    return not (forwards and processes.sharded) or isinstance(error, PtqError)
 
 
 def tell(error: Exception | None) -> Told | None:

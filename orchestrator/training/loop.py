@@ -131,8 +131,9 @@ class Loop:
         self._end([w.job for w in fit if w.job in active and w.job.finished], active)
         if self.clock() - self._reported > _REPORT_SECONDS:
             self._reported = self.clock()
-            for job in active:
-                job.events.flush()
+            for job in list(active):
+                with self._own_failures(job, active):
+                    job.events.flush()
 
     @contextmanager
     def _own_failures(self, job: TrainedJob, active: list[TrainedJob]) -> Iterator[None]:

@@ -201,7 +201,7 @@ class Run:
     def _open(self, spec: JobSpec, host: BaseHost, *, first: bool) -> TrainedJob | None:
         present = self._present[spec.job]
         try:
-            with met_by_all(self.processes):
+            with met_by_all(self.processes, forwards=True):
                 self._check_base(spec)
                 job = TrainedJob.open(spec, host, present.events, self.processes)
             self.processes.same_everywhere(job.parameters)

@@ -96,7 +96,7 @@ def _together(
     Then each job is scored by itself, and what is wrong with one, or asks it to leave, is its own affair.
     """
     try:
-        with met_by_all(processes):
+        with met_by_all(processes, forwards=True):
             asked = questions()
         if len(asked) < 2:
             return [], []

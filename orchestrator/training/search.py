@@ -36,7 +36,7 @@ class Losses:
     @torch.no_grad()
     def of(self, prompts: Sequence[Prompt], examples: Sequence[Example]) -> list[float]:
         processes = self.processes
-        with met_by_all(processes):
+        with met_by_all(processes, forwards=True):
             mine = list(range(len(examples))) if processes.sharded else processes.share(range(len(examples)))
             losses = [self._sum(prompt, mine, examples) for prompt in prompts]
         total = torch.tensor(losses, dtype=torch.float64, device=processes.device)

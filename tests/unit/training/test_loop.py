@@ -236,6 +236,21 @@ def test_a_base_in_half_precision(
     assert losses[dtype] == pytest.approx(losses["fp32"], rel=0.03)
 
 
+def test_rows_that_are_not_kept_are_tokenised_again(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_of(tmp_path / "whole", [recipe(PROMPT, train__steps=12)], bases, dataset)
+    assert whole.train() == 0
+    kept: list[int] = []
+    stepped = TrainedJob.stepped
+    monkeypatch.setattr(TrainedJob, "stepped", lambda self: (kept.append(len(self._examples)), stepped(self))[1])
+    monkeypatch.setattr(job, "_CACHE", 10_000)
+    few = run_of(tmp_path / "few", [recipe(PROMPT, train__steps=12)], bases, dataset)
+    assert few.train() == 0
+    assert 0 < kept[-1] < 20  # of the 40 rows that it has seen
+    assert few.losses() == whole.losses()
+
+
 def test_a_batch_larger_than_the_data_runs_over_the_epochs_end(bases: dict[str, Path], tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", train=3, validation=0)
     run = run_of(tmp_path / "run", [recipe(PROMPT, train__batch_size=8)], bases, dataset)

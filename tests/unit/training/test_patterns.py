@@ -16,6 +16,7 @@ from training_fixtures import KINDS, make_run, recipe, said
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.training import search
 from orchestrator.training.job import build_prompt
 from orchestrator.training.objectives import build_objective
 from orchestrator.training.objectives.objective import Share
@@ -123,6 +124,48 @@ def test_a_stopped_search_goes_on_where_it_was(
     assert again.events(kind="started")[1]["resumed_from"] == 3
     assert again.artifact(attempt=2)["words"] == whole.artifact()["words"]
     assert again.losses() == whole.losses()
+
+
+@pytest.mark.parametrize(("parts", "most"), [(1, 4), (3, 2), (1, 1)])
+def test_words_are_scored_in_as_many_parts_as_memory_takes(
+    parts: int, most: int, bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make_run(tmp_path / "a", [searching()], base=bases["bert"], dataset=dataset, kind="masked")
+    assert whole.train() == 0
+    one = searching()
+    one["train"] = {**one["train"], "accumulation": parts}
+    sizes: list[int] = []
+    asked = search.forward
+
+    def small(host: Any, batch: Any, *args: Any) -> Any:
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory (in a test)")
+        sizes.append(len(batch))
+        return asked(host, batch, *args)
+
+    monkeypatch.setattr(search, "forward", small)
+    made = make_run(tmp_path / "b", [one], base=bases["bert"], dataset=dataset, kind="masked")
+    assert made.train() == 0
+    assert max(sizes) == most
+    assert made.artifact()["words"] == whole.artifact()["words"]
+    assert made.losses() == pytest.approx(whole.losses(), rel=1e-5)
+
+
+def test_a_search_whose_single_row_does_not_fit_ends_alone(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory (in a test)")
+
+    monkeypatch.setattr(search, "forward", full)
+    neighbour = {**searching(), "method": {"type": "warp"}}
+    neighbour["task"] = {**neighbour["task"], "input": "[P:2] {text} [MASK]"}
+    neighbour["train"] = {**neighbour["train"], "lr": 0.1}
+    made = make_run(tmp_path, [searching(), neighbour], base=bases["bert"], dataset=dataset, kind="masked")
+    assert made.train() == 1
+    (last,) = made.events(0, "failed")
+    assert (last["reason"], last["alone"]) == ("cuda_oom", True)
+    assert made.events(1, "artifact")
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
