@@ -13,6 +13,8 @@ These classes own every file name below PTQ_HOME; nobody else spells one.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -243,13 +245,44 @@ def is_touched(folder: Path) -> bool:
     """Make a folder young again; False when it is gone.
 
     What clears the store away removes nothing young: whoever is about to name a folder in the registry touches it
-    first.
+    first. Nor does it remove what somebody holds: in a shared home another account's folder cannot be touched, but
+    locked, until this process ends.
     """
     try:
         os.utime(folder)
     except FileNotFoundError:
         return False
+    except PermissionError:
+        return _is_held(folder)
     return True
+
+
+def place_new(temporary: Path, final: Path) -> None:
+    """Give a whole file its name, which nobody else has given meanwhile. Raises FileExistsError.
+
+    A link never replaces a file, as a rename does. Where the file system has no links, the name is taken by an empty
+    file first.
+    """
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.close(os.open(final, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(final)
+    fsync_folder(final.absolute().parent)
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # as FAT, some FUSE and network shares answer
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)  # closed by the end of the process, and the lock with it
+    except FileNotFoundError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return folder.exists()
 
 
 def fsync_file(path: Path) -> None:

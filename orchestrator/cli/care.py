@@ -52,11 +52,15 @@ def gc(
     registry = _registry()
     found = collect(registry, now=time.time()) if yes else find_garbage(registry, now=time.time())
     if json:
-        items = [{"path": str(one.path), "bytes": one.bytes, "why": one.why} for one in found]
+        items = [{**vars(one), "path": str(one.path)} for one in found]
         render.print_json({"removed": yes, "found": items})
         return
     if found:
         render.table(["folder", "size", "why"], [[one.path, size(one.bytes), one.why] for one in found])
+    others = sorted({one.owner for one in found if one.owner})
+    if others:
+        render.note(f"of these some are {' and '.join(others)}'s, who can remove them alone")
+    found = [one for one in found if not one.owner]
     total = size(sum(one.bytes for one in found))
     if yes:
         render.note(f"removed {total}" if found else "nothing to remove")

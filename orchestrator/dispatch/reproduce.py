@@ -15,7 +15,7 @@ from orchestrator.registry import datasets, history, jobs
 from orchestrator.registry.artifacts import FACTS, Artifact, get_artifact
 from orchestrator.registry.bases import base_folder
 from orchestrator.registry.jobs import Job, NewJob
-from orchestrator.registry.lineage import warm_starts
+from orchestrator.registry.lineage import warm_starts, with_stored_starts
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult
 from orchestrator.weights import fingerprint
@@ -47,7 +47,9 @@ def repeat_job(registry: Registry, job_id: int, *, user: str, command: Sequence[
         job = jobs.get_job(conn, job_id)
     base = _base(registry, job)
     _check_rows(registry, job)
-    recipe = _alone(_with_stored_starts(registry, job))
+    for digest in warm_starts(job.recipe):
+        get_artifact(registry, digest)
+    recipe = _alone(with_stored_starts(job.recipe, registry.paths))
     new = NewJob(
         name=job.name, recipe=recipe, source=job.source, seed=job.seed, method=job.method, base=base,
         dataset_version_id=job.dataset_version_id, slots=job.slots, priority=job.priority,
@@ -119,18 +121,6 @@ def _check_rows(registry: Registry, job: Job) -> None:
             where=str(version.path),
             hint="see `ptq doctor`",
         )
-
-
-def _with_stored_starts(registry: Registry, job: Job) -> Mapping[str, Any]:
-    """A home may have moved since: the artifacts that the prompt starts from are found by their digests."""
-    digests = warm_starts(job.recipe)
-    if not digests:
-        return job.recipe
-    recipe = dict(job.recipe)
-    init = recipe["method"]["init"]
-    stored = {digest.removeprefix("sha256:"): str(get_artifact(registry, digest).path) for digest in digests}
-    paths = [stored.get(Path(path).name, path) for path in init["path"]]
-    return recipe | {"method": {**recipe["method"], "init": {**init, "path": paths}}}
 
 
 def _tensors(artifact: Artifact) -> dict[str, str]:

@@ -7,7 +7,7 @@ base -> job
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator.errors import BadInput, NotFound
+from orchestrator.paths import HomePaths
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry.aliases import ALIAS
 from orchestrator.registry.artifacts import Artifact, get_artifact
@@ -80,6 +81,17 @@ def warm_starts(recipe: dict[str, Any]) -> list[str]:
     folders = init.get("path") if init.get("type") == "prompt" else None
     names = [Path(str(folder)).name for folder in folders or []]
     return [f"sha256:{name}" for name in names if _DIGEST.fullmatch(name)]
+
+
+def with_stored_starts(recipe: Mapping[str, Any], paths: HomePaths) -> Mapping[str, Any]:
+    """The recipe as this home has it: the artifacts that its prompt starts from, in this home's store."""
+    digests = warm_starts(dict(recipe))
+    if not digests:
+        return recipe
+    init = recipe["method"]["init"]
+    stored = {paths.artifact(digest).name: str(paths.artifact(digest)) for digest in digests}
+    folders = [stored.get(Path(path).name, path) for path in init["path"]]
+    return {**recipe, "method": {**recipe["method"], "init": {**init, "path": folders}}}
 
 
 def _reach(start: Node, step: Callable[[Node], Iterable[Edge]]) -> Iterator[Edge]:

@@ -19,6 +19,8 @@ def charge(conn: Connection, shares: Iterable[tuple[str, float]], *, half_life: 
     for user, seconds in shares:
         sums[user] = sums.get(user, 0.0) + seconds
     for user, seconds in sums.items():
+        if not seconds:
+            continue
         row = conn.execute(select(usage.c.seconds, usage.c.at).where(usage.c.user == user)).first()
         if row is None:
             conn.execute(insert(usage).values(user=user, seconds=seconds, at=at))

@@ -106,6 +106,24 @@ def test_one_account_works_and_leaves_what_all_may_read_and_nobody_may_change(te
     assert team.ptq(team.ada, "dataset", "verify", "rows")
 
 
+def test_rows_that_another_account_has_added_get_a_second_name(team: Team) -> None:
+    rows = team.keeper.folder.parent / "recipe" / "rows.jsonl"
+    assert "mine@1: 4 rows" in team.ptq(team.bob, "dataset", "add", "mine", str(rows))
+    assert team.ptq(team.bob, "dataset", "verify", "mine") == "mine@1: whole\n"
+
+
+def test_nobody_is_told_of_room_that_another_account_keeps(team: Team) -> None:
+    left = team.home / "store" / "datasets" / ("0" * 64)
+    make = f"mkdir {left} && echo x > {left}/x && touch -d '2 hours ago' {left}"
+    assert team.ada.run("bash", "-c", make, umask=0o027).returncode == 0
+    for who in (team.bob, team.keeper):
+        assert json.loads(team.ptq(who, "gc", "--yes", "--json"))["found"] == []
+        (found,) = json.loads(team.ptq(who, "gc", "--json"))["found"]
+        assert (found["path"], found["owner"]) == (str(left), team.ada.name)
+    (gone,) = json.loads(team.ptq(team.ada, "gc", "--yes", "--json"))["found"]
+    assert (gone["owner"], left.exists()) == ("", False)
+
+
 def test_no_secret_of_anybody_is_in_the_home(team: Team) -> None:
     files = [path for path in team.home.rglob("*") if path.is_file()]
     assert any(path.name == "run.log" for path in files)

@@ -12,7 +12,6 @@ Not in it: the folders of jobs and runs (logs, checkpoints). A job that was runn
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tarfile
@@ -25,15 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from orchestrator.errors import BadInput, RegistryUnusable
 from orchestrator.manifest import digest_of, file_sha256, manifest_faults
-from orchestrator.paths import HomePaths, fsync_file, fsync_folder, read_json
+from orchestrator.paths import HomePaths, fsync_file, fsync_folder, place_new, read_json
 from orchestrator.registry import jobs as job_verbs
+from orchestrator.registry import reservations
 from orchestrator.registry import runs as run_verbs
+from orchestrator.registry.lineage import with_stored_starts
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.migrations import HEAD, REVISIONS
-from orchestrator.registry.storage.tables import artifacts, dataset_versions, jobs, runs, workers
+from orchestrator.registry.storage.tables import artifacts, bases, dataset_versions, jobs, runs, workers
 from orchestrator.settings import REGISTRY_FILE, Settings
 from orchestrator.states import LIVE, JobResult, JobState, Reason
 
@@ -74,8 +76,7 @@ def write_backup(registry: Registry, output: Path, *, now: float) -> Backup:
                     if path.is_file():
                         file.add(path, f"store/{kind}/{folder.name}/{path.relative_to(folder).as_posix()}")
         fsync_file(temporary)
-        os.link(temporary, output)  # unlike a rename it never replaces what another has put there
-        fsync_folder(output.absolute().parent)
+        place_new(temporary, output)
     except OSError as error:
         raise RegistryUnusable(
             f"the backup cannot be written ({error.strerror or error})", where=str(output)
@@ -103,10 +104,10 @@ def restore(settings: Settings, source: Path, *, now: float) -> int:
             folder = Path(name)
             index = _unpack(source, folder)
             _check(folder, index, source)
-            again = _requeue(replace(settings, home=folder, registry_url=f"sqlite:///{folder / REGISTRY_FILE}"), now)
+            there = replace(settings, home=folder, registry_url=f"sqlite:///{folder / REGISTRY_FILE}")
+            again = _adopt(there, paths, Path(index["home"]), now)
             _place(folder, paths, index)
-            os.link(folder / REGISTRY_FILE, target)
-            fsync_folder(paths.root)
+            place_new(folder / REGISTRY_FILE, target)
     except FileExistsError as error:
         raise BadInput("a registry was made here in the meantime", where=str(target)) from error
     except OSError as error:
@@ -172,6 +173,7 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
         index = dict(read_json(folder / INDEX))
         folders, missing = ({(str(k), str(digest)) for k, digest in index[key]} for key in ("folders", "missing"))
         schema, number, sha256 = str(index["schema"]), index["format"], str(index["registry"])
+        home = str(index["home"])
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _refused(source, f"not a backup, or a damaged one ({error})") from error
     if number != FORMAT or schema not in REVISIONS:
@@ -182,7 +184,7 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
         )
     if file_sha256(folder / REGISTRY_FILE) != sha256:
         raise _refused(source, "its database differs from its hash")
-    return {"folders": folders, "missing": missing, "schema": schema}
+    return {"folders": folders, "missing": missing, "schema": schema, "home": home}
 
 
 def _check(folder: Path, index: Mapping[str, Any], source: Path) -> None:
@@ -198,8 +200,12 @@ def _check(folder: Path, index: Mapping[str, Any], source: Path) -> None:
             raise _refused(source, f"{kind}/{one.name[:12]}: {faults[0]}")
 
 
-def _requeue(settings: Settings, now: float) -> int:
-    """The runs of the backup live no more, as far as this home goes: their jobs start again, their slots are free."""
+def _adopt(settings: Settings, paths: HomePaths, old: Path, now: float) -> int:
+    """Make the database one of this home (`paths`), where it comes from another (`old`); how many jobs start again.
+
+    The runs of the backup live no more, as far as this home goes: their jobs are queued again, their slots are free,
+    and nobody is charged for the time since.
+    """
     from orchestrator.registry.storage.engine import migrate
 
     backup = migrate(settings, now=now).backup
@@ -207,29 +213,59 @@ def _requeue(settings: Settings, now: float) -> int:
         backup.unlink()
     registry = Registry.open(settings)
     with registry.write() as connection:
-        live = job_verbs.list_jobs(connection, states=sorted(LIVE))
-        for job in live:
-            if job.state is JobState.STOPPING:  # somebody had cancelled it
-                job_verbs.move(
-                    connection, job.id, job.attempt, JobState.FINISHED, actor="restore", at=now,
-                    result=JobResult.CANCELLED, reason=job.reason, message="cancelled before the backup",
-                )  # fmt: skip
-                continue
-            job_verbs.move(
-                connection, job.id, job.attempt, JobState.QUEUED,
-                actor="restore", at=now, reason=Reason.WORKER_LOST, message="restored from a backup", counted=False,
-            )  # fmt: skip
-        # Its events lie in the old home; a new attempt's file begins at its first byte.
-        unfinished = jobs.c.state != JobState.FINISHED.value
-        connection.execute(sa.update(jobs).where(unfinished).values(events_offset=0, step=0))
-        for (run,) in connection.execute(sa.select(runs.c.id).where(runs.c.ended_at.is_(None))).all():
-            run_verbs.end_run(connection, run, exit_record=None, at=now, used_until=0.0)
+        again = _end_jobs(connection, now)
+        for run_id in connection.execute(sa.select(runs.c.id).where(runs.c.ended_at.is_(None))).scalars().all():
+            run_verbs.end_run(connection, run_id, exit_record=None, at=now, used_until=0.0)
+        for lease in run_verbs.live_leases(connection):
+            run_verbs.release(connection, lease.run_id, at=now, used_until=0.0)
+        for held in reservations.unfinished(connection):
+            if held.started_at is not None:
+                reservations.end(connection, held.id, by="restore", at=now, up_since=now)
         connection.execute(sa.update(workers).where(workers.c.ended_at.is_(None)).values(ended_at=now))
+        _move_folders(connection, paths, old)
     registry.close()
     for suffix in ("-wal", "-shm"):
         (settings.home / f"{REGISTRY_FILE}{suffix}").unlink(missing_ok=True)
     fsync_file(settings.home / REGISTRY_FILE)
+    return again
+
+
+def _end_jobs(connection: Connection, now: float) -> int:
+    live = job_verbs.list_jobs(connection, states=sorted(LIVE))
+    for job in live:
+        if job.state is JobState.STOPPING:  # somebody had cancelled it
+            job_verbs.move(
+                connection, job.id, job.attempt, JobState.FINISHED, actor="restore", at=now,
+                result=JobResult.CANCELLED, reason=job.reason, message="cancelled before the backup",
+            )  # fmt: skip
+            continue
+        job_verbs.move(
+            connection, job.id, job.attempt, JobState.QUEUED,
+            actor="restore", at=now, reason=Reason.WORKER_LOST, message="restored from a backup", counted=False,
+        )  # fmt: skip
+    # Its events lie in the old home; a new attempt's file begins at its first byte.
+    unfinished = jobs.c.state != JobState.FINISHED.value
+    connection.execute(sa.update(jobs).where(unfinished).values(events_offset=0, step=0))
     return sum(job.state is not JobState.STOPPING for job in live)
+
+
+def _move_folders(connection: Connection, paths: HomePaths, old: Path) -> None:
+    """What waits, and every base, names folders of this home instead of the old one's."""
+    waiting = job_verbs.list_jobs(connection, states=[state for state in JobState if state is not JobState.FINISHED])
+    for job in waiting:
+        values = {
+            "recipe": dict(with_stored_starts(job.recipe, paths)),
+            "base": {**job.base, "path": _moved(str(job.base["path"]), paths, old)},
+        }
+        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(values))
+    for number, path in connection.execute(sa.select(bases.c.id, bases.c.path)).all():
+        connection.execute(sa.update(bases).where(bases.c.id == number).values(path=_moved(path, paths, old)))
+
+
+def _moved(path: str, paths: HomePaths, old: Path) -> str:
+    """A base may lie in the store, where LM adaptation has left it."""
+    store = HomePaths(old).store
+    return str(paths.store / Path(path).relative_to(store)) if Path(path).is_relative_to(store) else path
 
 
 def _place(folder: Path, paths: HomePaths, index: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import artifacts, dataset_versions
+from orchestrator.sharing import account_name
 
 #: Longer than anything takes between placing a folder and naming it.
 YOUNG_SECONDS = 3600.0
@@ -32,6 +33,7 @@ class Garbage:
     path: Path
     bytes: int
     why: str
+    owner: str = ""  #: in a shared home: another account, which alone can remove it
 
 
 def find_garbage(registry: Registry, *, now: float) -> list[Garbage]:
@@ -42,9 +44,11 @@ def find_garbage(registry: Registry, *, now: float) -> list[Garbage]:
 
 
 def collect(registry: Registry, *, now: float) -> list[Garbage]:
-    """Remove it. Killed at any moment it leaves every named folder whole."""
+    """Remove it, as far as it is this account's. Killed at any moment it leaves every named folder whole."""
     removed = []
     for found in find_garbage(registry, now=now):
+        if found.owner:
+            continue
         trash = found.path.with_name(f"{TRASH}{uuid.uuid4().hex[:12]}")
         with registry.write() as connection:
             if found.path in _named(registry, connection) or not _old(found.path, now) or _held(found.path):
@@ -66,11 +70,15 @@ def _unnamed(registry: Registry, named: set[Path], now: float) -> Iterator[Garba
     for folder in (store / "datasets", store / "artifacts"):
         for path in _entries(folder):
             if path not in named and _old(path, now) and not _last_copy(path, named):
-                hidden = path.name.startswith(".")
-                yield Garbage(path, _size(path), "left by a killed command" if hidden else "nothing names it")
+                yield _garbage(path, "left by a killed command" if path.name.startswith(".") else "nothing names it")
     for path in _entries(store):
         if path.name.startswith(".") and _old(path, now) and not _held(path):
-            yield Garbage(path, _size(path), "left by a killed command")
+            yield _garbage(path, "left by a killed command")
+
+
+def _garbage(path: Path, why: str) -> Garbage:
+    uid = path.lstat().st_uid
+    return Garbage(path, _size(path), why, "" if os.getuid() in {0, uid} else account_name(uid))
 
 
 def _last_copy(path: Path, named: set[Path]) -> bool:

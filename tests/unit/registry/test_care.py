@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import tarfile
@@ -17,12 +18,13 @@ from queue_helpers import add_jobs
 from registry_helpers import add_dataset, finished_job, registry_at
 
 from orchestrator.errors import BadInput
-from orchestrator.registry import aliases, history, jobs, metrics
+from orchestrator.registry import aliases, history, jobs, metrics, reservations, runs, usage, workers
 from orchestrator.registry.artifacts import get_artifact, list_artifacts
 from orchestrator.registry.care.backup import restore, write_backup
 from orchestrator.registry.care.doctor import examine
 from orchestrator.registry.datasets import get_version, list_versions, verify
 from orchestrator.registry.metrics import Point
+from orchestrator.registry.runs import Claimant
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import artifacts, latest_metrics
 from orchestrator.registry.storage.tables import jobs as job_table
@@ -166,6 +168,65 @@ def test_a_cancelled_job_is_not_trained_again(registry: Registry, tmp_path: Path
     with back.read() as conn:
         found = jobs.get_job(conn, job)
     assert (found.state, found.result) == (JobState.FINISHED, JobResult.CANCELLED)
+    back.close()
+
+
+def test_what_ran_and_was_reserved_is_free_again_and_nobody_is_charged(registry: Registry, tmp_path: Path) -> None:
+    job, _ = add_jobs(registry, 2)
+    with registry.write() as conn:
+        number = workers.register(
+            conn, host="box", pid=1, pid_started=1.0, boot_id="b", slots=["cpu:0", "cpu:1"], at=1.0
+        )
+        me = Claimant(number, "box", "b")
+        assert runs.claim(conn, job, 0, ["cpu:0"], me, token="t", at=2.0)
+        numbers = [reservations.add(conn, user="bob", uid=1, slots=1, seconds=1e6, note="", at=2.0) for _ in range(2)]
+        assert reservations.start(conn, numbers[0], ["cpu:1"], me, at=3.0)
+        usage.charge(conn, [("ada", 5.0)], half_life=10.0, at=3.0)
+    write_backup(registry, tmp_path / "b.tar", now=5.0)
+    settings = settings_at(tmp_path / "new")
+    assert restore(settings, tmp_path / "b.tar", now=9000.0) == 1
+    back = Registry.open(settings)
+    with back.read() as conn:
+        assert runs.live_leases(conn) == []
+        assert [one.id for one in reservations.unfinished(conn)] == numbers[1:]  # it waits still
+        assert usage.used(conn, half_life=10.0, now=3.0) == {"ada": 5.0}
+    back.close()
+
+
+def test_what_waits_starts_from_the_artifacts_of_its_new_home(registry: Registry, tmp_path: Path) -> None:
+    first = get_artifact(registry, "a1")
+    (job,) = add_jobs(registry)
+    with registry.write() as conn:
+        recipe = jobs.get_job(conn, job).recipe
+        recipe["method"]["init"] = {"type": "prompt", "path": [str(first.path)]}
+        base = {**jobs.get_job(conn, job).base, "path": str(first.path / "base")}
+        conn.execute(sa.update(job_table).where(job_table.c.id == job).values(recipe=recipe, base=base))
+    write_backup(registry, tmp_path / "b.tar", now=5.0)
+    settings = settings_at(tmp_path / "new")
+    restore(settings, tmp_path / "b.tar", now=6.0)
+    (tmp_path / "home").rename(tmp_path / "gone")
+    back = Registry.open(settings)
+    with back.read() as conn:
+        moved = jobs.get_job(conn, job)
+    there = str(get_artifact(back, "a1").path)
+    assert there.startswith(str(tmp_path / "new"))
+    assert (moved.recipe["method"]["init"]["path"], moved.base["path"]) == ([there], f"{there}/base")
+    assert [one.what for one in examine(back, now=NOW) if one.fault] == []
+    back.close()
+
+
+def test_a_file_system_without_links(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    made = write_backup(registry, tmp_path / "b.tar", now=5.0)
+    assert made.missing == []
+    with pytest.raises(BadInput, match="already exists"):
+        write_backup(registry, tmp_path / "b.tar", now=5.0)
+    assert restore(settings_at(tmp_path / "new"), made.path, now=6.0) == 0
+    back = Registry.open(settings_at(tmp_path / "new"))
+    assert examine(back, now=NOW) == []
     back.close()
 
 
