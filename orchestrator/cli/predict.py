@@ -27,48 +27,56 @@ if TYPE_CHECKING:
     from orchestrator.registry.storage.engine import Registry
 
 
+Artifacts = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="ARTIFACT...",
+        help="a12, a job id, a group as g3 (what all its jobs left), or the start of a digest "
+        "(see `ptq artifact list`); several must be of one base and are used in one forward",
+    ),
+]
+Input = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="FILE|-",
+        help="rows: .jsonl, .csv, .tsv, .parquet, .txt; - reads JSON lines (or plain lines) from standard input",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="write here, as .jsonl, .csv, .tsv or plain lines; what was interrupted goes on where it stopped",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction` (of several: `predictions`)")
+]
+AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: the row's fields and the same as columns")]
+Ensemble = Annotated[
+    Literal["vote", "mean"] | None,
+    typer.Option(
+        "--ensemble",
+        help="one prediction from several artifacts: what most say, or the label of the highest mean probability",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command("predict")(predict)
 
 
 def predict(
-    artifacts: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="ARTIFACT...",
-            help="a12, a job id, a group as g3 (what all its jobs left), or the start of a digest "
-            "(see `ptq artifact list`); several must be of one base and are used in one forward",
-        ),
-    ],
-    input: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE|-",
-            help="rows: .jsonl, .csv, .tsv, .parquet, .txt; - reads JSON lines (or plain lines) from standard input",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="write here, as .jsonl, .csv, .tsv or plain lines; what was interrupted goes on where it stopped",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction` (of several: `predictions`)")
-    ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV: the row's fields and the same as columns")] = False,
-    ensemble: Annotated[
-        Literal["vote", "mean"] | None,
-        typer.Option(
-            "--ensemble",
-            help="one prediction from several artifacts: what most say, or the label of the highest mean probability",
-        ),
-    ] = None,
+    artifacts: Artifacts,
+    input: Input,
+    output: Output = None,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+    ensemble: Ensemble = None,
 ) -> None:
     """Predict with trained prompts: one line for each input row, in the same order."""
     shape = shape_of(output, as_json=as_json, as_csv=as_csv)

@@ -42,8 +42,14 @@ def is_saved_folder(text: str) -> bool:
     return any((Path(text) / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
-def fetch(source: HubSource, folder: Path) -> dict[str, Path]:
-    """Write each split as JSON lines into `folder`: {split: file}. Raises NotFound, BadInput."""
+@dataclass(frozen=True)
+class Fetched:
+    files: dict[str, Path]  #: by split, JSON lines
+    commit: str | None  #: None: of a folder
+
+
+def fetch(source: HubSource, folder: Path) -> Fetched:
+    """Write each split as JSON lines into `folder`. Raises NotFound, BadInput."""
     command = [sys.executable, "-P", "-m", "orchestrator.training.hub_dataset", source.id, str(folder)]
     for option, value in (("--config", source.config), ("--revision", source.revision)):
         command += [option, value] if value else []
@@ -51,7 +57,8 @@ def fetch(source: HubSource, folder: Path) -> dict[str, Path]:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=child_environment(), check=False
     )
     if done.returncode == 0:
-        return {split: Path(path) for split, path in json.loads(done.stdout)["splits"].items()}
+        told = json.loads(done.stdout)
+        return Fetched({split: Path(path) for split, path in told["splits"].items()}, told["commit"])
     reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
     where = f"hub:{source.id}"
     if done.returncode == 3:

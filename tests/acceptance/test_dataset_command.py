@@ -159,6 +159,31 @@ def test_an_offline_hub_says_what_to_do(ptq: Ptq, home: Path, tmp_path: Path) ->
     assert list(home.iterdir()) == []
 
 
+def test_a_dataset_of_the_hub_is_pinned_to_its_commit(ptq: Ptq, tmp_path: Path) -> None:
+    """From the cache of `datasets`, as an earlier fetch has left it."""
+    commit = "5f3c" * 10
+    kept = tmp_path / "hf" / "datasets" / "ann___films" / "default" / "0.0.0" / commit
+    kept.mkdir(parents=True)
+    rows = pa.table({"text": ["good", "bad", "fine"]})
+    with pa.ipc.new_stream(str(kept / "films-train.arrow"), rows.schema) as file:
+        file.write_table(rows)
+    split = {"name": "train", "num_bytes": 1, "num_examples": 3, "dataset_name": "films"}
+    version = {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0}
+    facts = {"builder_name": "parquet", "dataset_name": "films", "config_name": "default", "version": version}
+    facts |= {"features": {"text": {"dtype": "string", "_type": "Value"}}, "splits": {"train": split}}
+    (kept / "dataset_info.json").write_text(json.dumps(facts))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    made = answer(ptq("dataset", "add", "x", "hub:ann/films", "--json", **offline))
+    assert made["source"]["hub"] == {"id": "ann/films", "config": None, "revision": None, "commit": commit}
+    assert made["splits"] == {"train": 3}
+    assert f"hub:ann/films at {commit}" in succeeded(ptq("dataset", "show", "x"))
+    again = answer(ptq("dataset", "add", "x", f"hub:ann/films@{commit}", "--json", **offline))
+    assert (again["ref"], again["new"]) == ("x@1", False)
+    refused = failed(ptq("dataset", "add", "x", "hub:ann/films@v2", **offline), 3)
+    assert "the revision v2 cannot be asked for" in refused
+    assert commit in refused
+
+
 def test_the_hub_program_writes_classes_by_name(tmp_path: Path) -> None:
     source, out = tmp_path / "repository", tmp_path / "out"
     source.mkdir()

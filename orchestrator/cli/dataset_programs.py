@@ -1,0 +1,33 @@
+"""What the verbs of `ptq dataset` share: the registry, and programs of the tensor tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from orchestrator.cli.output.render import note
+
+if TYPE_CHECKING:
+    from orchestrator.registry.storage.engine import Registry
+
+
+def printed_by(module: str, request: dict[str, Any]) -> str:
+    """Run a program of the tensor tower; what it printed."""
+    import subprocess
+
+    from orchestrator.cli.programs import pipe_of, program
+
+    note("counting" if module.endswith("count_tokens") else "writing")
+    with program(module, request, stdout=subprocess.PIPE) as process:
+        text = pipe_of(process.stdout).read()
+    if process.returncode:
+        raise typer.Exit(process.returncode)
+    return text
+
+
+def open_registry() -> Registry:
+    from orchestrator.registry.storage.engine import Registry
+    from orchestrator.settings import load_settings
+
+    return Registry.open(load_settings())
