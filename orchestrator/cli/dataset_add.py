@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.cli.common import Json, words
 from orchestrator.cli.dataset_derive import Licence, Origin, Tags
-from orchestrator.cli.dataset_look import splits_of
+from orchestrator.cli.dataset_look import leaks_of, splits_of
 from orchestrator.cli.output.render import note, print_json, progress, say
 from orchestrator.errors import BadInput
 
@@ -212,9 +212,10 @@ def _report(version: DatasetVersion, staged: Staged, *, new: bool, request: _Req
     say(f"  fields  {', '.join(version.fields)}")
     say(f"  digest  {version.digest}")
     if staged.duplicates:
-        note(f"{staged.duplicates:,} rows repeat an earlier row of their split")
-    for leak in (staged.statistics or {}).get("shared", []):
-        note(f"leak: {leak['rows']:,} rows of {leak['split']} stand in {leak['with']} too")
+        repeat = "row repeats" if staged.duplicates == 1 else "rows repeat"
+        note(f"{staged.duplicates:,} {repeat} an earlier row of their split")
+    for line in leaks_of(staged.statistics):
+        note(" ".join(line.replace("leak", "leak:", 1).split()))
     if staged.bad_rows:
         note(f"{staged.bad_rows:,} bad rows were set aside: `ptq dataset show {version.ref} --bad`")
     if request.only_train:

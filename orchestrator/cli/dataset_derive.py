@@ -67,7 +67,7 @@ def derive(
         return
     rows = sum(made.splits.values())
     say(f"{made.ref}: {rows:,} rows of {version.ref}'s {sum(version.splits.values()):,}, {in_words(operation)}")
-    for line in leaks_of(made):
+    for line in leaks_of(made.statistics):
         say(line)
 
 

@@ -145,9 +145,10 @@ def splits_of(version: DatasetVersion) -> str:
     return ", ".join(f"{name} {rows:,}" for name, rows in version.splits.items())
 
 
-def leaks_of(version: DatasetVersion) -> Iterator[str]:
-    for leak in (version.statistics or {}).get("shared", []):
-        yield f"leak      {leak['rows']:,} rows of {leak['split']} stand in {leak['with']} too"
+def leaks_of(statistics: dict[str, Any] | None) -> Iterator[str]:
+    for leak in (statistics or {}).get("shared", []):
+        rows, stand = ("row", "stands") if leak["rows"] == 1 else ("rows", "stand")
+        yield f"leak      {leak['rows']:,} {rows} of {leak['split']} {stand} in {leak['with']} too"
 
 
 def _count_tokens(registry: Registry, version: DatasetVersion, base: str) -> DatasetVersion:
@@ -169,9 +170,10 @@ def _statistics_lines(version: DatasetVersion) -> Iterator[str]:
     found = version.statistics
     if not found:
         return
-    yield from leaks_of(version)
+    yield from leaks_of(version.statistics)
     for split, rows in found.get("duplicates", {}).items():
-        yield f"repeated  {rows:,} rows of {split} stand there before"
+        what = "row that stands" if rows == 1 else "rows that stand"
+        yield f"repeated  {rows:,} {what} in {split} before"
     for field, size in found.get("characters", {}).items():
         yield f"length    {field}: {number(float(size['mean']))} characters, {size['most']:,} at most"
     for field, splits in found.get("values", {}).items():

@@ -104,7 +104,10 @@ def _held(path: Path) -> bool:
     """Whether the maker of a staging folder lives: it holds a lock on it."""
     if not path.is_dir():
         return False
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # another account's own: nothing that we could remove
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
