@@ -46,7 +46,7 @@ from orchestrator.training.loop import Loop
 from orchestrator.training.scores import FinalScores
 from orchestrator.training.step import Pace
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
-from orchestrator.training.tracking import TrackedEvents, wait_for
+from orchestrator.training.tracking import Patience, TrackedEvents, wait_for
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.own_weights import weight_names
 from orchestrator.weights import fingerprint
@@ -89,6 +89,7 @@ class Run:
         self.failed = False
         self._present: dict[int, Present] = {}
         self._tracked: list[TrackedEvents] = []
+        self._patience = Patience()
         self._specs = [JobSpec.read(JobPaths(Path(folder)).spec) for folder in spec.jobs]
         self._first = self._specs[0]  #: its base is the run's
         for one in self._specs:
@@ -260,7 +261,7 @@ class Run:
         path = JobPaths(Path(spec.folder)).events
         events: Events = EventWriter(path, spec.attempt) if self.processes.first else NoEvents()
         if isinstance(events, EventWriter) and spec.recipe.get("tracking"):
-            events = TrackedEvents(events, spec)
+            events = TrackedEvents(events, spec, self._patience)
             self._tracked.append(events)
         self._present[spec.job] = Present(spec, events)
 

@@ -22,9 +22,11 @@ from orchestrator.training.trackers import OPEN
 
 #: Numbers that may wait for a tracker: some 20 MB. One that falls further behind is given up.
 _MOST_WAITING = 50_000
-#: Seconds for which a job's last word waits for its trackers; and the end of the whole run for those that close.
+#: Seconds for which the last words of a run's jobs, all together, wait for their trackers: nobody has to be killed
+#: because somebody's server is slow. And the end of the run, for those that close.
 _PATIENCE, LAST_PATIENCE = 5.0, 10.0
 _LONGEST_REASON = 300
+_BEHIND = f"cannot keep up: {_MOST_WAITING:,} numbers wait"
 
 
 class Point(NamedTuple):
@@ -32,11 +34,18 @@ class Point(NamedTuple):
     values: dict[str, float]  #: `split/name` -> number
 
 
+class Patience:
+    """What is left of a run's."""
+
+    def __init__(self) -> None:
+        self.seconds = _PATIENCE
+
+
 class TrackedEvents:
     """Writes events, and hands their numbers on."""
 
-    def __init__(self, events: EventWriter, spec: JobSpec) -> None:
-        self._events = events
+    def __init__(self, events: EventWriter, spec: JobSpec, patience: Patience) -> None:
+        self._events, self._patience = events, patience
         self._copying = [_Copying(name, spec) for name in spec.recipe["tracking"]]
         self._step = 0
 
@@ -68,10 +77,13 @@ class TrackedEvents:
         return [f"{one.tracker}: {one.fault or 'is not done'}" for one in self._copying if not one.over(deadline)]
 
     def _settle(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        for copying in self._copying:
-            copying.settle(deadline)
+        start = time.monotonic()
+        late = [one.tracker for one in self._copying if not one.settled(start + self._patience.seconds)]
+        self._patience.seconds = max(0.0, self._patience.seconds - (time.monotonic() - start))
         self._warn()
+        for tracker in late:
+            what = "has not taken the last numbers yet; it has until the end of the run"
+            self._events.write("warning", message=f"{tracker}: {what}")
 
     def _warn(self) -> None:
         for copying in self._copying:
@@ -110,33 +122,33 @@ class _Copying:
         try:
             self._waiting.put_nowait(point)
         except queue.Full:
-            self.fault = f"cannot keep up: {_MOST_WAITING:,} numbers wait"
+            self.fault = _BEHIND
 
-    def settle(self, deadline: float) -> None:
-        """Until all that was handed over has been taken."""
-        reached = threading.Event()
+    def settled(self, deadline: float) -> bool:
+        """Whether all that was handed over has been taken by then, or never will be."""
         if self.fault or self._thread is None:
-            return
-        self.take_marker(reached)
+            return True
+        reached = threading.Event()
+        self._mark(reached)
         while not reached.wait(0.02) and self._thread.is_alive():
             if time.monotonic() > deadline:
-                self.fault = self.fault or f"has not taken the last numbers within {_PATIENCE:.0f} seconds"
-                return
-
-    def take_marker(self, reached: threading.Event | None) -> None:
-        try:
-            self._waiting.put_nowait(reached)
-        except queue.Full:
-            self.fault = f"cannot keep up: {_MOST_WAITING:,} numbers wait"
+                return False
+        return True
 
     def end(self) -> None:
-        self.take_marker(None)
+        self._mark(None)
 
     def over(self, deadline: float) -> bool:
         if self._thread is None:
             return True
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive() and not (self.fault and not self.told)
+
+    def _mark(self, marker: threading.Event | None) -> None:
+        try:
+            self._waiting.put_nowait(marker)
+        except queue.Full:
+            self.fault = _BEHIND
 
     def _work(self, resumed_from: int) -> None:
         try:
