@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 
 # Two files of tests at a time, one thread each: about seven minutes on two cores.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -51,7 +51,7 @@ demo-base: $(VENV)/installed
 
 # Longer proofs on real data; each prints its table and writes it to docs/.
 proofs: proof-processes proof-registry proof-lineage proof-isolation proof-warm proof-sst2 proof-e2e proof-fairness proof-queue proof-learning \
-        proof-histories proof-soak proof-survivors
+        proof-histories proof-soak proof-survivors proof-metrics
 
 # Not phony: make looks for no pattern rule for a phony target, and would say that there is nothing to be done.
 proof-%: $(VENV)/installed-test

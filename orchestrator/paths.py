@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 @dataclass(frozen=True)
@@ -177,14 +177,13 @@ def folder_name(digest: str) -> str:
     return value
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def file_written_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A whole file or nothing: temporary name, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    payload = data.encode() if isinstance(data, str) else data
     try:
         with temporary.open("wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -192,6 +191,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """See `file_written_atomically`; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_written_atomically(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:

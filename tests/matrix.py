@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,19 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.trained import trained_weights
 from orchestrator.training.job import build_prompt
 from orchestrator.training.objectives import Example, Objective, build_objective
+from orchestrator.training.objectives.asking import Writes
 from orchestrator.training.objectives.objective import Share
-from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, TunedMethod, forward, load_prompt, save_prompt
+from orchestrator.tuning import (
+    BaseHost,
+    Prompt,
+    Row,
+    RowBatch,
+    TunedMethod,
+    forward,
+    generate,
+    load_prompt,
+    save_prompt,
+)
 from orchestrator.tuning.own_weights import OwnWeights
 
 TOLERANCE = 1e-5  #: between a row alone and in a batch, and between both sides of padding, of the largest number
@@ -79,6 +90,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "head": ({"type": "head"}, {"type": "classify", "head": {}}),
     "prompt-design": ({"type": "prompt-design"}, {}),
     "fine-tuning": ({"type": "fine-tuning"}, {}),
+    "lora": ({"type": "lora", "rank": 2}, {}),
     "fine-tuning, biases": ({"type": "fine-tuning", "weights": "biases"}, {}),
     "lm-adapt": ({"type": "lm-adapt"}, {"type": "text"}),
 }
@@ -169,22 +181,53 @@ def _check(host: BaseHost, one: JobRecipe) -> None:
     which = trained_weights(one)
     weights = None if which == "none" else OwnWeights(host, which)
     examples = [objective.example(row) for row in ROWS]
-    loss = _loss(host, objective, examples, method.prompt(), head)
     trained = [
         *method.parameters(),
         *(() if head is None else head.parameters()),
         *(weights.parameters if weights else ()),
     ]
     if trained:
-        loss.backward()
-        grads = [p.grad for p in trained if p.grad is not None]
-        assert grads, "nothing gets a gradient"
-        assert all(bool(g.isfinite().all()) for g in grads)
-        assert max(float(g.abs().max()) for g in grads) > 0
-        assert weights or len(grads) == len(trained), "a part that is trained gets no gradient"
+        _learns(lambda: _loss(host, objective, examples, method.prompt(), head), host, trained, every=weights is None)
+    _folds(host, objective, examples, method)
+    if isinstance(objective, Writes):
+        _writes(host, objective, method.prompt().detach())
+
+
+def _learns(
+    loss: Callable[[], torch.Tensor], host: BaseHost, trained: list[torch.nn.Parameter], *, every: bool
+) -> None:
+    """All that is trained gets a gradient, the same with each layer computed again in the backward."""
+    found = []
+    for on in (False, True):
+        host.set_checkpointing(on)
+        loss().backward()
+        found.append([None if p.grad is None else p.grad.clone() for p in trained])
         for parameter in trained:
             parameter.grad = None
-    _folds(host, objective, examples, method)
+    host.set_checkpointing(False)
+    plain, again = ([g for g in gradients if g is not None] for gradients in found)
+    assert plain, "nothing gets a gradient"
+    assert all(bool(g.isfinite().all()) for g in plain)
+    largest = max(float(g.abs().max()) for g in plain)
+    assert largest > 0
+    assert not every or len(plain) == len(trained), "a part that is trained gets no gradient"
+    assert len(again) == len(plain)
+    distance = max(float((a - b).abs().max()) for a, b in zip(plain, again, strict=True))
+    assert distance <= TOLERANCE * largest, f"gradient checkpointing changes a gradient by {distance}"
+
+
+@torch.no_grad()
+def _writes(host: BaseHost, objective: Writes, prompt: Prompt) -> None:
+    """The same texts alone and in a batch, sorted and shuffled, padded on the left and on the right."""
+    rows = objective.beginnings(ROWS, tuned=True)
+
+    def written(some: Sequence[Row], side: str = "right") -> list[list[int]]:
+        batch = RowBatch.collate(some, pad_id=host.pad_id, side=side)  # type: ignore[arg-type]
+        return generate(host, batch, [prompt], max_new_tokens=4, eos_token_ids=[])
+
+    alone = [written([row])[0] for row in rows]
+    assert written(rows, "left") == alone, "padding on the left changes what is written"
+    assert written(rows[::-1], "right") == alone[::-1], "padding on the right changes what is written"
 
 
 def _loss(host: BaseHost, objective: Objective, examples: list[Example], prompt: Prompt, head: Any) -> torch.Tensor:
@@ -283,8 +326,9 @@ PAGE = """# Which method works on which model
 Each cell is run in the tests on a tiny random model of the class, on the task that is natural for it: writing for
 causal and encoder-decoder bases, a verbalizer at [MASK] for masked ones; `autoprompt` and `pet` choose labels by words
 everywhere, `lm-adapt` reads running text. `yes`: everything that is trained gets a gradient, what is saved is the
-folded prompt, and a row's logits are the same to 0.001 % alone and in a batch, padded on the left and on the right. A
-letter: `ptq submit` refuses it, for the reason below.
+folded prompt, a row's logits are the same to 0.001 % alone and in a batch, padded on the left and on the right, and
+where it writes, so are its texts; gradient checkpointing changes no gradient. A letter: `ptq submit` refuses it, for
+the reason below.
 
 {table}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, Tag
-from orchestrator.recipe.vocabulary import words_of_several_tokens
+from orchestrator.recipe.vocabulary import unknown_words, words_of_several_tokens
 from orchestrator.registry.datasets import DatasetVersion, distinct_values
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import parse
 
-SPLITS = ("train", "validation", "test")  # what a job reads
+TRAIN = "train"
+SPLITS = (TRAIN, "validation", "test")  # what a job reads
 _SHOWN = 5
 
 
@@ -21,7 +23,7 @@ class LabelCheck:
 
     def __init__(self) -> None:
         self._in_data: dict[tuple[str, str], dict[str, str]] = {}
-        self._several: dict[tuple[Path, tuple[str, ...]], list[str]] = {}
+        self._unfit: dict[tuple[Path, bool, tuple[str, ...]], list[str]] = {}
 
     def faults(self, job: JobRecipe, base: Path, data: DatasetVersion) -> list[str]:
         """For a job that fits otherwise: its templates name fields that the data have."""
@@ -30,13 +32,18 @@ class LabelCheck:
             return self._missing_tags(task, data)
         if not isinstance(task, Classify):
             return []
-        return [*self._missing(task, data), *(self._words(task, base) if parse(task.input).masks else [])]
+        missing = self._missing(task, data, unlabelled=isinstance(job.method, Pet) and job.method.mlm > 0)
+        return [*missing, *(self._words(job, task, base) if parse(task.input).masks else [])]
 
-    def _missing(self, task: Classify, data: DatasetVersion) -> list[str]:
+    def _missing(self, task: Classify, data: DatasetVersion, *, unlabelled: bool) -> list[str]:
         key = (data.ref, task.label)
         if key not in self._in_data:
             self._in_data[key] = _labels(task.label, data)
-        return _not_named(self._in_data[key], task.labels, data)
+        held = self._in_data[key]
+        if unlabelled and held.get("", "").startswith(f"{TRAIN} "):
+            elsewhere = _labels(task.label, data, SPLITS[1:])
+            held = {label: row for label, row in held.items() if label} | {k: v for k, v in elsewhere.items() if not k}
+        return _not_named(held, task.labels, data)
 
     def _missing_tags(self, task: Tag, data: DatasetVersion) -> list[str]:
         key = (data.ref, task.tags)
@@ -45,16 +52,21 @@ class LabelCheck:
             self._in_data[key] = {tag: row for text, row in reversed(rows.items()) for tag in listed(text)}
         return _not_named(self._in_data[key], task.labels, data)
 
-    def _words(self, task: Classify, base: Path) -> list[str]:
+    def _words(self, job: JobRecipe, task: Classify, base: Path) -> list[str]:
+        single = needs_single_tokens(job)
         words = tuple(word for words in task.labels.values() for word in words)
-        key = (base, words)
-        if key not in self._several:
-            self._several[key] = words_of_several_tokens(base, words)
-        advice = "a verbalizer needs single tokens: choose another word"
-        return [
-            f"task.labels: the label word `{word}` is not one token of this base; {advice}"
-            for word in self._several[key]
-        ]
+        key = (base, single, words)
+        if key not in self._unfit:
+            self._unfit[key] = (words_of_several_tokens if single else unknown_words)(base, words)
+        what = "is not in the vocabulary of this base: choose another word"
+        if single:
+            what = f"is not one token of this base; {job.method.type} needs single tokens: choose another word"
+        return [f"task.labels: the label word `{word}` {what}" for word in self._unfit[key]]
+
+
+def needs_single_tokens(job: JobRecipe) -> bool:
+    """Whether label words are rows of the output matrix: others may be several tokens, at as many masks."""
+    return isinstance(job.method, Warp) or getattr(job.method, "label_words", None) is not None
 
 
 def _not_named(held: Mapping[str, str], named: Collection[str], data: DatasetVersion) -> list[str]:
@@ -67,11 +79,11 @@ def _not_named(held: Mapping[str, str], named: Collection[str], data: DatasetVer
     return [f"task.labels: {what}; the recipe knows {', '.join(named)}; {advice}"]
 
 
-def _labels(template: str, data: DatasetVersion) -> dict[str, str]:
+def _labels(template: str, data: DatasetVersion, splits: Sequence[str] = SPLITS) -> dict[str, str]:
     """Each label that the data hold -> where it stands first, as `train row 3`."""
     parsed = parse(template)
     found: dict[str, str] = {}
-    for split in (name for name in SPLITS if data.splits.get(name)):
+    for split in (name for name in splits if data.splits.get(name)):
         for values, row in distinct_values(data, split, parsed.fields).items():
             label = parsed.render_text(dict(zip(parsed.fields, values, strict=True))).strip()
             found.setdefault(label, f"{split} row {row:,}")

@@ -47,3 +47,8 @@ MASKED_HEADS = (
     "decoder.bias",  # ModernBERT
     "pred_layer.proj.weight",  # XLM, FlauBERT
 )
+
+#: How the linear layers that make queries and values are called, some together with the keys (LoRA's usual targets).
+QUERIES_AND_VALUES = frozenset(
+    ("q_proj", "v_proj", "query", "value", "q", "v", "c_attn", "query_key_value", "qkv_proj", "q_lin", "v_lin")
+)

@@ -10,7 +10,7 @@ from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.fit_patterns import pattern_findings
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
-from orchestrator.recipe.fit_trained import base_training_findings, training_findings
+from orchestrator.recipe.fit_trained import base_training_findings, lora_findings, training_findings
 from orchestrator.recipe.methods import (
     AutoPrompt,
     FineTuning,
@@ -47,6 +47,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
         *_split_findings(recipe, splits),
         *_task_findings(recipe, facts),
         *_method_findings(recipe, facts),
+        *lora_findings(recipe, facts),
         *_length_findings(recipe, facts),
         *starting_file_findings(recipe, facts, virtual_tokens(recipe)),
         *_code_findings(recipe, facts),

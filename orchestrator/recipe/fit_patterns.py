@@ -27,6 +27,19 @@ def pattern_findings(recipe: Recipe) -> list[Finding]:
     if isinstance(method, Warp):
         what = "warp scores labels at [MASK]; put one into the template"
         return [] if masks else [Finding(("task", "input"), what)]
+    return [*_mlm_findings(recipe, method, masks), *_wrong_patterns(method, masks)]
+
+
+def _mlm_findings(recipe: Recipe, method: Pet, masks: int) -> list[Finding]:
+    if not method.mlm:
+        return []
+    if not masks:
+        return [Finding(("method", "mlm"), "hides words at [MASK], which task.input does not have; take it out")]
+    what = "is a loss of the base's own weights, which this job does not train: give train.base_lr, or take mlm out"
+    return [] if recipe.train.base_lr is not None else [Finding(("method", "mlm"), what)]
+
+
+def _wrong_patterns(method: Pet, masks: int) -> list[Finding]:
     return [
         Finding(("method", "patterns", number), "has [MASK] where task.input has none, or the other way round")
         for number, pattern in enumerate(method.patterns)

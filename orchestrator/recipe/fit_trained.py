@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from orchestrator.recipe.architectures import QUERIES_AND_VALUES
+from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding
-from orchestrator.recipe.methods import AutoPrompt, LmAdapt, Pet
+from orchestrator.recipe.methods import AutoPrompt, LmAdapt, Lora, Pet
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.tasks import PlainText
 from orchestrator.recipe.trained import trained_weights, trains_nothing
@@ -46,4 +48,20 @@ def base_training_findings(recipe: Recipe) -> list[Finding]:
     if recipe.resources.zero is not None:
         what = "DeepSpeed holds a frozen base here, and this job trains it; take zero out"
         found.append(Finding(("resources", "zero"), what))
+    return found
+
+
+def lora_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
+    """Are there layers to change?"""
+    method, found = recipe.method, []
+    if not isinstance(method, Lora):
+        return []
+    if recipe.resources.zero is not None:
+        found.append(Finding(("resources", "zero"), "lora changes layers of an unsharded base; take zero out"))
+    wanted = QUERIES_AND_VALUES if method.targets is None else frozenset(method.targets)
+    missing = sorted(wanted - facts.layer_names)
+    if facts.layer_names and (len(missing) == len(wanted) if method.targets is None else missing):
+        known = ", ".join(sorted(facts.layer_names & QUERIES_AND_VALUES)) or ", ".join(sorted(facts.layer_names)[:12])
+        what = f"{recipe.base.model} has no layer called {' or '.join(missing)}; write targets, for example of: {known}"
+        found.append(Finding(("method", "targets"), what))
     return found

@@ -28,6 +28,7 @@ _METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "head": ({}, ""),
     "prompt-design": ({}, ""),
     "fine-tuning": ({}, ""),
+    "lora": ({}, ""),
     "lm-adapt": ({}, ""),
 }
 #: Those that train nothing, or without a learning rate.

@@ -200,6 +200,13 @@ class Pet(Strict):
     patterns: list[InputTemplate] = Field(
         [], description="templates besides task.input; a label's score is the mean over all, and rows train under each"
     )
+    mlm: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="this part of the loss is of 15 % hidden words, the rest of the labels (the paper's alpha is "
+        "1e-4); learned from the training rows whose label is empty, or from all where none is; needs train.base_lr",
+    )
 
 
 class PromptDesign(Strict):
@@ -228,6 +235,23 @@ class FineTuning(Strict):
     )
 
 
+class Lora(Strict):
+    """No virtual tokens: a low-rank change of some of the base's linear layers is trained (Hu et al. 2022).
+
+    A row to compare with; the job has the base for itself. The artifact holds PEFT's own two files.
+    """
+
+    type: Literal["lora"]
+    rank: int = Field(8, ge=1, le=4096)
+    alpha: float = Field(16.0, gt=0, description="what is added is multiplied by alpha / rank")
+    targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="last parts of the names of linear layers, for example [q_proj, v_proj]; default: those that make "
+        "queries and values",
+    )
+
+
 class LmAdapt(Strict):
     """The base itself goes on with language modelling on plain text, and becomes another base (Lester et al. 2021).
 
@@ -249,6 +273,7 @@ Method = Annotated[
     | Head
     | PromptDesign
     | FineTuning
+    | Lora
     | LmAdapt,
     Field(discriminator="type"),
 ]

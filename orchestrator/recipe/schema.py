@@ -61,7 +61,10 @@ def _also_seed(schema: dict[str, Any]) -> None:
 
 
 class Mixture(Strict):
-    """Several tasks in one dataset, drawn at rates of their own (Raffel et al. 2020, §3.5.2)."""
+    """Several tasks in one dataset, drawn at rates of their own (Raffel et al. 2020, §3.5.2).
+
+    Scores are told for each task (`exact_match:boolq`); the plain name is their mean over the tasks.
+    """
 
     by: TextTemplate = Field(
         description="template of a row's task, for example {task}: rows with the same text are one"
@@ -126,6 +129,11 @@ class Train(Strict):
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     seeds: list[Seed] = Field([1], min_length=1, description="one job each")
     base_dropout: bool = Field(False, description="leave the frozen base's own dropout on while training")
+    gradient_checkpointing: bool = Field(
+        False,
+        description="compute each layer again in the backward instead of keeping what it computed: less memory, about "
+        "a third more time, the same gradients; a shared run does so while one of its jobs asks for it",
+    )
 
     @model_validator(mode="before")
     @classmethod

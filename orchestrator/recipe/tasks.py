@@ -18,6 +18,7 @@ Writing = Literal[
     "nist",
     "meteor",
     "cider",
+    "rouge_l_coco",
     "rouge_1",
     "rouge_2",
     "rouge_l",
@@ -42,7 +43,8 @@ class Generate(Strict):
     metrics: list[Writing] = Field(
         ["exact_match"],
         min_length=1,
-        description="scores of the written texts; rows with equal inputs share references",
+        description="scores of the written texts; rows with equal inputs share references. E2E's five are bleu, nist, "
+        "meteor, rouge_l_coco and cider, of which the last three need Java; XSum's ROUGE-L is rouge_l",
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
     max_new_tokens: int = Field(

@@ -152,4 +152,4 @@ def _metrics(jobs: Sequence[Job], found: Iterable[Configuration], metric: str | 
 
 def _rank(one: Configuration, metric: str) -> tuple[bool, float]:
     mean = one.mean(metric)
-    return (mean is None, 0.0 if mean is None else mean if metric in _FALLING else -mean)
+    return (mean is None, 0.0 if mean is None else mean if metric.partition(":")[0] in _FALLING else -mean)

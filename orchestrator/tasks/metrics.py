@@ -160,6 +160,7 @@ METRICS: dict[str, Callable[[Predictions, References], float]] = {
     "nist": nist,
     "meteor": captions.meteor,
     "cider": captions.cider,
+    "rouge_l_coco": captions.rouge_l_coco,
     "rouge_1": rouge_1,
     "rouge_2": rouge_2,
     "rouge_l": rouge_l,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 
 from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
-from orchestrator.training.objectives import Objective
 from orchestrator.training.objectives.asking import Asked, answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning.host import BaseHost
@@ -42,7 +42,7 @@ def evaluate(
     Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them. An
     error that one rank meets is raised on all.
     """
-    plans = [_Plan.of(one.objective, one.rows, size) for one, size in zip(asked, batch_sizes, strict=True)]
+    plans = [_Plan.of(one, size) for one, size in zip(asked, batch_sizes, strict=True)]
     mine = [_of_this_rank(plan.batches, number, processes) for number, plan in enumerate(plans)]
     written: list[dict[int, str]] = [{} for _ in asked]
     fault: Exception | None = None
@@ -61,7 +61,7 @@ def evaluate(
         for others, _ in told:
             for own, other in zip(written, others, strict=True):
                 own.update(other)
-    return [plan.scored(one.objective, texts) for plan, one, texts in zip(plans, asked, written, strict=True)]
+    return [plan.scored(one, texts) for plan, one, texts in zip(plans, asked, written, strict=True)]
 
 
 def _of_this_rank(batches: Sequence[list[int]], number: int, processes: Processes) -> list[list[int]]:
@@ -125,8 +125,9 @@ class _Plan:
     batches: list[list[int]]  #: of places in `numbers`
 
     @classmethod
-    def of(cls, objective: Objective, rows: Sequence[Fields], batch_size: int) -> _Plan:
-        numbers, references = objective.references(rows)
+    def of(cls, asked: Asked, batch_size: int) -> _Plan:
+        rows = asked.rows
+        numbers, references = asked.objective.references(rows)
         # Inputs of similar length together: less padding. The order does not change any result.
         order = sorted(range(len(numbers)), key=lambda i: sum(map(len, rows[numbers[i]].values())))
         return cls(rows, numbers, references, [order[i : i + batch_size] for i in range(0, len(order), batch_size)])
@@ -134,7 +135,24 @@ class _Plan:
     def fields(self, batch: Sequence[int]) -> list[Fields]:
         return [self.rows[self.numbers[i]] for i in batch]
 
-    def scored(self, objective: Objective, written: Mapping[int, str]) -> Evaluation:
-        predictions = [written[i] for i in range(len(self.numbers))]
-        values = score(list(objective.metrics), predictions, self.references)
+    def scored(self, asked: Asked, written: Mapping[int, str]) -> Evaluation:
+        predictions, names = [written[i] for i in range(len(self.numbers))], list(asked.objective.metrics)
+        if asked.task_of is None:
+            values = score(names, predictions, self.references)
+        else:
+            tasks = [asked.task_of(self.rows[number]) for number in self.numbers]
+            values = _by_task(names, predictions, self.references, tasks)
         return Evaluation(values, self.numbers, predictions, self.references)
+
+
+def _by_task(
+    names: Sequence[str], predictions: Sequence[str], references: Sequence[list[str]], tasks: Sequence[str]
+) -> dict[str, float]:
+    """Each score of each task (`accuracy:rte`), and under its plain name the mean over tasks, large and small alike."""
+    values: dict[str, float] = {}
+    each = []
+    for task in sorted(set(tasks)):
+        mine = [i for i, its in enumerate(tasks) if its == task]
+        each.append(score(names, [predictions[i] for i in mine], [references[i] for i in mine]))
+        values |= {f"{name}:{task}": value for name, value in each[-1].items()}
+    return {name: fmean(one[name] for one in each) for name in names} | values

@@ -22,6 +22,7 @@ from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
+from orchestrator.tuning.methods.lora import KEPT, Lora
 from orchestrator.tuning.own_weights import OwnWeights, save_weights
 
 _SAMPLES = 5
@@ -91,6 +92,8 @@ def _write_artifact(host: BaseHost, job: TrainedJob, facts: dict[str, Any], near
     with folder_written_atomically(final) as folder:
         save_prompt(folder, job.folded(), head)
         write_json(folder / "artifact.json", facts)
+        if isinstance(job.method, Lora):
+            job.method.save(folder / KEPT, job.spec.base.id)
         if job.weights is not None:
             _save_base(folder, host, job, job.weights)
         if near is not None:

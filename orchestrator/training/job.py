@@ -40,7 +40,8 @@ from orchestrator.training.distributed import Processes
 from orchestrator.training.label_search import with_found_labels
 from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
-from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
+from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
@@ -50,6 +51,7 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
+from orchestrator.tuning.methods.lora import Lora
 from orchestrator.tuning.own_weights import OwnWeights
 from orchestrator.tuning.prompt import Prompt
 
@@ -76,6 +78,7 @@ class TrainedJob:
     optimizer: optim.Optimizer | None  #: None: nothing is trained
     steps: int
     mixed: MixedTasks | None = None  #: None: passes over all rows
+    hidden: HiddenWords | None = None  #: a second loss beside the objective's
     demonstrations: list[Fields] = field(default_factory=list)  #: rows that stand before every input
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
@@ -93,7 +96,8 @@ class TrainedJob:
         recipe = with_found_labels(recipe, host, encoder, method, Rows.open(Path(spec.dataset.path), "train"))
         objective = build_objective(recipe, encoder)
         head = _new_head(objective, recipe.seed, host, processes.device)
-        rows = objective.usable(Rows.open(Path(spec.dataset.path), "train"))
+        labelled, hidden = hidden_words(recipe, encoder, Rows.open(Path(spec.dataset.path), "train"))
+        rows = objective.usable(labelled)
         which = trained_weights(recipe)
         weights = None if which == "none" else OwnWeights(host, which)
         job = cls(
@@ -110,6 +114,7 @@ class TrainedJob:
             optimizer=_optimizer(recipe, method, head, weights),
             steps=0 if trains_nothing(recipe) else total_steps(recipe.train, len(rows)),
             mixed=None if recipe.train.mixture is None else MixedTasks(recipe.train.mixture, rows),
+            hidden=hidden,
             demonstrations=demonstrations(recipe, rows),
         )
         show(encoder, recipe, objective, job.demonstrations)
@@ -157,10 +162,16 @@ class TrainedJob:
         if self.best.tensors:
             self._restore(self.best.tensors)
 
+    @property
+    def changes_base(self) -> bool:
+        """Whether the base is another one while the job is there."""
+        return self.weights is not None or isinstance(self.method, Lora)
+
     @contextmanager
     def untuned_base(self) -> Iterator[None]:
         """The base as it was before this job, inside."""
-        with nullcontext() if self.weights is None else self.weights.untrained():
+        unchanged = self.method.off() if isinstance(self.method, Lora) else nullcontext()
+        with unchanged, nullcontext() if self.weights is None else self.weights.untrained():
             yield
 
     @property
@@ -179,7 +190,14 @@ class TrainedJob:
             numbers = self.mixed.rows(step, seed=seed, batch_size=size)
         else:
             numbers = batch_rows(step, seed=seed, rows=len(self.rows), batch_size=size)
-        return [self._example(number) for number in numbers]
+        beside = [] if self.hidden is None else self.hidden.beside(step, size)
+        return [*(self._example(number) for number in numbers), *beside]
+
+    def loss_sum(self, share: Share, examples: Sequence[Example]) -> Tensor:
+        """Sum of the losses over all units of the share."""
+        if self.hidden is None:
+            return self.objective.loss_sum(share, examples, self.head)
+        return self.hidden.loss_sum(self.objective, share, examples, self.head)
 
     @contextmanager
     def randomness(self, use: int, device: torch.device, *within: int) -> Iterator[None]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from orchestrator.recipe.schema import Mixture
 from orchestrator.tasks.template import parse
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.order import mixed_seed
+
+_LONGEST = 40  #: the registry keeps 60 characters of a score's name
 
 
 class MixedTasks:
@@ -27,3 +30,8 @@ class MixedTasks:
         draw = random.Random(mixed_seed(seed, 5, step))
         chosen = draw.choices(list(self.tasks.values()), self._weights, k=batch_size)
         return [draw.choice(numbers) for numbers in chosen]
+
+
+def task_name(mixture: Mixture, fields: Fields) -> str:
+    """A row's task as a part of a score's name, which filters can write: letters, digits, underscores and dashes."""
+    return re.sub(r"[^\w-]+", "-", parse(mixture.by).render_text(fields).strip())[:_LONGEST] or "-"

@@ -37,8 +37,7 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.methods.method import Slots
-from orchestrator.tuning.own_weights import FILE as WEIGHTS
-from orchestrator.tuning.own_weights import load_weights
+from orchestrator.tuning.own_weights import in_place, load_weights
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import fingerprint
 
@@ -51,6 +50,7 @@ class Loaded:
     prompt: Prompt
     head: nn.Module | None
     batch_size: int
+    weights: dict[str, Tensor]  #: of the base, where the artifact's job trained them
 
     @classmethod
     def load(
@@ -63,7 +63,7 @@ class Loaded:
         head = objective.head(host)
         if head is not None:
             _fill(head, tensors, artifact)
-        return cls(objective, prompt, head, recipe.train.eval_batch_size)
+        return cls(objective, prompt, head, recipe.train.eval_batch_size, load_weights(artifact, host))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,6 @@ class Predictor:
         remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
         host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
         context = read_base_facts(base).max_positions
-        _take_weights(host, [folder for folder, _, _ in read])
         return cls(host, [Loaded.load(folder, its, theirs, host, context) for folder, theirs, its in read])
 
     def answers(self, rows: Iterable[Fields]) -> Iterator[list[Answer]]:
@@ -94,23 +93,24 @@ class Predictor:
         most = min(one.batch_size for one in self.loaded)
         rows = iter(rows)
         while batch := list(islice(rows, max(1, most // len(self.loaded)))):
-            asked = [Asked(one.objective, one.prompt, one.head, batch) for one in self.loaded]
-            yield from map(list, zip(*answer(self.host, asked, most=most), strict=True))
+            yield from map(list, zip(*self._answers(batch, most), strict=True))
+
+    def _answers(self, batch: Sequence[Fields], most: int) -> list[list[Answer]]:
+        """Each artifact's: in one forward, but for those that bring weights of the base's own."""
+        found: dict[int, list[Answer]] = {}
+        frozen = [number for number, one in enumerate(self.loaded) if not one.weights]
+        for numbers in [frozen, *([number] for number, one in enumerate(self.loaded) if one.weights)]:
+            some = [self.loaded[number] for number in numbers]
+            asked = [Asked(one.objective, one.prompt, one.head, batch) for one in some]
+            with in_place(self.host, some[0].weights if some else {}):
+                found |= dict(zip(numbers, answer(self.host, asked, most=most), strict=True))
+        return [found[number] for number in range(len(self.loaded))]
 
     def predict(self, rows: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
         """The rows with the first artifact's `prediction`."""
         first, second = tee(rows)
         for row, found in zip(first, self.answers(second), strict=True):
             yield {**row, "prediction": found[0].text}
-
-
-def _take_weights(host: BaseHost, artifacts: Sequence[Path]) -> None:
-    """Those of an artifact that has trained the base itself; it can share the base with no other."""
-    for folder in artifacts:
-        if len(artifacts) > 1 and (folder / WEIGHTS).is_file():
-            what = "it has trained the base's own weights, so it shares the base with no other artifact"
-            raise BadInput(what, where=str(folder), hint="predict with it in a command of its own")
-        load_weights(folder, host)
 
 
 def _checked(artifact: Path, base: Path, found: str) -> tuple[dict[str, Any], JobRecipe]:

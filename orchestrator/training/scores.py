@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
+from orchestrator.training.mixture import task_name
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
@@ -67,7 +69,7 @@ def final_scores(
 
     def questions() -> list[tuple[TrainedJob, Asked]]:
         made = []
-        for job in (job for job in jobs if job.weights is None):  # who trains the base has it in two states
+        for job in (job for job in jobs if not job.changes_base):  # who does has it in two states
             job.take_best()
             for split in SPLITS:
                 if rows := evaluation_rows(job, split):
@@ -111,4 +113,6 @@ def _together(
 
 def _asked(host: BaseHost, job: TrainedJob, rows: Sequence[Fields], processes: Processes, *, tuned: bool) -> Asked:
     head = job.head if tuned else job.new_head(host, processes.device)
-    return Asked(job.objective, job.folded(), head, rows, tuned)
+    mixture = job.recipe.train.mixture
+    task_of = None if mixture is None else partial(task_name, mixture)
+    return Asked(job.objective, job.folded(), head, rows, tuned, task_of)

@@ -202,6 +202,7 @@ def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], 
         firsts.append(len(rows))
         rows += [replace(example.row, prompt=number) for example in part.examples]
     batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
+    host.set_checkpointing(any(w.job.recipe.train.gradient_checkpointing for w, _ in chunk))
     with _base_mode(host, chunk[0][0].job, which, processes):
         output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
     total = torch.zeros((), device=device)
@@ -209,7 +210,7 @@ def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], 
     for (w, part), first in zip(chunk, firsts, strict=True):
         with w.job.randomness(FOR_HEAD, device):
             share = Share.of(output, first, part.positions, w.batch)
-            loss = w.job.objective.loss_sum(share, part.examples, w.job.head)
+            loss = w.job.loss_sum(share, part.examples)
         loss = loss * (part.weight / w.units)
         losses.append(loss.detach().double())
         total = total + loss

@@ -65,6 +65,10 @@ class TextEncoder:
     def mask(self) -> int:
         return int(self._tokenizer.mask_token_id)
 
+    def is_text(self, token: int) -> bool:
+        """Neither virtual nor special, as [MASK] and what opens and closes a row are."""
+        return token >= 0 and token not in self._special
+
     def separator(self, text: str | None) -> list[int]:
         """`text` as tokens; None: the beginning-of-sequence token, else the end-of-sequence token."""
         if text is not None:

@@ -26,12 +26,10 @@ from orchestrator.recipe.bases import BaseFacts, read_base_facts
 from orchestrator.recipe.fit_starts import npy_shape
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.tuning.artifact import save_prompt
+from orchestrator.tuning.methods.lora import CONFIG, KEPT, WEIGHTS
 from orchestrator.tuning.methods.starting import array
 from orchestrator.tuning.prompt import Prompt
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: Where the artifact keeps PEFT's own two files.
-KEPT = "peft"
 _METHODS = {"PROMPT_TUNING": "prompt-tuning", "P_TUNING": "p-tuning", "PREFIX_TUNING": "prefix-tuning"}
 _TASKS = {"CAUSAL_LM": "causal", "SEQ_2_SEQ_LM": "seq2seq"}
 #: A prompt is megabytes; a file that claims more is not one.

@@ -27,8 +27,8 @@ from torch import Tensor
 from orchestrator.errors import BadInput, NotFound, PtqError
 from orchestrator.paths import folder_written_atomically, read_json, write_atomic, write_json
 from orchestrator.tasks.template import Virtual, parse
-from orchestrator.tuning.adapters import CONFIG, KEPT, WEIGHTS
 from orchestrator.tuning.artifact import load_prompt
+from orchestrator.tuning.methods.lora import CONFIG, KEPT, WEIGHTS
 from orchestrator.tuning.own_weights import FILE as BASE_WEIGHTS
 from orchestrator.tuning.prompt import Prompt
 
@@ -67,7 +67,7 @@ def export_peft(artifact: Path, out: Path, *, base_path: str | None = None) -> N
     facts = _facts(artifact)
     prompt, head = load_prompt(artifact)
     _refuse_existing(out)
-    if (artifact / KEPT / CONFIG).is_file():
+    if (artifact / KEPT / CONFIG).is_file() and not head:
         _give_back(artifact / KEPT, out, base_path)
         return
     reason = _why_not(facts, prompt, bool(head))

@@ -51,6 +51,7 @@ class BaseHost:
     """Owns one frozen model: no parameter requires a gradient, dropout is off, weights never change."""
 
     fast = Fast()
+    checkpointing = False
     packs: bool | None = None  #: whether its rows may be packed; found at the first forward (`forward.packs`)
     turns_by_length = False  #: its rotary angles depend on how long a row is (`rotary`)
 
@@ -165,7 +166,9 @@ class BaseHost:
 
     def set_checkpointing(self, on: bool) -> None:
         """Recompute each layer in the backward: less memory, about a third more work, the same gradients."""
-        injection.checkpoint_layers(self.model, self.injector, on)
+        if on != self.checkpointing:
+            injection.checkpoint_layers(self.model, self.injector, on)
+            self.checkpointing = on
 
     @property
     def sites(self) -> list[Site]:

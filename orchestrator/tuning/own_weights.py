@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from orchestrator.errors import BadInput
 from orchestrator.paths import write_atomic
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.methods.lora import merged_weights
 
 FILE = "base.safetensors"  #: the trained ones, by the names of the model's parameters
 
@@ -64,11 +65,11 @@ def save_weights(folder: Path, weights: OwnWeights) -> None:
     write_atomic(folder / FILE, save(ready, metadata={"format": "pt"}))
 
 
-def load_weights(folder: Path, host: BaseHost) -> None:
-    """Put an artifact's weights into its base; nothing where it has none. Raises BadInput."""
+def load_weights(folder: Path, host: BaseHost) -> dict[str, Tensor]:
+    """The weights that an artifact's base has instead of its own; none where it has none. Raises BadInput."""
     path = folder / FILE
     if not path.is_file():
-        return
+        return merged_weights(folder, host)
     try:
         tensors = load(path.read_bytes())
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -77,7 +78,26 @@ def load_weights(folder: Path, host: BaseHost) -> None:
     wrong = [name for name, t in tensors.items() if name not in named or named[name].shape != t.shape]
     if wrong:
         raise BadInput(f"`{wrong[0]}` is no weight of this base, or has another shape", where=str(path))
-    _copy({name: named[name] for name in tensors}, tensors)
+    return {name: tensor.to(named[name]) for name, tensor in tensors.items()}
+
+
+@contextmanager
+def in_place(host: BaseHost, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The base with these weights instead of its own, inside. Nothing is copied."""
+    before = take_weights(host, weights)
+    try:
+        yield
+    finally:
+        take_weights(host, before)
+
+
+def take_weights(host: BaseHost, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put these in place of the base's own, which are returned."""
+    named = dict(host.model.named_parameters())
+    before = {name: named[name].data for name in weights}
+    for name, tensor in weights.items():
+        named[name].data = tensor
+    return before
 
 
 @torch.no_grad()

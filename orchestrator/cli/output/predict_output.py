@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from orchestrator.errors import BadInput, NotFound
+from orchestrator.paths import file_written_atomically
 from orchestrator.tasks.ensemble import likeliest, mean, vote
 
 Shape = Literal["text", "json", "csv", "tsv"]
@@ -97,18 +97,9 @@ def _csv(cells: Sequence[str], shape: Shape) -> str:
 
 
 def write_out(output: Path, lines: Iterable[str]) -> None:
-    """A whole file or none."""
-    final = output.resolve()  # a link stays one
-    draft = final.with_name(f".{final.name}.{os.getpid()}.writing")
-    try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(final)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    """A whole file or none; a link stays one."""
+    with file_written_atomically(output.resolve()) as file:
+        file.writelines(line.encode() for line in lines)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span
 from orchestrator.training.objectives.cloze import ClozeWord
 from orchestrator.training.objectives.generation import Generation
 from orchestrator.training.objectives.head import HeadClassification
+from orchestrator.training.objectives.masked_words import MaskedWords
 from orchestrator.training.objectives.objective import Example, Objective
 from orchestrator.training.objectives.patterns import PatternEnsemble
 from orchestrator.training.objectives.running_text import RunningText
@@ -46,8 +47,11 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
 def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder) -> Objective:
     if isinstance(recipe.method, Warp):
         return LabelVectors(task, encoder)
-    kind = VerbalizerClassification if encoder.has_mask(task.input) else LabelScoring
-    if not isinstance(recipe.method, Pet) or not recipe.method.patterns:
+    templates = [task.input, *(recipe.method.patterns if isinstance(recipe.method, Pet) else [])]
+    masked = encoder.has_mask(task.input)
+    if masked and any(encoder.one_token(word) is None for words in task.labels.values() for word in words):
+        return MaskedWords(task, encoder, templates)
+    kind = VerbalizerClassification if masked else LabelScoring
+    if len(templates) == 1:
         return kind(task, encoder)
-    templates = [task.input, *recipe.method.patterns]
     return PatternEnsemble([kind(task.model_copy(update={"input": text}), encoder) for text in templates])

@@ -5,7 +5,7 @@ A row's answer does not depend on who else is asked, as in training: rows share 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, cast, runtime_checkable
 
@@ -61,6 +61,16 @@ class Writes(Protocol):
     def text(self, ids: list[int]) -> str: ...
 
 
+@runtime_checkable
+class AsksAgain(Protocol):
+    """An objective that answers with a label after several forwards: what it asks next depends on what it was told."""
+
+    def answers(
+        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool, most: int
+    ) -> list[Answer]:
+        """At most `most` rows in a forward."""
+
+
 class Predicts(Protocol):
     """An objective with a way of its own: it reads states, or losses."""
 
@@ -79,6 +89,7 @@ class Asked:
     head: nn.Module | None
     rows: Sequence[Fields]
     tuned: bool = True
+    task_of: Callable[[Fields], str] | None = None  #: the task of a row, where the job trains on a mixture
 
     @property
     def prompt_in_use(self) -> Prompt:
@@ -96,6 +107,8 @@ def answer(host: BaseHost, asked: Sequence[Asked], *, most: int) -> list[list[An
     for number, one in enumerate(asked):
         if isinstance(one.objective, Writes):
             alike.setdefault(one.objective.writing(host), []).append(number)
+        elif isinstance(one.objective, AsksAgain):
+            found[number] = one.objective.answers(host, one.prompt, one.head, one.rows, tuned=one.tuned, most=most)
         elif number not in choosing:
             own = cast(Predicts, one.objective)
             texts = own.predict(host, one.prompt, one.head, one.rows, tuned=one.tuned)

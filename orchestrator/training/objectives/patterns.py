@@ -4,8 +4,6 @@ is the mean over all."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +11,10 @@ from torch import Tensor, nn
 from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.objective import Example, Fields, Share, no_head
 from orchestrator.training.objectives.scoring import LabelScoring
+from orchestrator.training.objectives.under_each import UnderEach, pattern_of
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.tuning.rows import Row
 
-_PATTERN = "\0pattern"  # no column of a dataset can be called so
 _LEAST = 1e-30  # of a probability, for its logarithm
 
 
@@ -31,7 +29,7 @@ class PatternEnsemble:
         self.shown = patterns[0].shown
 
     def example(self, fields: Fields) -> Example:
-        return self._patterns[int(fields.get(_PATTERN, "0"))].example(fields)
+        return self._patterns[pattern_of(fields)].example(fields)
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         return self._patterns[0].loss_sum(share, examples, head)
@@ -53,27 +51,4 @@ class PatternEnsemble:
         return softmax(names, means)
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
-        return _UnderEach(rows, len(self._patterns))
-
-
-@dataclass(frozen=True)
-class _UnderEach(Sequence[Fields]):
-    """Each row once for each pattern."""
-
-    rows: Sequence[Fields]
-    patterns: int
-
-    def __len__(self) -> int:
-        return len(self.rows) * self.patterns
-
-    @overload
-    def __getitem__(self, index: int) -> Fields: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Fields]: ...
-
-    def __getitem__(self, index: int | slice) -> Fields | Sequence[Fields]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        row, pattern = divmod(index, self.patterns)
-        return {**self.rows[row], _PATTERN: str(pattern)}
+        return UnderEach(rows, len(self._patterns))

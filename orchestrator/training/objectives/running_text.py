@@ -78,13 +78,20 @@ class RunningText:
         return Row([*text[:at], *closing] or [self._encoder.start], [*text[at:], self._encoder.eos], prompt=0)
 
     def _hidden(self, text: list[int], opening: list[int], closing: list[int], draw: random.Random) -> Row:
-        chosen = sorted(draw.sample(range(len(text)), max(1, round(HIDDEN * len(text)))))
-        ids, labels = list(text), [IGNORED] * len(text)
-        for place in chosen:
-            labels[place], luck = text[place], draw.random()
-            if luck < 1 - 2 * REPLACED:
-                ids[place] = self._encoder.mask
-            elif luck < 1 - REPLACED:
-                ids[place] = draw.choice(text)
+        ids, labels = hide(text, range(len(text)), self._encoder.mask, draw)
         around = [IGNORED] * len(opening), [IGNORED] * len(closing)
         return Row([*opening, *ids, *closing], [*around[0], *labels, *around[1]], prompt=0)
+
+
+def hide(ids: Sequence[int], places: Sequence[int], mask: int, draw: random.Random) -> tuple[list[int], list[int]]:
+    """(ids with 15 % of the tokens at `places` hidden, what stood there): at least one."""
+    hidden, labels = list(ids), [IGNORED] * len(ids)
+    words = [ids[place] for place in places]
+    for number in sorted(draw.sample(range(len(words)), max(1, round(HIDDEN * len(words))))):
+        place, luck = places[number], draw.random()
+        labels[place] = words[number]
+        if luck < 1 - 2 * REPLACED:
+            hidden[place] = mask
+        elif luck < 1 - REPLACED:
+            hidden[place] = draw.choice(words)
+    return hidden, labels

@@ -1,4 +1,5 @@
-"""A verbalizer: a label's score is the mean of its words' logits at [MASK] (Schick & Schütze 2021, PET)."""
+"""A verbalizer: a label's score is the mean of its words' logits at [MASK] (Schick & Schütze 2021, PET). Words of one
+token; others are `masked_words`."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ def _one_token(encoder: TextEncoder, word: str) -> int:
     count = len(encoder.tokens(word))
     what = "not in the vocabulary of this base" if count == 1 else f"{count} tokens on this base"
     raise BadRecipe(
-        f"the label word {word!r} is {what}; a verbalizer needs single tokens",
+        f"the label word {word!r} is {what}; its row of the output matrix is needed",
         where="task.labels",
         hint="choose a word of one token",
     )

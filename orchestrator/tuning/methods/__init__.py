@@ -10,6 +10,7 @@ import torch
 from orchestrator.recipe.methods import Method
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
+from orchestrator.tuning.methods.lora import Lora
 from orchestrator.tuning.methods.method import TunedMethod
 from orchestrator.tuning.methods.no_prompt import NoPrompt
 from orchestrator.tuning.methods.p_tuning import PTuning
@@ -31,6 +32,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "head": NoPrompt,
     "prompt-design": NoPrompt,
     "fine-tuning": NoPrompt,
+    "lora": Lora,
     "lm-adapt": NoPrompt,
 }
 

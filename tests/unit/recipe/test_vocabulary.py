@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from orchestrator.errors import BadInput
-from orchestrator.recipe.vocabulary import words_of_several_tokens
+from orchestrator.recipe.vocabulary import unknown_words, words_of_several_tokens
 
 TEXT = "Great great good films, naïve café 好 差 棒 the Ünder bad good Good terrible Ⅳ ﬁne fine " * 4
 
@@ -82,3 +82,18 @@ def test_a_vocabulary_without_a_tokenizer_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BadInput, match=r"tokenizer\.json: cannot be read"):
         words_of_several_tokens(tmp_path, ["anything"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(WORDS)
+def test_what_can_be_written_is_never_called_unknown(tokenizer: tuple[Path, Tokenizer], word: str) -> None:
+    folder, judge = tokenizer
+    if word.strip() and any({"[UNK]", "<unk>"}.isdisjoint(made) for made in tokens(judge, word)):
+        assert unknown_words(folder, [word]) == []
+
+
+def test_unknown_words(tokenizer: tuple[Path, Tokenizer]) -> None:
+    """Byte-level and Unigram vocabularies have none that their files alone can tell."""
+    folder, judge = tokenizer
+    unknown = all({"[UNK]"} & set(made) for made in tokens(judge, "q\u2603"))
+    assert unknown_words(folder, ["good", "q\u2603"]) == (["q\u2603"] if unknown else [])

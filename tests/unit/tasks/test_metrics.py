@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
+from metric_rows import SAID, WANTED
 
 from orchestrator.errors import BadInput
 from orchestrator.tasks import captions
@@ -98,7 +99,7 @@ def test_every_metric_of_the_recipes_exists() -> None:
 
 
 HUNDRED = {"bleu", "rouge_1", "rouge_2", "rouge_l", "squad_em", "squad_f1"}
-OF_THEIR_OWN = {"nist", "meteor", "cider", "perplexity", "entity_f1", "tag_accuracy", "group_exact_match"}
+OF_THEIR_OWN = {"nist", *captions.NEED_JAVA, "perplexity", "entity_f1", "tag_accuracy", "group_exact_match"}
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in OF_THEIR_OWN])
@@ -106,21 +107,6 @@ def test_right_predictions_get_the_highest_score(name: str) -> None:
     texts = ["the eagle is a cheap pub", "the vaults serves good food"]
     best = 100 if name in HUNDRED else 1
     assert score([name], texts, [[text] for text in texts])[name] == pytest.approx(best)
-
-
-SAID = [
-    "The Eagle is a cheap coffee shop near Burger King, rated 3 out of 5.",
-    "Clowns is a riverside pub.",
-    "Alimentum serves Chinese food for under £20 in the city-centre; it is not family friendly",
-]
-WANTED = [
-    [
-        "The Eagle is a low-priced coffee shop near Burger King. It is rated 3 out of 5.",
-        "Near Burger King there is a cheap coffee shop called The Eagle.",
-    ],
-    ["Clowns is a pub by the riverside.", "There is a riverside pub, Clowns, with a low rating.", "Clowns is a pub."],
-    ["Alimentum is a Chinese restaurant in the city centre. It is not family friendly and costs less than £20."],
-]
 
 
 def test_nist_is_the_official_scripts() -> None:
@@ -135,14 +121,6 @@ def test_nist_with_one_reference_each_is_nltks() -> None:
     wanted = ["a b c d e g f h", "b c d e a f", "x a c b d e f a"]
     expected = corpus_nist([[text.split()] for text in wanted], [text.split() for text in said], n=5)
     assert score(["nist"], said, [[text] for text in wanted])["nist"] == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.slow
-def test_meteor_and_cider_are_the_official_figures() -> None:
-    """COCO's scorers as e2e-metrics calls them; with Java and pycocoevalcap (ten seconds of Java's start)."""
-    found = score(["meteor", "cider"], SAID, WANTED)
-    assert found["meteor"] == pytest.approx(0.4177899106381478, abs=1e-12)
-    assert found["cider"] == pytest.approx(3.6876533642760605, abs=1e-9)
 
 
 def test_what_needs_java_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_fixtures import make_run, recipe
+from training_fixtures import THINGS, make_run, recipe
 
 from orchestrator.recipe.schema import Mixture
 from orchestrator.training.mixture import MixedTasks
+from orchestrator.training.predict import Predictor
+from orchestrator.training.rows import Rows
 
 ROWS = [{"task": "a"}] * 60 + [{"task": "b "}] * 30 + [{"task": "c"}] * 10
 
@@ -39,3 +41,28 @@ def test_a_job_trains_on_the_mixture(bases: dict[str, Path], dataset: Path, tmp_
     run = make_run(tmp_path, jobs, base=bases["t5"], dataset=dataset, kind="seq2seq")
     assert run.train() == 0
     assert run.losses(0) != run.losses(1)
+
+
+def test_every_task_has_its_score_beside_their_mean(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """Alone and together with another job, while training and at the end; counted again from the predictions."""
+    task = {"type": "classify", "input": "{text}", "labels": {thing: [thing] for thing in THINGS}, "label": "{target}"}
+    mixture = {"by": "a {label} thing"}
+    one = recipe(
+        {"type": "prompt-tuning", "length": 2}, task=task, train__eval_every=3, train__mixture=mixture, train__lr=0.3
+    )
+    alone = make_run(tmp_path / "a", [one], base=bases["gpt2"], dataset=dataset)
+    both = make_run(tmp_path / "b", [one, one | {"name": "other"}], base=bases["gpt2"], dataset=dataset)
+    assert [alone.train(), both.train()] == [0, 0]
+    scores = alone.artifact()["metrics"]["validation"]
+    rows = list(Rows.open(dataset, "validation"))
+    said = [r["prediction"] for r in Predictor.load(alone.jobs[0].artifact(1), bases["gpt2"]).predict(rows)]
+    right: dict[str, list[bool]] = {}
+    for row, prediction in zip(rows, said, strict=True):
+        right.setdefault(row["label"], []).append(prediction == row["target"])
+    each = {f"accuracy:a-{label}-thing": sum(hits) / len(hits) for label, hits in right.items()}
+    assert len(each) == 2
+    assert scores == pytest.approx({"accuracy": sum(each.values()) / 2, **each})
+    assert set(alone.artifact()["baseline"]["validation"]) == set(scores)
+    told = [e["values"] for e in alone.events(kind="metric") if e["split"] == "validation"]
+    assert [set(values) for values in told] == [set(scores)] * 2
+    assert [e["values"] for e in both.events(1, "metric") if e["split"] == "validation"] == told

@@ -131,8 +131,6 @@ def test_what_was_trained_predicts_what_was_scored(
         assert all(name.endswith("bias") for name in after)
     with pytest.raises(BadInput, match="has trained the base's own weights"):
         export_peft(folder, tmp_path / "out")
-    with pytest.raises(BadInput, match="shares the base with no other artifact"):
-        Predictor.load(folder, bases["bert"], folder)
     assert facts["trained_parameters"] >= sum(tensor.numel() for tensor in after.values())
 
 

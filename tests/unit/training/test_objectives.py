@@ -260,12 +260,12 @@ def test_a_head_learns_soft_labels_flattened_by_their_temperature(bases: dict[st
     [
         ("bert", {"p": "Good", "n": "good"}, "same tokens"),
         ("bert", {"p": "marvellous", "n": "good"}, "not in the vocabulary"),
-        ("bert", {"p": "good film", "n": "bad"}, "2 tokens"),
+        ("bert", {"p": "good film", "n": "bad"}, "2 tokens on this base; its row"),
         ("t5", {"p": "猫", "n": "狗"}, "same tokens"),
     ],
 )
 def test_words_that_a_base_cannot_tell_apart_are_refused(name: str, labels: dict[str, str], what: str) -> None:
-    raw = recipe(METHOD)
+    raw = recipe({"type": "warp", "length": 1} if "tokens" in what and name == "bert" else METHOD)
     raw["task"] = {"type": "classify", "input": "{text} [MASK]" if name == "bert" else "{text}", "labels": labels}
     with pytest.raises(BadRecipe, match=what):
         build_objective(JobRecipe.model_validate(raw), encoder(name))

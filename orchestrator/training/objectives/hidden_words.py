@@ -1,0 +1,83 @@
+"""PET's second loss: words hidden in rows under the patterns, so that a base that learns from few labels keeps its
+language (Schick & Schütze 2021, §3.2; timoschick/pet, `lm_training`).
+As many rows as the batch has labelled ones stand beside them; the loss is (1 - mlm) of the labels' mean and mlm of the
+hidden words' mean in each of these rows. The [MASK] that stands for the label is left alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from orchestrator.errors import BadData
+from orchestrator.recipe.methods import Pet
+from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.tasks import Classify
+from orchestrator.tasks.template import parse
+from orchestrator.training.objectives.objective import Example, Fields, Objective, Share, widened
+from orchestrator.training.objectives.running_text import hide
+from orchestrator.training.order import batch_rows, mixed_seed
+from orchestrator.training.texts import TextEncoder
+from orchestrator.tuning.rows import Row
+
+_BESIDE = 0  #: units of such a row: the loss is averaged over the labelled ones, and these are as many
+
+
+class HiddenWords:
+    def __init__(self, method: Pet, task: Classify, encoder: TextEncoder, rows: Sequence[Fields], seed: int) -> None:
+        self._weight, self._limit = method.mlm, task.max_input_tokens
+        self._templates = [task.input, *method.patterns]
+        self._encoder, self._rows, self._seed = encoder, rows, seed
+
+    def beside(self, step: int, count: int) -> list[Example]:
+        """The rows of a step: a function of seed and step alone."""
+        seed = mixed_seed(self._seed, 6)
+        draw = random.Random(mixed_seed(seed, step))
+        numbers = batch_rows(step, seed=seed, rows=len(self._rows), batch_size=count)
+        return [self._example(self._rows[number], draw) for number in numbers]
+
+    def loss_sum(
+        self, objective: Objective, share: Share, examples: Sequence[Example], head: nn.Module | None
+    ) -> Tensor:
+        extra = torch.tensor([example.units == _BESIDE for example in examples], device=share.row_of.device)
+        lines, total = extra[share.row_of], share.logits.new_zeros(())
+        labelled = [example for example in examples if example.units != _BESIDE]
+        if labelled:
+            part = replace(
+                share,
+                logits=share.logits[~lines],
+                labels=share.labels[~lines],
+                row_of=((~extra).cumsum(0) - 1)[share.row_of[~lines]],
+            )
+            total = total + (1 - self._weight) * objective.loss_sum(part, labelled, head)
+        rows = share.row_of[lines]
+        losses = cross_entropy(widened(share.logits[lines]), share.labels[lines], reduction="none")
+        counts = torch.bincount(rows, minlength=len(examples))
+        return total + self._weight * (losses / counts[rows]).sum()
+
+    def _example(self, fields: Fields, draw: random.Random) -> Example:
+        ids = self._encoder.input_ids(draw.choice(self._templates), fields, limit=self._limit)
+        places = [place for place, token in enumerate(ids) if self._encoder.is_text(token)]
+        hidden, labels = hide(ids, places, self._encoder.mask, draw) if places else (ids, [-100] * len(ids))
+        return Example(Row(hidden, labels, prompt=0), units=_BESIDE)
+
+
+def hidden_words(
+    recipe: JobRecipe, encoder: TextEncoder, rows: Sequence[Fields]
+) -> tuple[Sequence[Fields], HiddenWords | None]:
+    """(the rows with a label, the second loss). Where no row lacks its label, both read all rows."""
+    method, task = recipe.method, recipe.task
+    if not isinstance(method, Pet) or not method.mlm or not isinstance(task, Classify):
+        return rows, None
+    template = parse(task.label)
+    has_label = [bool(template.render_text(fields).strip()) for fields in rows]
+    labelled = [fields for fields, has in zip(rows, has_label, strict=True) if has]
+    plain = [fields for fields, has in zip(rows, has_label, strict=True) if not has]
+    if not labelled:
+        raise BadData("no training row has a label", where="task.label")
+    return labelled, HiddenWords(method, task, encoder, plain or labelled, recipe.seed)
