@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class BaseFacts:
     remote_code: bool  #: config.json names Python code of its own (auto_map)
     embedding_width: int | None = None  #: of an input embedding, narrower than H in some; None: not known
     biases: bool = True  #: some weights are biases; False: none are (T5, Llama)
-    layer_names: frozenset[str] = frozenset()  #: last parts of the names of what has a weight: q_proj, c_attn …
+    layer_names: Sequence[str] = ()  #: last parts of the names of what has a weight: q_proj, c_attn …
     origin: dict[str, Any] | None = None  #: of a base that a job has made: parent, fingerprint, method, steps, job
 
 
@@ -71,9 +72,13 @@ def read_base_facts(folder: Path) -> BaseFacts:
         remote_code=bool(config.get("auto_map")),
         embedding_width=next((config[name] for name in _NARROWER if isinstance(config.get(name), int)), hidden),
         biases=any(name.endswith("bias") for name in tensor_names(folder)),
-        layer_names=frozenset(n.split(".")[-2] for n in tensor_names(folder) if n.count(".") and n.endswith("weight")),
+        layer_names=_layer_names(folder),
         origin=_json(folder / ORIGIN) or None,
     )
+
+
+def _layer_names(folder: Path) -> list[str]:
+    return sorted({name.split(".")[-2] for name in tensor_names(folder) if name.count(".") and name.endswith("weight")})
 
 
 def refuse_without_tokenizer(folder: Path) -> None:

@@ -59,9 +59,10 @@ def lora_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     if recipe.resources.zero is not None:
         found.append(Finding(("resources", "zero"), "lora changes layers of an unsharded base; take zero out"))
     wanted = QUERIES_AND_VALUES if method.targets is None else frozenset(method.targets)
-    missing = sorted(wanted - facts.layer_names)
-    if facts.layer_names and (len(missing) == len(wanted) if method.targets is None else missing):
-        known = ", ".join(sorted(facts.layer_names & QUERIES_AND_VALUES)) or ", ".join(sorted(facts.layer_names)[:12])
+    there = frozenset(facts.layer_names)
+    missing = sorted(wanted - there)
+    if there and (len(missing) == len(wanted) if method.targets is None else missing):
+        known = ", ".join(sorted(there & QUERIES_AND_VALUES)) or ", ".join(sorted(there)[:12])
         what = f"{recipe.base.model} has no layer called {' or '.join(missing)}; write targets, for example of: {known}"
         found.append(Finding(("method", "targets"), what))
     return found

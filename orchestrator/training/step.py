@@ -203,18 +203,18 @@ def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], 
         rows += [replace(example.row, prompt=number) for example in part.examples]
     batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
     host.set_checkpointing(any(w.job.recipe.train.gradient_checkpointing for w, _ in chunk))
-    with _base_mode(host, chunk[0][0].job, which, processes):
+    with _base_mode(host, chunk[0][0].job, which, processes):  # to the end: a layer may be computed again then
         output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
-    total = torch.zeros((), device=device)
-    losses = []
-    for (w, part), first in zip(chunk, firsts, strict=True):
-        with w.job.randomness(FOR_HEAD, device):
-            share = Share.of(output, first, part.positions, w.batch)
-            loss = w.job.loss_sum(share, part.examples)
-        loss = loss * (part.weight / w.units)
-        losses.append(loss.detach().double())
-        total = total + loss
-    total.backward()
+        total = torch.zeros((), device=device)
+        losses = []
+        for (w, part), first in zip(chunk, firsts, strict=True):
+            with w.job.randomness(FOR_HEAD, device):
+                share = Share.of(output, first, part.positions, w.batch)
+                loss = w.job.loss_sum(share, part.examples)
+            loss = loss * (part.weight / w.units)
+            losses.append(loss.detach().double())
+            total = total + loss
+        total.backward()
     for (w, _), value in zip(chunk, losses, strict=True):
         w.loss = w.loss + value
 

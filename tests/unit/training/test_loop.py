@@ -18,6 +18,7 @@ from orchestrator.manifest import manifest_faults
 from orchestrator.training import finish, job, scores, together
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
+from orchestrator.tuning import injection
 
 PROMPT = {"type": "prompt-tuning", "length": 3}
 DROPPED = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
@@ -210,6 +211,26 @@ def test_the_bases_dropout_is_resumed_and_reaches_no_neighbour(
     assert again.train() == 0
     for number in range(2):
         assert again.losses(number) == pytest.approx(alone[number].losses(), rel=2e-5)
+
+
+@pytest.mark.parametrize("base_dropout", [False, True])
+def test_gradient_checkpointing_changes_nothing(
+    base_dropout: bool, bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that is computed again drops what it dropped."""
+    prefix = {"type": "prefix-tuning", "length": 2}
+    jobs = [recipe(prefix, train__base_dropout=base_dropout, train__gradient_checkpointing=on) for on in (False, True)]
+    again: list[bool] = []
+    checkpoint = injection.checkpoint
+    monkeypatch.setattr(
+        injection, "checkpoint", lambda *args, **more: (again.append(True), checkpoint(*args, **more))[1]
+    )
+    runs = [run_of(tmp_path / str(number), [job], bases, dataset) for number, job in enumerate(jobs)]
+    assert runs[0].train() == 0
+    assert not again
+    assert runs[1].train() == 0
+    assert len(again) == 2 * 6  # layers, steps
+    assert runs[1].losses() == pytest.approx(runs[0].losses(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
