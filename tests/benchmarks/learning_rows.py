@@ -259,7 +259,7 @@ def chinese_rows() -> list[Plan]:
         ("fine-tuning", task, FINE_TUNING, train | {"lr": 5e-4}),
     ]
     return [
-        Plan("EPRSTMT", row, "small-reviews", "eprstmt", its, method, change, SEEDS if change else ONE)
+        Plan("EPRSTMT", row, "small-chinese", "eprstmt", its, method, change, SEEDS if change else ONE)
         for row, its, method, change in rows
     ]
 
