@@ -15,6 +15,7 @@ from torch import Tensor
 from orchestrator.errors import PtqError
 from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
+from orchestrator.training.ahead import Ahead
 from orchestrator.training.company import Company, LeaveRequested, News
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation
@@ -22,7 +23,7 @@ from orchestrator.training.failures import JobFailed, met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives import Example
 from orchestrator.training.scores import FinalScores, evaluate_job, evaluation_rows, final_scores, scores_of_step
-from orchestrator.training.step import Pace, Work, fused_step
+from orchestrator.training.step import Engine, Pace, Work, fused_step
 from orchestrator.training.stop import StopRequested
 from orchestrator.training.together import apply_together
 from orchestrator.tuning.host import BaseHost
@@ -57,6 +58,10 @@ class Loop:
     _scored: dict[int, Evaluation] = field(default_factory=dict)  #: of this step, by the job's `id`
     _read_at: float = field(default=0.0)
     _unread: list[_Unread] = field(default_factory=list)
+    _engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._engine = Engine(self.host, self.processes, self.pace, Ahead(on=self.host.fast.ahead))
 
     def run(self, jobs: Sequence[TrainedJob]) -> None:
         """Train all jobs, and those that join, to their ends. StopRequested leaves them checkpointed between two steps.
@@ -82,6 +87,8 @@ class Loop:
                 with self._own_failures(job, active):
                     self._save(job)
             raise
+        finally:
+            self._engine.ahead.close()
 
     def _change(self, news: News, active: list[TrainedJob]) -> None:
         for job in [job for job in active if job.spec.job in news.leave]:
@@ -106,10 +113,10 @@ class Loop:
         batches: list[list[Example]] = []
         for job in list(active):
             with self._own_failures(job, active):
-                batches.append(job.batch())
+                batches.append(self._engine.ahead.batch(job))
         if not active:
             return
-        work = fused_step(self.host, active, batches, self.processes, self.pace)
+        work = fused_step(self._engine, active, batches)
         for w in work:
             if w.unfit:
                 with self._own_failures(w.job, active):

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from orchestrator.training.ahead import Ahead, Key, Laid, Made
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
 from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Share
-from orchestrator.tuning.forward import forward
+from orchestrator.tuning.forward import forward, lay_out
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import RowBatch
 
 
 @dataclass
@@ -72,27 +73,34 @@ class Work:
 Piece = tuple[Work, Part]
 
 
-def fused_step(
-    host: BaseHost,
-    jobs: Sequence[TrainedJob],
-    batches: Sequence[list[Example]],
-    processes: Processes,
-    pace: Pace,
-) -> list[Work]:
+@dataclass
+class Engine:
+    """What all steps of a run share."""
+
+    host: BaseHost
+    processes: Processes
+    pace: Pace
+    ahead: Ahead
+
+
+def fused_step(engine: Engine, jobs: Sequence[TrainedJob], batches: Sequence[list[Example]]) -> list[Work]:
     """Forward, backward and sum over ranks; each job's gradients are left in its parameters' `.grad`.
 
     When a rank runs out of memory, all ranks do the step again, that one with half the rows in a forward. Any other
     error of a rank is raised on all of them.
     """
+    processes = engine.processes
     work = [_work(job, batch, processes) for job, batch in zip(jobs, batches, strict=True)]
     while True:
         rows, fault = 0, None
         try:
-            rows = _accumulate_all(host, work, processes, pace)
+            rows = _accumulate_all(engine, work)
         except Exception as error:
             if not may_tell(processes, error):
                 raise
             fault = error
+        finally:
+            engine.ahead.finish()
         again, broken = _sum_over_ranks(work, processes, full=rows > 0, broken=fault is not None)
         if broken:
             hear(processes.gather(tell(fault)), fault)
@@ -103,32 +111,38 @@ def fused_step(
         if processes.device.type == "cuda":
             torch.cuda.empty_cache()
         if rows:
-            pace.halve(rows)
+            engine.pace.halve(rows)
 
 
-def _accumulate_all(host: BaseHost, work: Sequence[Work], processes: Processes, pace: Pace) -> int:
+def _accumulate_all(engine: Engine, work: Sequence[Work]) -> int:
     """All forwards and backwards of this rank; the rows of the forward that ran out of memory, or 0."""
+    for which, chunk in _forwards(work, engine.pace):
+        fit = [(w, piece) for w, piece in chunk if not w.unfit]
+        if not fit or _fits(engine, fit, which, work):
+            continue
+        rows = sum(len(piece.examples) for _, piece in fit)
+        if rows > 1:
+            return rows
+        fit[0][0].unfit = True
+    return 0
+
+
+def _forwards(work: Sequence[Work], pace: Pace) -> Iterator[tuple[tuple[int, int], list[Piece]]]:
+    """What the forwards of a step take, one after another: ((pass of accumulation, number), pieces)."""
     for together in _groups(work, pace.tokens):
         for part in range(max(len(w.parts) for w in together)):
             pieces = [(w, w.parts[part]) for w in together if part < len(w.parts)]
             for number, chunk in enumerate(_chunks(pieces, pace.rows)):
-                fit = [(w, piece) for w, piece in chunk if not w.unfit]
-                if not fit or _fits(host, fit, (part, number), processes):
-                    continue
-                rows = sum(len(piece.examples) for _, piece in fit)
-                if rows > 1:
-                    return rows
-                fit[0][0].unfit = True
-    return 0
+                yield (part, number), chunk
 
 
-def _fits(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], processes: Processes) -> bool:
+def _fits(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int], work: Sequence[Work]) -> bool:
     """One forward and backward; False when memory ran out (the error is let go of here: it holds what was taken)."""
     try:
-        _accumulate(host, chunk, which, processes)
+        _accumulate(engine, chunk, which, work)
     except Exception as error:
         # With ZeRO-3 the other ranks wait for this one in the middle of a forward: there is no agreeing with them.
-        if processes.sharded or not out_of_memory(error):
+        if engine.processes.sharded or not out_of_memory(error):
             raise
         return False
     return True
@@ -191,32 +205,60 @@ def _groups(work: Sequence[Work], tokens: int | None) -> list[list[Work]]:
     return groups + [[w] for w in work if w.job.recipe.train.base_dropout]
 
 
-def _accumulate(host: BaseHost, chunk: Sequence[Piece], which: tuple[int, int], processes: Processes) -> None:
+def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int], work: Sequence[Work]) -> None:
+    host, processes = engine.host, engine.processes
     device = processes.device
     prompts: list[Prompt] = []
-    rows: list[Row] = []
-    firsts: list[int] = []
-    for number, (w, part) in enumerate(chunk):
+    for w, _ in chunk:
         with w.job.randomness(FOR_PROMPT, device):
             prompts.append(w.job.method.prompt())
-        firsts.append(len(rows))
-        rows += [replace(example.row, prompt=number) for example in part.examples]
-    batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
+        w.job.prefix = prompts[-1].prefix_length
+    batch, layout = engine.ahead.laid(_key(chunk, later=0)) or _lay(host, chunk)
     host.set_checkpointing(any(w.job.recipe.train.gradient_checkpointing for w, _ in chunk))
     with _base_mode(host, chunk[0][0].job, which, processes):  # to the end: a layer may be computed again then
-        output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
+        output = forward(host, batch, prompts, hidden=_reads_hidden(chunk), layout=layout)
         total = torch.zeros((), device=device)
-        losses = []
-        for (w, part), first in zip(chunk, firsts, strict=True):
+        losses, first = [], 0
+        for w, part in chunk:
             with w.job.randomness(FOR_HEAD, device):
                 share = Share.of(output, first, part.positions, w.batch)
                 loss = w.job.loss_sum(share, part.examples)
             loss = loss * (part.weight / w.units)
             losses.append(loss.detach().double())
             total = total + loss
+            first += len(part.examples)
+        engine.ahead.begin(lambda: _next_step(engine, work))
         total.backward()
     for (w, _), value in zip(chunk, losses, strict=True):
         w.loss = w.loss + value
+
+
+def _lay(host: BaseHost, chunk: Sequence[Piece]) -> Laid:
+    rows = [replace(example.row, prompt=number) for number, (_, part) in enumerate(chunk) for example in part.examples]
+    batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
+    return Laid(batch, lay_out(host, batch, [w.job.prefix for w, _ in chunk], hidden=_reads_hidden(chunk)))
+
+
+def _reads_hidden(chunk: Sequence[Piece]) -> bool:
+    return any(w.job.objective.reads_hidden for w, _ in chunk)
+
+
+def _key(chunk: Sequence[Piece], *, later: int) -> Key:
+    return tuple((id(w.job), w.job.step + later, tuple(part.positions)) for w, part in chunk)
+
+
+def _next_step(engine: Engine, work: Sequence[Work]) -> Made:
+    """The rows of the step after this one, if the same jobs take it."""
+    made = Made([w.job for w in work])
+    to_come = []
+    for w in work:
+        step = w.job.step + 1
+        if step < w.job.steps:
+            made.examples[id(w.job), step] = w.job.batch_of(step)
+            to_come.append(_work(w.job, made.examples[id(w.job), step], engine.processes))
+    for _, chunk in _forwards(to_come, engine.pace):
+        made.laid[_key(chunk, later=1)] = _lay(engine.host, chunk)
+    return made
 
 
 @contextmanager

@@ -13,5 +13,8 @@ class Fast:
     trim: bool = True  #: causal bases: nothing behind a row's last label
     pack: bool = True  #: no padding outside attention, and rows of like length together inside it
     share: bool = True  #: causal bases: what all rows of a prompt begin with is computed once; needs `pack`
+    once: bool = True  #: and asks once in attention, not again for each row; needs `share`
+    varlen: bool = True  #: on a GPU attention over rows of unlike lengths in one call; needs `pack`
     activation: bool = True  #: GPT-2's GELU in one operation; read when a base is loaded
     together: bool = True  #: one optimizer step for all jobs of a run
+    ahead: bool = True  #: the next step's rows are read, tokenised and laid out while this step's backward runs

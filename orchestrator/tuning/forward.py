@@ -34,19 +34,64 @@ class Output:
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with; None: it has none
 
 
-def forward(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool = False) -> Output:
+@dataclass(frozen=True)
+class Layout:
+    """Where all tokens of a batch stand in the line, on the CPU: a matter of its rows, not of what prompts hold."""
+
+    prefixes: tuple[int, ...]  #: length of each prompt's keys and values
+    hidden: bool
+    line: Line
+    positions: Tensor  #: [T]
+    row_of: Tensor  #: [M]: of each label
+    labels: Tensor  #: [M]
+    asked: Tensor  #: [M]: the token of the line that predicts it
+    starts: list[int]  #: [B + 1]: where each row's labels begin
+    lengths: Tensor | None  #: [1, T]: of the token's row, where rotary angles depend on it
+
+
+def forward(
+    host: BaseHost,
+    batch: RowBatch,
+    prompts: Sequence[Prompt],
+    *,
+    hidden: bool = False,
+    layout: Layout | None = None,
+) -> Output:
     """Row b of `batch` sees `prompts[b's prompt]` and nothing of the other rows.
 
-    Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only. Raises
-    ValueError where a row names a prompt or a virtual token that is not there, BadInput for another base's prompt.
+    Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only. `layout`:
+    what `lay_out` made of this batch before. Raises ValueError where a row names a prompt or a virtual token that is
+    not there, BadInput for another base's prompt.
     """
     _check(host, batch, prompts)
+    rows = _seen_rows(host, batch, hidden=hidden)
+    if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= _window(host):
+        prefixes = tuple(prompt.prefix_length for prompt in prompts)
+        if layout is None or layout.prefixes != prefixes or layout.hidden != hidden:
+            layout = _laid_out(host, rows, batch, prefixes, hidden=hidden)
+        return _packed(host, rows, batch, prompts, layout)
+    return _padded(host, rows, batch, prompts, hidden=hidden)
+
+
+def lay_out(host: BaseHost, batch: RowBatch, prefixes: Sequence[int], *, hidden: bool) -> Layout | None:
+    """What a forward of `batch` needs to know of its rows, before its turn; None where there is nothing to prepare.
+
+    `prefixes`: length of each prompt's keys and values. Asks the base nothing: another forward may be running.
+    """
+    if not host.fast.pack or not host.packs:
+        return None
+    rows = _seen_rows(host, batch, hidden=hidden)
+    if rows.input_ids.shape[1] > _window(host):
+        return None
+    return _laid_out(host, rows, batch, tuple(prefixes), hidden=hidden)
+
+
+def _seen_rows(host: BaseHost, batch: RowBatch, *, hidden: bool) -> RowBatch:
+    """The rows as the base sees them: nothing that the loss does not need."""
     rows = batch.on_side("right")
     if host.fast.trim and host.kind == "causal" and rows.labels is not None and not hidden:
-        rows = rows.trimmed()
-    if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= _window(host):
-        return _packed(host, rows, batch, prompts, hidden=hidden)
-    return _padded(host, rows, batch, prompts, hidden=hidden)
+        return rows.trimmed()
+    return rows
 
 
 def packs(host: BaseHost) -> bool:
@@ -63,7 +108,8 @@ def packs(host: BaseHost) -> bool:
         with torch.no_grad():
             expected = _padded(host, batch, batch, [Prompt.empty()], hidden=True).hidden
             try:
-                found = _packed(host, batch, batch, [Prompt.empty()], hidden=True).hidden
+                layout = _laid_out(host, batch, batch, (0,), hidden=True)
+                found = _packed(host, batch, batch, [Prompt.empty()], layout).hidden
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
                 host.packs = False  # a model of its own kind, which reads its mask or counts its columns
                 return False
@@ -103,7 +149,7 @@ def generate(
     with (
         torch.no_grad(),
         host.injector.injecting(_prefixes(host, rows, prompts)),
-        rotary.of_rows(_lengths(host, batch, prompts)),
+        rotary.of_rows(_lengths(host, batch, [prompt.prefix_length for prompt in prompts])),
         _settings(host.model, settings),
     ):
         written = host.model.generate(**inputs)
@@ -135,7 +181,7 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
 
 def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[B, S] tokens through the base. `rows`: as it sees them; `batch`: as the caller gave them."""
-    lengths = _lengths(host, batch, prompts)
+    lengths = _lengths(host, batch, [prompt.prefix_length for prompt in prompts])
     labelled = _labelled(host, rows)
     starts = _starts(labelled[0], len(rows))
     row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in labelled)
@@ -151,24 +197,36 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
 
 
-def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
-    """[1, T] tokens through the base: what it is not asked for is left out."""
-    rows = rows.to("cpu")  # where the line is made: nothing there waits for a GPU
-    prefixes = [prompt.prefix_length for prompt in prompts]
-    lengths = _lengths(host, batch, prompts)
-    share = host.fast.share and (lengths is None or rotary.alike(host.model, lengths))
-    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=share)
-    of_tokens = None if lengths is None else lengths[line.rows, 0][None]
+def _laid_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: tuple[int, ...], *, hidden: bool) -> Layout:
+    rows = rows.to("cpu")  # nothing here waits for a GPU
+    fast, lengths = host.fast, _lengths(host, batch, prefixes)
+    share = fast.share and (lengths is None or rotary.alike(host.model, lengths))
+    ragged = fast.varlen and host.ragged
+    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=share, once=fast.once, ragged=ragged)
     row_of, columns, labels = _labelled(host, rows)
-    starts, positions = _starts(row_of, len(rows)), line.columns
+    positions = line.columns
     if any(prefixes):  # what stands before an infix keeps its place
         infix = torch.tensor(rows.infix_at)[line.rows]
         positions = positions + torch.tensor(prefixes)[line.prompts] * (positions >= infix)
-    asked, positions = line.at[row_of, columns], positions + host.first_position
-    row_of, labels, asked, positions = (
-        t.to(host.device, non_blocking=True) for t in (row_of, labels, asked, positions)
+    return Layout(
+        prefixes=prefixes,
+        hidden=hidden,
+        line=line,
+        positions=positions + host.first_position,
+        row_of=row_of,
+        labels=labels,
+        asked=line.at[row_of, columns],
+        starts=_starts(row_of, len(rows)),
+        lengths=None if lengths is None else lengths[line.rows, 0][None],
     )
-    line, batch = line.to(host.device), batch.to(host.device)
+
+
+def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], layout: Layout) -> Output:
+    """[1, T] tokens through the base: what it is not asked for is left out."""
+    row_of, labels, asked, positions = (
+        t.to(host.device, non_blocking=True) for t in (layout.row_of, layout.labels, layout.asked, layout.positions)
+    )
+    line, batch = layout.line.to(host.device), batch.to(host.device)
     inputs: dict[str, Any] = {
         "inputs_embeds": _embedded(host, line.ids[None], line.prompts[None], prompts),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=host.device),  # taken as it is, and not read
@@ -178,11 +236,11 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         inputs["use_cache"] = False
     active = Packed.of(line, prompts, host.dtype)
     at = (torch.zeros_like(asked), asked)
-    with rotary.of_rows(of_tokens):
-        logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
+    with rotary.of_rows(layout.lengths):
+        logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=layout.hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
-    return Output(logits, labels, row_of, states, batch.text_mask, starts, scored)
+    return Output(logits, labels, row_of, states, batch.text_mask, layout.starts, scored)
 
 
 def _starts(row_of: Tensor, rows: int) -> list[int]:
@@ -223,11 +281,11 @@ def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Pre
     return Prefixes.of(prompts, batch.prompt_index, host.dtype, seen_from)
 
 
-def _lengths(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Tensor | None:
+def _lengths(host: BaseHost, batch: RowBatch, prefixes: Sequence[int]) -> Tensor | None:
     """[B, 1] on the CPU: how long each row of the caller's batch is, its prefix included; None where nobody asks."""
     if not host.turns_by_length:
         return None
-    before = torch.tensor([prompt.prefix_length for prompt in prompts])
+    before = torch.tensor(list(prefixes))
     return (batch.lengths.cpu() + before[batch.prompt_index.cpu()])[:, None]
 
 

@@ -25,7 +25,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
-from orchestrator.tuning import injection, rotary
+from orchestrator.tuning import injection, rotary, varlen
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.injection import Injector, Site
 from orchestrator.tuning.prompt import Prompt
@@ -220,6 +220,15 @@ class BaseHost:
     def takes_positions(self) -> bool:
         """Whether the forward takes explicit position ids. Encoder-decoder bases count columns from the left."""
         return self.kind != "seq2seq" and "position_ids" in inspect.signature(self.model.forward).parameters
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether attention over rows of unlike lengths is one call here (`varlen`): causal bases on a GPU."""
+        if self.kind != "causal" or not self.sites:
+            return False
+        heads = self.model.config.get_text_config().num_attention_heads
+        shapes = {(site.kv_heads, site.head_dim) for site in self.sites}
+        return all(varlen.works(self.device, self.dtype, heads, kv_heads, width) for kv_heads, width in shapes)
 
     @cached_property
     def first_position(self) -> int:

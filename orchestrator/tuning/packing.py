@@ -1,40 +1,70 @@
 """Rows without padding: the tokens of all rows in one line, padded to rows only where they look at each other.
 
-All layers of a base but attention treat each token for itself, so they are given [1, T] tokens. Attention is given rows
-again: for each row the tokens it sees, gathered from the line, rows of like length together. On a causal base, what all
-rows of a prompt begin with (its virtual tokens, a template's words) depends on nothing of the row: it is in the line
-once, every row gathers it, and the gradients of all rows add up in it.
+All layers of a base but attention treat each token for itself, so they are given [1, T] tokens. Attention is given
+spans: the tokens of a row that ask, and all that they see, gathered from the line; spans of like size together, or on a
+GPU all of them in one call without any padding (`varlen`). On a causal base, what all rows of a prompt begin with (its
+virtual tokens, a template's words) depends on nothing of the row: it is in the line once and asks once, every row
+gathers its keys and values, and the gradients of all rows add up in it.
 
-A row's padding repeats the row's own last token, never another row's: 0 times a neighbour's NaN would be NaN.
+A span's padding repeats the span's own tokens, never another row's: 0 times a neighbour's NaN would be NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from orchestrator.tuning import varlen
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import RowBatch
 
-#: Rows are grouped by length while each further group saves so many cells of attention (a cell: one token looking at
+#: Spans are grouped by size while each further group saves so many cells of attention (a cell: one token looking at
 #: one token). A group costs about ten small operations a layer, 100 microseconds.
 _CELLS_WORTH_A_GROUP = 30_000
+#: What rows share asks once where it is at least a quarter of the longest row's own tokens. Below, what the mask costs
+#: (10 % of attention on a CPU) is more than what fewer questions save.
+_WORTH_A_CUT = 4
 
 Attend = Callable[..., tuple[Tensor, Any]]
 
 
+class Span(NamedTuple):
+    """Tokens of one row that ask together; each sees those before it in the span, and its context."""
+
+    row: int
+    first: int  #: column; those before it are context
+    end: int
+    prefix: int  #: columns of the prompt's keys and values that are context too
+    owned: int  #: the first column whose answer is taken from here; those before it another row asks for too
+
+    @property
+    def asked(self) -> int:
+        return self.end - self.first
+
+    @property
+    def context(self) -> int:
+        return self.prefix + self.first
+
+    @property
+    def cells(self) -> int:
+        return self.asked * (self.asked + self.context)
+
+
 @dataclass(frozen=True)
 class Group:
-    """R rows of like length in attention, W columns wide."""
+    """R spans of like size in attention: W columns wide, of which the last Q ask."""
 
     take: Tensor  #: [R, W]: where a column's key and value are: a token of the line, or T + a column of the prefixes
-    ask: Tensor  #: [R, W]: the token whose query a column is; any of the row's own where it is a prefix's
-    seen: Tensor | None  #: [R, 1, 1, W] bool: bases that look both ways: columns that exist; None: all, or causal
+    ask: Tensor  #: [R, Q]: the token whose query a column is
+    seen: (
+        Tensor | None
+    )  #: [R or 1, 1, Q or 1, W] bool: what exists and is not ahead; None: all, or all that is not ahead
 
 
 @dataclass(frozen=True)
@@ -48,35 +78,42 @@ class Line:
     at: Tensor  #: [B, S]: the token that stands at a row's column; padding: the row's last
     home: Tensor  #: [T]: where a token's output is among all groups' columns
     groups: tuple[Group, ...]
+    ragged: varlen.Ragged | None  #: instead of groups: all spans in one call
     causal: bool
 
     def to(self, device: torch.device) -> Line:
-        if self.ids.device == device:
-            return self
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, groups=tuple(_moved(group, device) for group in self.groups), **moved)
+        return self if self.ids.device == device else _moved(self, device)
 
     @classmethod
-    def of(cls, batch: RowBatch, prefixes: Sequence[int], *, causal: bool, share: bool) -> Line:
-        """`batch`: on the CPU, padded on the right; `prefixes`: length of each prompt's keys and values."""
-        width = batch.input_ids.shape[1]
-        columns = torch.arange(width)
-        real = columns < batch.lengths[:, None]
+    def of(
+        cls,
+        batch: RowBatch,
+        prefixes: Sequence[int],
+        *,
+        causal: bool,
+        share: bool,
+        once: bool = True,
+        ragged: bool = False,
+    ) -> Line:
+        """`batch`: on the CPU, padded on the right; `prefixes`: length of each prompt's keys and values.
+
+        `once`: what rows share asks once where that pays; `ragged`: for one call without padding, causal bases only.
+        """
+        columns = torch.arange(batch.input_ids.shape[1])
         number_of_row = torch.arange(len(batch))
         if share and causal:
             first, lead = _shared(batch, len(prefixes))
         else:
             first, lead = number_of_row, torch.zeros_like(batch.lengths)
+        real = columns < batch.lengths[:, None]
         own = real & ((columns >= lead[:, None]) | (first == number_of_row)[:, None])
         number = (own.flatten().cumsum(0) - 1).view_as(own)
         at = torch.where(columns < lead[:, None], number[first], number)
         at = at.gather(1, torch.minimum(columns, batch.lengths[:, None] - 1))
-        infix = torch.tensor(batch.infix_at)
-        before = torch.tensor(list(prefixes))[batch.prompt_index]
-        shifted = columns + before[:, None] * (columns >= infix[:, None])
-        starts, groups = _groups(at, int(number[-1, -1]) + 1, batch, prefixes, infix, before, causal)
+        spans = _spans(batch, prefixes, first.tolist(), lead.tolist(), once=once, always=ragged)
+        tokens = int(number[-1, -1]) + 1
+        table = _Table(at, batch.prompt_index.tolist(), [tokens + sum(prefixes[:i]) for i in range(len(prefixes))])
+        home, groups = (columns, ()) if ragged else _groups(spans, table, tokens, causal)
         rows, places = own.nonzero(as_tuple=True)
         return cls(
             ids=batch.input_ids[own],
@@ -84,8 +121,9 @@ class Line:
             columns=places,
             rows=rows,
             at=at,
-            home=(starts[:, None] + shifted)[own],
+            home=home,
             groups=groups,
+            ragged=_ragged(spans, table) if ragged else None,
             causal=causal,
         )
 
@@ -111,14 +149,16 @@ class Packed:
         self, attend: Attend, layer: int, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]
     ) -> Tensor:
         """[1, heads, T, d] queries and [1, kv_heads, T, d] keys and values -> [1, T, heads, d]."""
-        head_dim, outputs = query.shape[3], []
         queries, keys, values = (tensor[0].transpose(0, 1).flatten(1) for tensor in (query, key, value))
         if self.prefixes:
             keys = torch.cat([keys, self.prefixes[2 * layer].to(keys.dtype)])
             values = torch.cat([values, self.prefixes[2 * layer + 1].to(values.dtype)])
-        options["is_causal"] = self.line.causal
+        if self.line.ragged is not None:
+            return varlen.attention(self.line.ragged, attend, queries, keys, values, query.shape[3], options)[None]
+        head_dim, outputs = query.shape[3], []
         for group in self.line.groups:
             rows = [_taken(t, i, head_dim) for t, i in ((queries, group.ask), (keys, group.take), (values, group.take))]
+            options["is_causal"] = self.line.causal and group.seen is None
             output, _ = attend(*rows, group.seen, **options)
             outputs.append(output.flatten(0, 1).flatten(1))
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -145,49 +185,109 @@ def _shared(batch: RowBatch, prompts: int) -> tuple[Tensor, Tensor]:
     return of_row, lead[batch.prompt_index]
 
 
-def _groups(
-    at: Tensor,
-    tokens: int,
-    batch: RowBatch,
-    prefixes: Sequence[int],
-    infix: Tensor,
-    before: Tensor,
-    causal: bool,
-) -> tuple[Tensor, tuple[Group, ...]]:
-    """([B] where a row's first column is among all groups' columns, the groups)."""
-    lengths = batch.lengths + before
-    first_column = torch.tensor([sum(prefixes[:i]) for i in range(len(prefixes))])[batch.prompt_index] + tokens
-    starts, groups, offset = torch.zeros_like(lengths), [], 0
-    for rows in _alike(lengths):
-        width = int(lengths[rows].max())
-        columns = torch.arange(width)
-        relative = columns - infix[rows, None]
-        in_prefix = (relative >= 0) & (relative < before[rows, None])
-        token = columns - before[rows, None] * (relative >= before[rows, None])
-        ask = at[rows].gather(1, token.clamp_max(at.shape[1] - 1).expand(len(rows), -1))
-        take = torch.where(in_prefix, first_column[rows, None] + relative, ask)
-        exists = columns < lengths[rows, None]
-        seen = None if causal or bool(exists.all()) else exists[:, None, None]
-        groups.append(Group(take, ask, seen))
-        starts[rows] = offset + torch.arange(len(rows)) * width
-        offset += len(rows) * width
-    return starts, tuple(groups)
+@dataclass(frozen=True)
+class _Table:
+    """Where everything that a span gathers stands."""
+
+    at: Tensor  #: [B, S]
+    prompts: list[int]  #: of each row
+    prefixes: list[int]  #: where each prompt's keys and values begin
 
 
-def _alike(lengths: Tensor) -> list[Tensor]:
-    """Rows by length, longest first: a new group where it saves enough."""
-    order = lengths.argsort(descending=True, stable=True)
-    sizes = lengths[order].tolist()
-    cuts, start = [0], 0
-    for i in range(1, len(sizes)):
-        if (len(sizes) - i) * (sizes[start] ** 2 - sizes[i] ** 2) > _CELLS_WORTH_A_GROUP and sizes[i] <= 0.75 * sizes[
-            start
-        ]:
-            cuts.append(i)
-            start = i
-    return [order[a:b] for a, b in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
+def _spans(
+    batch: RowBatch, prefixes: Sequence[int], first: list[int], lead: list[int], *, once: bool, always: bool
+) -> list[Span]:
+    """Of all rows, in the order of the line."""
+    lengths, prompts = batch.lengths.tolist(), batch.prompt_index.tolist()
+    longest = [0] * len(prefixes)
+    for prompt, length, shared in zip(prompts, lengths, lead, strict=True):
+        longest[prompt] = max(longest[prompt], length - shared)
+    spans = []
+    for row, (prompt, length, shared, infix) in enumerate(zip(prompts, lengths, lead, batch.infix_at, strict=True)):
+        cut = always or (once and _WORTH_A_CUT * shared >= longest[prompt])
+        asked_elsewhere = 0 if first[row] == row else shared
+        start = asked_elsewhere if cut or infix else 0
+        cuts = {start, *(column for column in (shared if cut else 0, infix) if start < column < length), length}
+        for a, e in pairwise(sorted(cuts)):
+            spans.append(Span(row, a, e, prefixes[prompt] if a >= infix else 0, max(a, asked_elsewhere)))
+    return spans
 
 
-def _moved(group: Group, device: torch.device) -> Group:
-    take, ask = group.take.to(device, non_blocking=True), group.ask.to(device, non_blocking=True)
-    return Group(take, ask, None if group.seen is None else group.seen.to(device, non_blocking=True))
+def _groups(spans: Sequence[Span], table: _Table, tokens: int, causal: bool) -> tuple[Tensor, tuple[Group, ...]]:
+    """([T] where a token's output is among all groups' columns, the groups)."""
+    home, groups, offset = torch.zeros(tokens, dtype=torch.long), [], 0
+    for alike in _alike(spans):
+        take, ask, real = _gathered(alike, table)
+        size, asked = ask.shape
+        owned = torch.tensor([span.owned - span.first for span in alike])
+        answered = real[:, -asked:] & (torch.arange(asked) >= owned[:, None])
+        home[ask[answered]] = offset + torch.arange(size * asked).view(size, asked)[answered]
+        groups.append(Group(take, ask, _seen(real, asked, causal)))
+        offset += size * asked
+    return home, tuple(groups)
+
+
+def _gathered(spans: Sequence[Span], table: _Table) -> tuple[Tensor, Tensor, Tensor]:
+    """([R, W] keys, [R, Q] queries, [R, W] whether a column exists): contexts on the left, padded on their left."""
+    rows, first, asked, prefix = (
+        torch.tensor(column)[:, None]
+        for column in zip(*((span.row, span.first, span.asked, span.prefix) for span in spans), strict=True)
+    )
+    at = table.at[rows[:, 0]]
+    columns = torch.arange(int(asked.max()))
+    ask = at.gather(1, first + torch.minimum(columns, asked - 1))
+    width = max(span.context for span in spans)
+    place = torch.arange(width) - (width - first - prefix)
+    begins = torch.tensor([table.prefixes[table.prompts[span.row]] for span in spans])[:, None]
+    before = at.gather(1, (place - prefix).clamp(0, at.shape[1] - 1))
+    context = torch.where(place < 0, ask[:, :1], torch.where(place < prefix, begins + place, before))
+    return torch.cat([context, ask], 1), ask, torch.cat([place >= 0, columns < asked], 1)
+
+
+def _seen(real: Tensor, asked: int, causal: bool) -> Tensor | None:
+    """The mask of a group, from which of its columns exist."""
+    if not causal:
+        return None if bool(real.all()) else real[:, None, None]
+    context = real[:, : real.shape[1] - asked]
+    if not context.shape[1]:
+        return None
+    if bool(context.all()):
+        context = context[:1]
+    ahead = torch.ones(asked, asked, dtype=torch.bool).tril().expand(len(context), -1, -1)
+    return torch.cat([context[:, None].expand(-1, asked, -1), ahead], 2)[:, None]
+
+
+def _ragged(spans: Sequence[Span], table: _Table) -> varlen.Ragged:
+    take, _, real = _gathered(spans, table)
+    asked = [span.asked for span in spans]
+    seen = [span.asked + span.context for span in spans]
+    return varlen.Ragged.of(take[real], asked, seen)
+
+
+def _alike(spans: Sequence[Span]) -> list[list[Span]]:
+    """Spans by size, largest first: a new group where it saves enough."""
+    order = sorted(spans, key=lambda span: (-span.asked, -span.context))
+    groups: list[list[Span]] = []
+    for i, span in enumerate(order):
+        if groups:
+            saved = groups[-1][0].cells - span.cells
+            # Three quarters as long each way at most, or the next few would make a group of their own again.
+            if (len(order) - i) * saved <= _CELLS_WORTH_A_GROUP or span.cells > 0.5625 * groups[-1][0].cells:
+                groups[-1].append(span)
+                continue
+        groups.append([span])
+    return groups
+
+
+def _moved(one: Any, device: torch.device) -> Any:
+    """A frozen dataclass with all its tensors on `device`."""
+    moved: dict[str, Any] = {}
+    for field in fields(one):
+        value = getattr(one, field.name)
+        if isinstance(value, Tensor):
+            moved[field.name] = value.to(device, non_blocking=True)
+        elif is_dataclass(value):
+            moved[field.name] = _moved(value, device)
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            moved[field.name] = tuple(_moved(part, device) for part in value)
+    return replace(one, **moved)

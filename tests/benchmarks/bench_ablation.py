@@ -40,7 +40,7 @@ def main(root: str, base: str, *numbers: str) -> None:
             with contextlib.redirect_stdout(io.StringIO()):
                 if run.main([str(made.root)]):
                     sys.exit(f"the run of variant {name} failed")
-            found[name] += step_seconds(made, folder)
+            found[name] += step_seconds(folder)
             shutil.rmtree(folder)
     print(json.dumps({name: median(seconds) for name, seconds in found.items()}))
 

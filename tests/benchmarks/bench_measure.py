@@ -1,4 +1,4 @@
-"""What the speed benchmark measures with: programs and their memory, the machine's matmul peak, the floor of a step."""
+"""What the speed benchmark measures: the same jobs as programs of either kind, their times, memory and losses."""
 
 from __future__ import annotations
 
@@ -7,39 +7,44 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
 from orchestrator.events import read_events
-from orchestrator.paths import JobPaths, RunPaths
-from orchestrator.tuning.packing import Line
-from orchestrator.tuning.rows import Row, RowBatch
-from tests.benchmarks.bench_world import BASES, GPU_BASES, Shape, World
+from orchestrator.paths import JobPaths
+from tests.benchmarks.bench_world import Shape, World
 from tests.benchmarks.report import REPOSITORY
+
+_ONE_READ = 1e-3  #: seconds: losses that are reported closer together were read from a GPU at once
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The jobs of one shape, trained by one program or by several."""
+    """Jobs of one shape, trained by one program or by several."""
 
     seconds: float  #: with start-up
     step: float  #: seconds of one step of all jobs, the first one left out
-    megabytes: float  #: peak resident memory, of all processes at once
+    bytes: float  #: peak memory, of all processes that run at once
     losses: list[float]  #: each job's last
 
 
-def peft_in_turn(world: World, folder: Path, shape: Shape, threads: int, device: str) -> Measured:
-    done = [_peft(world, folder, shape, [job], threads, device) for job in range(shape.jobs)]
+def peft_in_turn(
+    world: World, folder: Path, shape: Shape, threads: int, device: str, tell: Callable[[str], None]
+) -> Measured:
+    """`shape.in_turn` jobs are run; the others would take as long, for they have as many rows and steps."""
+    done = []
+    for job in range(shape.in_turn or shape.jobs):
+        tell(f"PEFT, job {job + 1} of {shape.in_turn or shape.jobs}")
+        done.append(_peft(world, folder, shape, [job], threads, device))
+    times = shape.jobs / len(done)
     return Measured(
-        seconds=sum(one.seconds for one in done),
-        step=sum(one.step for one in done),
-        megabytes=max(one.megabytes for one in done),
+        seconds=times * sum(one.seconds for one in done),
+        step=times * sum(one.step for one in done),
+        bytes=max(one.bytes for one in done),
         losses=[loss for one in done for loss in one.losses],
     )
 
@@ -53,97 +58,37 @@ def ptq(world: World, folder: Path, shape: Shape, threads: int, device: str) -> 
     """The training program as a worker's supervisor starts it, with all jobs in one run."""
     run = world.ptq_run(folder, shape, threads=threads, device=device)
     started = time.time()
-    (finished,) = _run([[sys.executable, "-m", "orchestrator.training.run", str(run.root)]], folder)
+    ((end, text),) = _run([[sys.executable, "-m", "tests.benchmarks.bench_ptq", str(run.root)]], folder)
     reports = [_reports(folder, job) for job in range(shape.jobs)]
-    step = max(_each_step([event["at"] for event in one]) for one in reports)
-    losses = [float(one[-1]["values"]["loss"]) for one in reports]
-    return Measured(finished[0] - started, step, finished[1], losses)
+    each = _between_reads if device == "cuda" else _each_step
+    return Measured(
+        seconds=end - started,
+        step=max(each([event["at"] for event in one]) for one in reports),
+        bytes=json.loads(text.splitlines()[-1])["bytes"],
+        losses=[float(one[-1]["values"]["loss"]) for one in reports],
+    )
 
 
-def step_seconds(run: RunPaths, folder: Path) -> list[float]:
+def step_seconds(folder: Path) -> list[float]:
     """How long each step of the first job took."""
-    at = [event["at"] for event in _reports(folder, 0)]
-    return [b - a for a, b in pairwise(at)]
-
-
-def matmul_peak(threads: int, device: str, dtype: str) -> float:
-    """FLOP/s of the best matrix product among several shapes, measured here."""
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    torch.set_num_threads(threads)
-    best = 0.0
-    for rows, inner, columns in ((512, 128, 512), (2048, 768, 3072), (4096, 1024, 1024)):
-        size = 8 if device == "cuda" else 1
-        a = torch.randn(rows * size, inner * size, dtype=kind, device=device)
-        b = torch.randn(inner * size, columns * size, dtype=kind, device=device)
-        for _ in range(8):
-            _wait(device)
-            started = time.perf_counter()
-            a @ b
-            _wait(device)
-            flops = 2 * a.shape[0] * a.shape[1] * b.shape[1]
-            best = max(best, flops / (time.perf_counter() - started))
-    return best
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one job's steps hold on average."""
-
-    real: float  #: tokens with the prompt once and nothing behind the last label
-    packed: float  #: tokens that ptq runs through the layers
-    padded: float  #: tokens that PEFT does
-    floor: float  #: FLOPs that an exact step cannot do without
-
-
-def work_of(world: World, shape: Shape) -> Work:
-    """Counted from the rows of the first job's steps, with the code that lays them out."""
-    lines = (world.rows(shape.base, shape.tokens) / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    lengths = [(len(row["text"].split()) + 1, len(row["target"].split()) + 1) for row in map(json.loads, lines)]
-    spec = json.loads(world.peft_spec(world.root, shape, 0, threads=1, device="cpu").read_text(encoding="utf-8"))
-    found = [_counted([lengths[i] for i in numbers], shape) for numbers in spec["order"]]
-    return Work(*(sum(column) / len(found) for column in zip(*found, strict=True)))
-
-
-def _counted(lengths: Sequence[tuple[int, int]], shape: Shape) -> tuple[float, float, float, float]:
-    n = shape.length
-    front = [-j - 1 for j in range(n)]
-    # Words differ between rows, so that nothing but the prompt is shared.
-    rows = [Row([*front, *[10 + i] * (a + b)], [-100] * (n + a) + [10 + i] * b, 0) for i, (a, b) in enumerate(lengths)]
-    line = Line.of(RowBatch.collate(rows, pad_id=0).trimmed(), [0], causal=True, share=True)
-    tokens = [a + b - 1 for a, b in lengths]
-    real = n + sum(tokens)
-    padded = len(rows) * (n + max(a + b for a, b in lengths))
-    pairs = n * (n + 1) / 2 + sum(s * n + s * (s + 1) / 2 for s in tokens)
-    vocabulary, width, layers, linear, attended = _sizes(shape.base)
-    floor = 4 * linear * real + 12 * attended * layers * pairs + 4 * vocabulary * width * sum(b for _, b in lengths)
-    return real, len(line.ids), padded, floor
-
-
-def _sizes(base: str) -> tuple[int, int, int, int, int]:
-    """V, H, L, numbers in the layers' matrices, width of the queries."""
-    if base in BASES:
-        vocabulary, width, layers, _ = BASES[base]
-        return vocabulary, width, layers, 12 * width * width * layers, width
-    vocabulary, width, layers, heads, key_heads, inner = GPU_BASES[base]
-    attention = 2 * width * width + 2 * width * width * key_heads // heads
-    return vocabulary, width, layers, layers * (attention + 3 * width * inner), width
+    return [b - a for a, b in pairwise([event["at"] for event in _reports(folder, 0)])]
 
 
 def _peft(world: World, folder: Path, shape: Shape, jobs: list[int], threads: int, device: str) -> Measured:
     specs = [world.peft_spec(folder, shape, job, threads=threads, device=device) for job in jobs]
     started = time.time()
     finished = _run([[sys.executable, "-m", "tests.benchmarks.bench_peft", str(spec)] for spec in specs], folder)
-    told = [json.loads(text.splitlines()[-1]) for _, _, text in finished]
+    told = [json.loads(text.splitlines()[-1]) for _, text in finished]
     return Measured(
-        seconds=max(end for end, _, _ in finished) - started,
+        seconds=max(end for end, _ in finished) - started,
         step=max(_each_step(one["at"]) for one in told),
-        megabytes=sum(peak for _, peak, _ in finished),
+        bytes=sum(one["bytes"] for one in told),
         losses=[one["losses"][-1] for one in told],
     )
 
 
-def _run(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[float, float, str]]:
-    """(end, peak megabytes, output) of programs that run at the same time."""
+def _run(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[float, str]]:
+    """(end, output) of programs that run at the same time."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     environment.pop("OMP_NUM_THREADS", None)  # each program sets its own threads
     started = []
@@ -154,15 +99,14 @@ def _run(commands: Sequence[Sequence[str]], folder: Path) -> list[tuple[float, f
         started.append((process, output, errors))
     ends = {}
     for _ in started:
-        pid, status, usage = os.wait4(-1, 0)
-        ends[pid] = (time.time(), usage.ru_maxrss / 1024, status)
+        pid, status = os.waitpid(-1, 0)
+        ends[pid] = (time.time(), os.waitstatus_to_exitcode(status))
     found = []
     for process, output, errors in started:
-        end, peak, status = ends[process.pid]
-        process.returncode = os.waitstatus_to_exitcode(status)
+        end, process.returncode = ends[process.pid]
         if process.returncode:
             sys.exit(f"{process.args}\n{errors.read_text()}")
-        found.append((end, peak, output.read_text()))
+        found.append((end, output.read_text()))
     return found
 
 
@@ -176,6 +120,9 @@ def _each_step(at: Sequence[float]) -> float:
     return median(b - a for a, b in pairwise(at))
 
 
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def _between_reads(at: Sequence[float]) -> float:
+    """Where losses stay on the GPU for a while: from the first time that some were read to the last."""
+    first = next((i for i in range(1, len(at)) if at[i] - at[i - 1] > _ONE_READ), len(at)) - 1
+    if first == len(at) - 1:
+        raise ValueError(f"all {len(at)} steps were read at once: too few to be timed")
+    return (at[-1] - at[first]) / (len(at) - 1 - first)

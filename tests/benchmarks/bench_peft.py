@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_peft SPEC.json
 
-Prints one JSON line: {"losses": [...], "at": [...]}, the time at each step's end.
+Prints one JSON line: {"losses": […], "at": […], "bytes": …}: the time at each step's end, and the most memory held.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from accelerate import Accelerator
 from peft import PromptTuningConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+
+from tests.benchmarks.bench_memory import peak_bytes
 
 
 def main(spec: dict[str, Any]) -> None:
@@ -47,8 +49,7 @@ def main(spec: dict[str, Any]) -> None:
         losses.append(loss.detach())
         at.append(time.time())
     accelerator.unwrap_model(model).save_pretrained(spec["output"])
-    peak = torch.cuda.max_memory_allocated() if spec["device"] == "cuda" else None
-    print(json.dumps({"losses": [float(loss) for loss in losses], "at": at, "cuda_bytes": peak}))
+    print(json.dumps({"losses": [float(loss) for loss in losses], "at": at, "bytes": peak_bytes()}))
 
 
 def _tokenised(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:

@@ -47,6 +47,7 @@ class Shape:
     steps: int = 20
     batch: int = 8
     dtype: str = "fp32"
+    in_turn: int = 0  #: of the jobs, how many PEFT really runs one after another; 0: all
 
     def __str__(self) -> str:
         return f"{self.base}, n {self.length}, {self.tokens} tokens, k {self.jobs}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from tuning_helpers import ALL, built, close, gradients, loss_of, pairs, rows, r
 
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch
 from orchestrator.tuning.fast import Fast
-from orchestrator.tuning.forward import packs
+from orchestrator.tuning.forward import forward, lay_out, packs
 from orchestrator.tuning.packing import Line
 
-PLAIN = Fast(labels=False, trim=False, pack=False, share=False, activation=False, together=False)
-EACH_ALONE = [Fast(labels=False), Fast(trim=False), Fast(pack=False), Fast(share=False)]
+PLAIN = Fast(**dict.fromkeys((field.name for field in fields(Fast)), False))
+EACH_ALONE = [Fast(labels=False), Fast(trim=False), Fast(pack=False), Fast(share=False), Fast(once=False)]
 
 
 def jobs_of(base: BaseHost, name: str) -> tuple[list[Any], list[list[Row]]]:
@@ -75,6 +76,36 @@ def _seq2seq(fast: Fast) -> list[tuple[Any, list[dict[str, torch.Tensor]]]]:
     return found
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_all_rows_in_one_call_of_attention(name: str) -> None:
+    """As on a GPU, with what its kernel computes written out."""
+    found = []
+    for ragged in (False, True):
+        base = host(name, torch.float64)
+        base.ragged = ragged
+        jobs, batches = jobs_of(base, name)
+        output = run(base, [row for batch in batches for row in batch], [job.prompt() for job in jobs])
+        total = output.logits.square().sum()
+        found.append((output, [gradients(job, total) for job in jobs if list(job.parameters())]))
+    (groups, expected), (one, gradient) = found
+    close(one.logits, groups.logits, precision(name))
+    for mine, wanted in zip(gradient, expected, strict=True):
+        for parameter in wanted:
+            close(mine[parameter], wanted[parameter], precision(name))
+
+
+def test_a_layout_made_before_serves_only_the_prompts_that_it_was_made_for() -> None:
+    base = host("gpt2", torch.float64)
+    method = built(base, ALL["prefix-tuning"])
+    assert packs(base)
+    batch = RowBatch.collate(rows(base, method, 3), pad_id=0)
+    expected = forward(base, batch, [method.prompt()]).logits
+    for prefixes in ([method.length], [method.length + 1]):
+        layout = lay_out(base, batch, prefixes, hidden=False)
+        assert layout is not None
+        assert torch.equal(forward(base, batch, [method.prompt()], layout=layout).logits, expected)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "bert"])
 def test_hidden_states_stand_where_the_caller_padded(name: str) -> None:
     found = []
@@ -99,10 +130,29 @@ def test_what_rows_begin_with_is_computed_once_and_their_ends_not_at_all() -> No
     assert line.ids.tolist() == [-1, -2, 5, 6, 9, 5, -1, -2]
     assert line.columns.tolist() == [0, 1, 2, 3, 3, 0, 0, 1]
     assert line.at[1, :4].tolist() == [0, 1, 2, 4]
-    (group,) = line.groups  # longest row first: the prefix's three columns stand in front of the last row
-    assert group.take[0].tolist() == [8, 9, 10, 6, 7]
+    (group,) = line.groups  # what asks most comes first; contexts end where the asking tokens begin
+    shared, last, first, second, alone = group.take.tolist()
+    assert shared[3:] == [0, 1, 2]  # asks once, for rows 0 and 1
+    assert last[:5] == [8, 9, 10, 6, 7]  # the prefix's three columns stand in front of the last row
+    assert first[:4] == [0, 1, 2, 3]
+    assert second[:4] == [0, 1, 2, 4]
+    assert alone[3:] == [5, 5, 5]
+    assert group.seen is not None
+    assert group.seen[0, 0].int().tolist() == [[0, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+    assert group.seen[3, 0, 0].int().tolist() == [1, 1, 1, 1, 0, 0]
     everything = Line.of(batch, [0, 0, 3], causal=True, share=False)
     assert len(everything.ids) == sum(map(len, ids))
+
+
+def test_what_is_shared_asks_again_where_asking_once_would_not_pay() -> None:
+    rows = [Row([-1, *[5 + i] * 40], None, 0) for i in range(3)]
+    line = Line.of(RowBatch.collate(rows, pad_id=0), [0], causal=True, share=True)
+    (group,) = line.groups
+    assert group.take.shape == group.ask.shape == (3, 41)
+    assert group.seen is None  # so that torch's kernel skips what is ahead
+    assert group.ask[:, 0].tolist() == [0, 0, 0]
+    outputs = group.ask.flatten()[line.home]
+    assert torch.equal(outputs, torch.arange(len(line.ids)))
 
 
 def test_rows_before_an_infix_share_only_what_does_not_see_it() -> None:

@@ -1,0 +1,164 @@
+"""The page of the speed benchmark, from what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from orchestrator.tuning.fast import Fast
+from tests.benchmarks.bench_floor import Work
+from tests.benchmarks.report import conditions
+
+PARTS = [field.name for field in fields(Fast)]
+Row = Mapping[str, Any]
+
+
+def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int, device: str) -> str:
+    alone = [row for row in rows if row["shape"]["jobs"] == 1]
+    many = [row for row in rows if row["shape"]["jobs"] > 1]
+    peaks = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
+    where = conditions()
+    if device == "cuda":
+        where = where.replace("no GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    text = f"""# Against PEFT
+
+The same prompt-tuning jobs (same random base, rows, order, start, AdamW, linear schedule, clip 1.0) as a user of PEFT
+and accelerate trains them, padded by batch, and through ptq's training program. Rows have half to one and a half times
+`tokens` tokens, a quarter of them the target; 8 rows a step, 4 at 512 tokens. {threads} threads. `losses`: the largest
+relative difference of a job's last loss. The floor: what an exact step needs (prompt once, no padding, logits at labels
+only) where the machine does the best it showed in this run: matrix products {peaks}, memory
+{limits["bandwidth"] / 1e9:.1f} GB/s; the weights are read once in the forward and once in the backward. Tokens are real
+ones, of ptq: neither padding nor repeated prompts. A program's memory is the largest resident size that it ever had.
+Ratios above 1: ptq is better.
+"""
+    if alone:
+        text += f"\n## One job\n{_means(alone)}\n\n{_alone_table(alone, limits)}\n"
+    if many:
+        text += f"\n## Several jobs\n{_SEVERAL}\n\n{_many_table(many, alone, limits)}\n"
+    if parts:
+        text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts)}\n"
+    return text + f"\n{where} Made by `make bench{'' if device == 'cpu' else ' --gpu'}`.\n"
+
+
+_SEVERAL = """\
+PEFT one after another, and side by side as k processes that share the cores. A step is a step of all jobs. Where
+fewer jobs than k were run one after another (`PEFT ran`), the total is theirs times k over their number: all have as
+many rows and steps. Side by side is not run where k processes do not fit into memory (-)."""
+
+_WORTH = """\
+Time of a step without it, relative to the step with everything; the last column without any. The parts are named
+in `tuning/fast.py`."""
+
+
+def difference(row: Row) -> float:
+    """The largest relative difference of a job's last loss."""
+    # ptq's run holds all jobs, PEFT may have run fewer of them.
+    return max(abs(a - b) / abs(b) for a, b in zip(row["ptq"]["losses"], row["peft"]["losses"], strict=False))
+
+
+def by_step(row: Row) -> float:
+    return float(row["peft"]["step"] / row["ptq"]["step"])
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _means(rows: Sequence[Row]) -> str:
+    ratios = [by_step(row) for row in rows]
+    whole = [row["peft"]["seconds"] / row["ptq"]["seconds"] for row in rows]
+    steps = (
+        f"Geometric mean of the ratios of steps: **{geometric_mean(ratios):.2f}**; the smallest: **{min(ratios):.2f}**."
+    )
+    return f"{steps} With start-up: {geometric_mean(whole):.2f}; the smallest: {min(whole):.2f}."
+
+
+def _alone_table(rows: Sequence[Row], limits: Row) -> str:
+    columns = ["base", "n", "tokens", "steps", *_PAIR, "tokens/s", "MB, PEFT / ptq", *_TAIL]
+    lines = []
+    for row in rows:
+        memory = f"{_mb(row['peft']['bytes'])} / {_mb(row['ptq']['bytes'])}"
+        lines.append([*_head(row, "steps"), *_pair(row), _speed(row), memory, *_tail(row, limits)])
+    return _table(columns, lines)
+
+
+def _many_table(rows: Sequence[Row], alone: Sequence[Row], limits: Row) -> str:
+    side = ["PEFT ran", "s side by side", "ratio to ptq"]
+    memory = ["MB, ptq: one job / all", "ratio", "MB, PEFT: one / side by side"]
+    columns = ["base", "n", "tokens", "k", "steps", *_PAIR, *side, "tokens/s", *memory, *_TAIL]
+    one = {_where(row): row["ptq"]["bytes"] for row in alone}
+    lines = []
+    for row in rows:
+        beside, first = row["beside"], one.get(_where(row))
+        sides = ["-", "-"]
+        if beside is not None:
+            sides = [f"{beside['seconds']:.1f}", f"**{beside['seconds'] / row['ptq']['seconds']:.2f}**"]
+        taken = row["ptq"]["bytes"]
+        held = [f"{_mb(first)} / {_mb(taken)}", "-" if first is None else f"**{taken / first:.2f}**"]
+        held.append(f"{_mb(row['peft']['bytes'])} / {_mb(beside and beside['bytes'])}")
+        ran = str(len(row["peft"]["losses"]))
+        head = _head(row, "jobs", "steps")
+        lines.append([*head, *_pair(row), ran, *sides, _speed(row), *held, *_tail(row, limits)])
+    return _table(columns, lines)
+
+
+def _parts_table(rows: Sequence[Row]) -> str:
+    columns = ["base", "n", "tokens", "k", "ms, everything", *(f"no {part}" for part in PARTS), "none"]
+    lines = []
+    for row in rows:
+        found = row["seconds"]
+        worth = [f"{found[part] / found['all']:.2f}" for part in PARTS]
+        lines.append(
+            [*_head(row, "jobs"), f"{1000 * found['all']:.0f}", *worth, f"**{found['none'] / found['all']:.2f}**"]
+        )
+    return _table(columns, lines)
+
+
+_PAIR = ["ms a step, PEFT / ptq", "ratio", "s with start-up, PEFT / ptq", "ratio"]
+_TAIL = ["of the floor, PEFT / ptq", "executed / real tokens, PEFT / ptq", "losses"]
+
+
+def _where(row: Row) -> tuple[Any, ...]:
+    return tuple(row["shape"][name] for name in ("base", "length", "tokens", "dtype"))
+
+
+def _head(row: Row, *more: str) -> list[str]:
+    return [str(row["shape"][name]) for name in ("base", "length", "tokens", *more)]
+
+
+def _pair(row: Row) -> list[str]:
+    mine, theirs = row["ptq"], row["peft"]
+    return [
+        f"{1000 * theirs['step']:.0f} / {1000 * mine['step']:.0f}",
+        f"**{by_step(row):.2f}**",
+        f"{theirs['seconds']:.1f} / {mine['seconds']:.1f}",
+        f"**{theirs['seconds'] / mine['seconds']:.2f}**",
+    ]
+
+
+def _mb(taken: float | None) -> str:
+    return "-" if taken is None else f"{taken / (1 << 20):.0f}"
+
+
+def _speed(row: Row) -> str:
+    return f"{row['shape']['jobs'] * row['work']['real'] / row['ptq']['step']:,.0f}"
+
+
+def _tail(row: Row, limits: Row) -> list[str]:
+    work, jobs, dtype = Work(**row["work"]), row["shape"]["jobs"], row["shape"]["dtype"]
+    numbers = limits["bandwidth"] / {"fp32": 4, "bf16": 2}[dtype]
+    floor = work.floor(jobs, limits["flops"][dtype], numbers)
+    return [
+        f"{100 * floor / row['peft']['step']:.0f} / {100 * floor / row['ptq']['step']:.0f} %",
+        f"{work.padded / work.real:.2f} / {work.packed / work.real:.2f}",
+        f"{difference(row):.0e}",
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
