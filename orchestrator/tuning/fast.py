@@ -15,6 +15,7 @@ class Fast:
     share: bool = True  #: causal bases: what all rows of a prompt begin with is computed once; needs `pack`
     once: bool = True  #: and asks once in attention, not again for each row; needs `share`
     varlen: bool = True  #: on a GPU attention over rows of unlike lengths in one call; needs `pack`
+    buckets: bool = True  #: where rows must be padded: those of unlike lengths in forwards of their own
     activation: bool = True  #: GPT-2's GELU in one operation; read when a base is loaded
     together: bool = True  #: one optimizer step for all jobs of a run
     ahead: bool = True  #: the next step's rows are read, tokenised and laid out while this step's backward runs
