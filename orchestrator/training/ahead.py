@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives import Example
-from orchestrator.tuning.forward import Layout
+from orchestrator.tuning.layout import Layout
 from orchestrator.tuning.rows import RowBatch
 
 #: Of each job in a forward: which one, its step, and the places of its rows in its batch.

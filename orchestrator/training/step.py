@@ -20,8 +20,9 @@ from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
 from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Share
-from orchestrator.tuning.forward import forward, lay_out, packs
+from orchestrator.tuning.forward import forward, packs
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.layout import lay_out
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import RowBatch
 

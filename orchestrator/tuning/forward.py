@@ -16,7 +16,8 @@ from orchestrator.errors import BadInput
 from orchestrator.tuning import rotary
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
-from orchestrator.tuning.packing import Line, Packed
+from orchestrator.tuning.layout import Layout, labelled, laid_out, row_lengths, seen_rows, starts_of, window
+from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
 
@@ -34,21 +35,6 @@ class Output:
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with; None: it has none
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where all tokens of a batch stand in the line, on the CPU: a matter of its rows, not of what prompts hold."""
-
-    prefixes: tuple[int, ...]  #: length of each prompt's keys and values
-    hidden: bool
-    line: Line
-    positions: Tensor  #: [T]
-    row_of: Tensor  #: [M]: of each label
-    labels: Tensor  #: [M]
-    asked: Tensor  #: [M]: the token of the line that predicts it
-    starts: list[int]  #: [B + 1]: where each row's labels begin
-    lengths: Tensor | None  #: [1, T]: of the token's row, where rotary angles depend on it
-
-
 def forward(
     host: BaseHost,
     batch: RowBatch,
@@ -64,34 +50,13 @@ def forward(
     not there, BadInput for another base's prompt.
     """
     _check(host, batch, prompts)
-    rows = _seen_rows(host, batch, hidden=hidden)
-    if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= _window(host):
+    rows = seen_rows(host, batch, hidden=hidden)
+    if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= window(host):
         prefixes = tuple(prompt.prefix_length for prompt in prompts)
         if layout is None or layout.prefixes != prefixes or layout.hidden != hidden:
-            layout = _laid_out(host, rows, batch, prefixes, hidden=hidden)
+            layout = laid_out(host, rows, batch, prefixes, hidden=hidden)
         return _packed(host, rows, batch, prompts, layout)
     return _padded(host, rows, batch, prompts, hidden=hidden)
-
-
-def lay_out(host: BaseHost, batch: RowBatch, prefixes: Sequence[int], *, hidden: bool) -> Layout | None:
-    """What a forward of `batch` needs to know of its rows, before its turn; None where there is nothing to prepare.
-
-    `prefixes`: length of each prompt's keys and values. Asks the base nothing: another forward may be running.
-    """
-    if not host.fast.pack or not host.packs:
-        return None
-    rows = _seen_rows(host, batch, hidden=hidden)
-    if rows.input_ids.shape[1] > _window(host):
-        return None
-    return _laid_out(host, rows, batch, tuple(prefixes), hidden=hidden)
-
-
-def _seen_rows(host: BaseHost, batch: RowBatch, *, hidden: bool) -> RowBatch:
-    """The rows as the base sees them: nothing that the loss does not need."""
-    rows = batch.on_side("right")
-    if host.fast.trim and host.kind == "causal" and rows.labels is not None and not hidden:
-        return rows.trimmed()
-    return rows
 
 
 def packs(host: BaseHost) -> bool:
@@ -108,7 +73,7 @@ def packs(host: BaseHost) -> bool:
         with torch.no_grad():
             expected = _padded(host, batch, batch, [Prompt.empty()], hidden=True).hidden
             try:
-                layout = _laid_out(host, batch, batch, (0,), hidden=True)
+                layout = laid_out(host, batch, batch, (0,), hidden=True)
                 found = _packed(host, batch, batch, [Prompt.empty()], layout).hidden
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
                 host.packs = False  # a model of its own kind, which reads its mask or counts its columns
@@ -149,7 +114,7 @@ def generate(
     with (
         torch.no_grad(),
         host.injector.injecting(_prefixes(host, rows, prompts)),
-        rotary.of_rows(_lengths(host, batch, [prompt.prefix_length for prompt in prompts])),
+        rotary.of_rows(row_lengths(host, batch, [prompt.prefix_length for prompt in prompts])),
         _settings(host.model, settings),
     ):
         written = host.model.generate(**inputs)
@@ -181,10 +146,10 @@ def _check(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> None:
 
 def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[B, S] tokens through the base. `rows`: as it sees them; `batch`: as the caller gave them."""
-    lengths = _lengths(host, batch, [prompt.prefix_length for prompt in prompts])
-    labelled = _labelled(host, rows)
-    starts = _starts(labelled[0], len(rows))
-    row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in labelled)
+    lengths = row_lengths(host, batch, [prompt.prefix_length for prompt in prompts])
+    asked = labelled(host, rows)
+    starts = starts_of(asked[0], len(rows))
+    row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in asked)
     rows, batch = rows.to(host.device), batch.to(host.device)
     inputs = _inputs(host, rows, prompts)
     whole = rows.labels is not None or host.kind != "seq2seq"
@@ -195,30 +160,6 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
     given = None if states is None else _as_given(states, rows, batch)
     return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
-
-
-def _laid_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: tuple[int, ...], *, hidden: bool) -> Layout:
-    rows = rows.to("cpu")  # nothing here waits for a GPU
-    fast, lengths = host.fast, _lengths(host, batch, prefixes)
-    share = fast.share and (lengths is None or rotary.alike(host.model, lengths))
-    ragged = fast.varlen and host.ragged
-    line = Line.of(rows, prefixes, causal=host.kind == "causal", share=share, once=fast.once, ragged=ragged)
-    row_of, columns, labels = _labelled(host, rows)
-    positions = line.columns
-    if any(prefixes):  # what stands before an infix keeps its place
-        infix = torch.tensor(rows.infix_at)[line.rows]
-        positions = positions + torch.tensor(prefixes)[line.prompts] * (positions >= infix)
-    return Layout(
-        prefixes=prefixes,
-        hidden=hidden,
-        line=line,
-        positions=positions + host.first_position,
-        row_of=row_of,
-        labels=labels,
-        asked=line.at[row_of, columns],
-        starts=_starts(row_of, len(rows)),
-        lengths=None if lengths is None else lengths[line.rows, 0][None],
-    )
 
 
 def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], layout: Layout) -> Output:
@@ -241,10 +182,6 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
     return Output(logits, labels, row_of, states, batch.text_mask, layout.starts, scored)
-
-
-def _starts(row_of: Tensor, rows: int) -> list[int]:
-    return [0, *torch.bincount(row_of, minlength=rows).cumsum(0).tolist()]
 
 
 def _called(
@@ -281,14 +218,6 @@ def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Pre
     return Prefixes.of(prompts, batch.prompt_index, host.dtype, seen_from)
 
 
-def _lengths(host: BaseHost, batch: RowBatch, prefixes: Sequence[int]) -> Tensor | None:
-    """[B, 1] on the CPU: how long each row of the caller's batch is, its prefix included; None where nobody asks."""
-    if not host.turns_by_length:
-        return None
-    before = torch.tensor(list(prefixes))
-    return (batch.lengths.cpu() + before[batch.prompt_index.cpu()])[:, None]
-
-
 def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What every kind of base is called with."""
     inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
@@ -319,20 +248,6 @@ def _embedded(host: BaseHost, ids: Tensor, prompt_of: Tensor, prompts: Sequence[
     # Not index_select: the backward of an embedding adds up in a fixed order on CUDA too.
     placed = functional.embedding(index, torch.cat(tables))
     return torch.where(virtual[..., None], placed, text)
-
-
-def _labelled(host: BaseHost, batch: RowBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """([M] rows, [M] columns of the positions that predict, [M] labels)."""
-    if batch.labels is None:
-        nothing = batch.prompt_index.new_zeros(0)
-        return nothing, nothing, nothing
-    row_of, own = (batch.labels != NO_LABEL).nonzero(as_tuple=True)
-    if host.kind == "causal":
-        row_of, own = row_of[own > 0], own[own > 0]
-    labels = batch.labels[row_of, own]
-    if host.kind == "seq2seq":
-        return row_of, own, labels
-    return row_of, own + batch.starts[row_of] - int(host.kind == "causal"), labels
 
 
 def _decoder_inputs(host: BaseHost, batch: RowBatch) -> dict[str, Tensor]:
@@ -378,13 +293,6 @@ def _logits_at(
         return output.logits[row_of, columns] if whole else output.logits, picked[0] if picked else None
 
     return call
-
-
-def _window(host: BaseHost) -> float:
-    """How many tokens of a row see each other in every layer."""
-    config = host.model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min((limit for limit in limits if limit), default=float("inf"))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import torch
 
 from tests.benchmarks.bench_floor import bandwidth, matmul_peak, work_of
 from tests.benchmarks.bench_measure import Measured, peft_in_turn, peft_side_by_side, ptq
-from tests.benchmarks.bench_page import difference, page
+from tests.benchmarks.bench_page import difference, page, summary, with_figures
 from tests.benchmarks.bench_state import State, key_of
 from tests.benchmarks.bench_world import GPU_BASES, Shape, World
 from tests.benchmarks.report import REPOSITORY, RESULTS
@@ -50,6 +50,7 @@ ABLATION = [
     Shape("22M", 100, 32, 1, 8),
 ]
 QUICK = [Shape("1M", 20, 32, 1, 20), Shape("22M", 100, 32, 1, 5), Shape("1M", 20, 32, 4, 20)]
+EXPLANATION = REPOSITORY / "docs" / "explanation" / "fused-runs.md"
 AGREEMENT = {"cpu": 2e-4, "cuda": 5e-2}  #: largest relative difference of a job's last loss
 
 
@@ -70,12 +71,19 @@ def main() -> int:
     text = page(rows, parts, state.found["limits"], threads=threads, device=device)
     print(f"\n{text}")
     if written:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / ("bench-gpu.md" if options.gpu else "bench.md")
-        path.write_text(text, encoding="utf-8")
+        _write(text, rows, gpu=options.gpu)
         state.forget()
-        print(f"written to {path.relative_to(REPOSITORY)}")
     return 0 if all(difference(row) <= AGREEMENT[device] for row in rows) else 1
+
+
+def _write(text: str, rows: Sequence[dict[str, Any]], *, gpu: bool) -> None:
+    path = RESULTS / ("bench-gpu.md" if gpu else "bench.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"written to {path.relative_to(REPOSITORY)}")
+    if not gpu:
+        explanation = EXPLANATION.read_text(encoding="utf-8")
+        EXPLANATION.write_text(with_figures(explanation, summary(rows)), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:

@@ -20,16 +20,16 @@ from orchestrator.training import run
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.host import BaseHost
 from tests.benchmarks.bench_measure import step_seconds
+from tests.benchmarks.bench_page import PARTS
 from tests.benchmarks.bench_world import Shape, World
 
-PARTS = [field.name for field in dataclasses.fields(Fast)]
 ROUNDS = 2
 
 
 def main(root: str, base: str, *numbers: str) -> None:
     length, tokens, jobs, steps, threads = map(int, numbers)
     world, shape = World(Path(root)), Shape(base, length, tokens, jobs, steps)
-    off = dict.fromkeys(PARTS, False)
+    off = dict.fromkeys((field.name for field in dataclasses.fields(Fast)), False)
     variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in PARTS}, "none": Fast(**off)}
     found: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(ROUNDS):

@@ -13,8 +13,11 @@ from orchestrator.tuning.fast import Fast
 from tests.benchmarks.bench_floor import Work
 from tests.benchmarks.report import conditions
 
-PARTS = [field.name for field in fields(Fast)]
+#: What can be turned off on a CPU and a base that packs; the others are for a GPU, and for bases that pad.
+PARTS = [field.name for field in fields(Fast) if field.name not in ("varlen", "buckets")]
 Row = Mapping[str, Any]
+#: Between these two lines of docs/explanation/fused-runs.md stands what the page says in short.
+FIGURES, END = "<!-- written by make bench -->", "<!-- until here -->"
 
 
 def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int, device: str) -> str:
@@ -35,6 +38,8 @@ only) where the machine does the best it showed in this run: matrix products {pe
 ones, of ptq: neither padding nor repeated prompts. A program's memory is the largest resident size that it ever had.
 Ratios above 1: ptq is better.
 """
+    if alone and many:
+        text += f"\n## In short\n{summary(rows)}\n"
     if alone:
         text += f"\n## One job\n{_means(alone)}\n\n{_alone_table(alone, limits)}\n"
     if many:
@@ -52,6 +57,34 @@ many rows and steps. Side by side is not run where k processes do not fit into m
 _WORTH = """\
 Time of a step without it, relative to the step with everything; the last column without any. The parts are named
 in `tuning/fast.py`."""
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """What docs/explanation/fused-runs.md says of these figures."""
+    alone, many = ([row for row in rows if (row["shape"]["jobs"] > 1) is several] for several in (False, True))
+    ratios = [by_step(row) for row in alone]
+    lines = [
+        f"- One job's step takes {min(ratios):.2f} to {max(ratios):.2f} times less than with PEFT, "
+        f"{geometric_mean(ratios):.2f} times as the geometric mean over {len(alone)} shapes."
+    ]
+    one = {_where(row): row["ptq"]["bytes"] for row in alone}
+    for row in many:
+        base, n, tokens, jobs = _head(row, "jobs")
+        whole, beside, first = row["peft"]["seconds"] / row["ptq"]["seconds"], row["beside"], one.get(_where(row))
+        parts = [f"with start-up {whole:.2f} times less than PEFT one after another", f"by step {by_step(row):.2f}"]
+        if beside is not None:
+            ratio = beside["seconds"] / row["ptq"]["seconds"]
+            parts.append(f"{ratio:.2f} times less than {jobs} PEFT processes side by side")
+        if first is not None:
+            parts.append(f"{row['ptq']['bytes'] / first:.2f} times the memory of one job")
+        lines.append(f"- {jobs} jobs on the {base} base (n {n}, {tokens} tokens a row): {', '.join(parts)}.")
+    return "\n".join(lines)
+
+
+def with_figures(explanation: str, figures: str) -> str:
+    """The explanation with these figures between its two marks."""
+    before, rest = explanation.split(FIGURES)
+    return f"{before}{FIGURES}\n{figures}\n{END}{rest.split(END)[1]}"
 
 
 def difference(row: Row) -> float:

@@ -15,7 +15,8 @@ from tuning_helpers import ALL, built, close, gradients, loss_of, pairs, rows, r
 
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch
 from orchestrator.tuning.fast import Fast
-from orchestrator.tuning.forward import forward, lay_out, packs
+from orchestrator.tuning.forward import forward, packs
+from orchestrator.tuning.layout import lay_out
 from orchestrator.tuning.packing import Line
 
 PLAIN = Fast(**dict.fromkeys((field.name for field in fields(Fast)), False))
