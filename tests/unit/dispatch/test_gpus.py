@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -174,3 +175,12 @@ def test_the_command_that_accelerate_needs(
 def test_threads_are_a_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert [threads_per_process(slots) for slots in (1, 2, 3, 100)] == [8, 4, 2, 1]
+
+
+def test_no_file_in_a_runs_folder_is_taken_for_a_module(tmp_path: Path) -> None:
+    """`python -m` would look in the current folder first, and that is the run's."""
+    (tmp_path / "trap.py").write_text("print('caught')")
+    environment = {**os.environ, **run_environment(spec())}
+    tried = [sys.executable, "-m", "trap"]
+    done = subprocess.run(tried, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, "No module named trap" in done.stderr) == (1, "", True)
