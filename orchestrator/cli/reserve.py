@@ -42,16 +42,9 @@ def reserve(
     from orchestrator.cli.output.views import open_registry
     from orchestrator.dispatch.signals import ended_by
     from orchestrator.dispatch.submit import check_possible
-    from orchestrator.errors import BadInput
     from orchestrator.registry import reservations
-    from orchestrator.settings import parse_duration
 
-    try:
-        seconds = parse_duration(duration)
-    except ValueError as error:
-        raise BadInput(f"{duration!r}: {error}", where="--for") from None
-    if seconds <= 0:
-        raise BadInput(f"{duration!r}: no time at all", where="--for", hint="write for example 30m")
+    seconds = _seconds(duration)
     registry = open_registry(create=True)
     user = registry.settings.user
     check_possible(registry, gpus, user=user, now=time.time())
@@ -89,6 +82,19 @@ def release(
             render.say(f"reservation r{number} released")
         else:
             render.note(f"reservation r{number} was over already")
+
+
+def _seconds(duration: str) -> float:
+    from orchestrator.errors import BadInput
+    from orchestrator.settings import parse_duration
+
+    try:
+        seconds = parse_duration(duration)
+    except ValueError as error:
+        raise BadInput(f"{duration!r}: {error}", where="--for") from None
+    if seconds <= 0:
+        raise BadInput(f"{duration!r}: no time at all", where="--for", hint="write for example 30m")
+    return seconds
 
 
 def _wait(registry: Registry, number: int, asked: Sequence[int]) -> Reservation:

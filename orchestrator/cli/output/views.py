@@ -106,16 +106,9 @@ def look(
         live = [job for job in found if job.state in LIVE]
         ends = paces(conn, live, now)
     queue = Queue(
-        found,
-        numbers,
-        reasons=dict(plan.reasons),
-        order=list(plan.order),
-        more=more,
-        now=now,
-        paused=seen.paused or drained,
-    )
-    queue.fault = fault
-    queue.ends = {number: _end(pace) for number, pace in ends.items()}
+        found, numbers, reasons=dict(plan.reasons), order=list(plan.order), more=more, now=now,
+        paused=seen.paused or drained, fault=fault, ends={number: _end(pace) for number, pace in ends.items()},
+    )  # fmt: skip
     _fill_slots(queue, seen, names)
     return queue
 
