@@ -152,7 +152,8 @@ class _Planner:
         self.first = job
         missing = job.slots - len(self.free)
         going = [host for host in self.hosts if host.ending]
-        self.plan.leave = _to_leave(missing - sum(len(host.slots) for host in going), self.hosts)
+        staying = [host for host in self.hosts if host.run not in self.plan.joins.values()]  # others are used again
+        self.plan.leave = _to_leave(missing - sum(len(host.slots) for host in going), staying)
         leaving = [host for host in self.hosts if host.run in self.plan.leave]
         missing -= sum(len(host.slots) for host in (*going, *leaving))
         self.plan.preempt = {host.run: job.id for host in self._turns_over(job, missing)}
@@ -215,6 +216,8 @@ class _Planner:
             room
             for room in self.rooms
             if room.has_room_for(job)
+            and room.run not in self.plan.leave
+            and room.run not in self.plan.preempt
             and not (fits and room.is_filled_by(job))
             and not (self.first is not None and not room.goes_on_as_long_as(job))
         ]
@@ -269,7 +272,8 @@ class _Planner:
             host
             for host in self.hosts
             if self._gives_way(host, first) and self.now - host.started_at >= self.policy.turn
-        ]
+            and host.run not in self.plan.joins.values()
+        ]  # fmt: skip
         over.sort(key=lambda host: (self._standing(host), -len(host.slots), host.run))
         if sum(len(host.slots) for host in over) < missing:
             return []
@@ -299,7 +303,14 @@ class _Planner:
         if job.alone and any(room.key is not None for room in self.rooms):
             full = [f"any run: {job.alone}"]
         free, gone = len(self.free), {**dict.fromkeys(self.plan.leave, "ending"), **self.plan.preempt}
-        return reasons.why(job, self.slots, self.held, self.hosts, placed, full, free, gone, self.now)
+        return reasons.why(job, self.slots, self.held, self._hosts_now(), placed, full, free, gone, self.now)
+
+    def _hosts_now(self) -> list[Host]:
+        """With those who join in this plan: a warm run that somebody has just joined is not ending."""
+        joined: dict[int, tuple[int, ...]] = {}
+        for number, run in self.plan.joins.items():
+            joined[run] = (*joined.get(run, ()), number)
+        return [replace(host, jobs=(*host.jobs, *joined.get(host.run, ()))) for host in self.hosts]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from orchestrator.recipe.methods import Method
 from orchestrator.registry import jobs
 from orchestrator.registry.jobs import Submitted
 from orchestrator.registry.queue import Waiting, waiting_jobs
+from orchestrator.settings import Policy
 from orchestrator.states import JobResult
 
 LIMITS = Limits(jobs=4, tokens=1000, fill=300)
@@ -262,7 +263,7 @@ def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> Non
     assert plan.joins == {8: 7, 9: 7}
     assert (
         plan.reasons[10]
-        == "needs 1 GPU, 0 free, jobs 3, 5 hold 1, may not join run 7: it has 4 jobs, and takes at most 4"
+        == "needs 1 GPU, 0 free, jobs 3, 5, 8, 9 hold 1, may not join run 7: it has 4 jobs, and takes at most 4"
     )
 
 
@@ -275,6 +276,20 @@ def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> No
     assert schedule([waiting(8, key="other")], FREE, {"gpu:a": 3}, {}, [warm]).leave == []
     busy = replace(warm, jobs=(3,))
     assert schedule([waiting(8, key="other")], FREE[:1], {"gpu:a": 3}, {}, [busy]).leave == []
+
+
+def test_a_run_is_not_joined_and_asked_to_leave_in_one_plan() -> None:
+    """The joiner would be sent back to the line at once."""
+    warm = Host(7, ("gpu:a",), (), "k", limits=LIMITS)
+    large = Load(1, 99_999)
+    plan = schedule([waiting(8, load=large), waiting(9, load=large)], FREE[:1], {"gpu:a": 3}, {}, [warm])
+    assert (plan.joins, plan.leave) == ({8: 7}, [])
+    assert plan.reasons[9].startswith("needs 1 GPU, 0 free, job 8 holds 1, may not join run 7: ")
+    ready = Policy(turn=1.0)
+    old = replace(warm, jobs=(3,), users=("bob",), started_at=0.0, loads=(Load(1, 100),), steps=50)
+    first, second = waiting(1, slots=1, key=None, user="ada"), waiting(2, user="ada", since=1.0)
+    plan = schedule([first, second], FREE[:1], {"gpu:a": 3}, {}, [old], policy=ready, usage={"bob": 1e6}, now=1e4)
+    assert (plan.preempt, plan.joins) == ({7: 1}, {})
 
 
 def test_who_is_behind_joins_only_what_goes_on_anyway() -> None:
