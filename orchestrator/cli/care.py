@@ -31,7 +31,11 @@ def doctor(
 
     registry = _registry()
     with render.progress("checking") as advance:
-        found = examine(registry, now=time.time(), hashes=not quick, fix=fix, advance=advance)
+
+        def told(done: int, total: int | None, _name: str) -> None:
+            advance(done, total)  # elsewhere than on a terminal each name would be a line
+
+        found = examine(registry, now=time.time(), hashes=not quick, fix=fix, advance=told)
     box = _box(registry)
     bad = [one for one in found if one.fault and not one.fixed]
     if json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from orchestrator.registry import jobs as job_table
 from orchestrator.registry import metrics
@@ -34,12 +35,10 @@ def curve_of(registry: Registry, job_id: int) -> Curve:
 
 
 def smoothed(values: Sequence[float], width: int = _SMOOTHING) -> list[float]:
-    """Mean over the last `width` values (fewer at the start)."""
-    total, means = 0.0, []
-    for i, value in enumerate(values):
-        total += value - (values[i - width] if i >= width else 0.0)
-        means.append(total / min(i + 1, width))
-    return means
+    """Running mean of as many values before as behind, fewer at both ends: it does not lag."""
+    sums = list(accumulate(values, initial=0.0))
+    halves = (min(i, len(values) - 1 - i, width // 2) for i in range(len(values)))
+    return [(sums[i + half + 1] - sums[i - half]) / (2 * half + 1) for i, half in enumerate(halves)]
 
 
 def _drawable(points: list[tuple[int, float | None]]) -> Series:
