@@ -21,11 +21,14 @@ from orchestrator.training.run import Run
 SECONDS = 60.0  #: a rank that waits longer than that for the other waits for ever
 
 
-def on_two_ranks(made: MadeRun, spoil: Callable[[int], None]) -> list[int | None]:
-    """Train the run; `spoil` is called in each rank with its number first. Their exit codes, None: it hung."""
+def on_two_ranks(made: MadeRun, spoil: Callable[[int], None], zero: int | None = None) -> list[int | None]:
+    """Train the run; `spoil` is called in each rank with its number first. Their exit codes, None: it hung.
+
+    `zero`: as which the ranks are told to behave; nothing is sharded here.
+    """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_rank, args=(made, spoil, Path(folder), number)) for number in range(2)]
+        ranks = [context.Process(target=_rank, args=(made, spoil, Path(folder), number, zero)) for number in range(2)]
         for rank in ranks:
             rank.start()
         for rank in ranks:
@@ -37,7 +40,7 @@ def on_two_ranks(made: MadeRun, spoil: Callable[[int], None]) -> list[int | None
     return [None if late else rank.exitcode for rank, late in zip(ranks, hung, strict=True)]
 
 
-def _rank(made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int) -> None:
+def _rank(made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int, zero: int | None) -> None:
     code = 99
     try:
         dist.init_process_group(
@@ -50,7 +53,7 @@ def _rank(made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int
         torch.set_num_threads(1)
         spoil(number)
         nothing = None
-        group = Processes(nothing, number, 2, torch.device("cpu"), None)  # type: ignore[arg-type]
+        group = Processes(nothing, number, 2, torch.device("cpu"), zero)  # type: ignore[arg-type]
         code = Run(group, made.folder, RunSpec.read(made.folder.spec)).train()
     except BaseException:
         traceback.print_exc()

@@ -16,7 +16,7 @@ from training_fixtures import MadeRun, make_run, recipe
 from orchestrator.cost import Cost
 from orchestrator.events import EventWriter
 from orchestrator.jobspec import RunSpec
-from orchestrator.training import calibrate, evaluate, finish, job, search, step
+from orchestrator.training import calibrate, evaluate, finish, job, run, search, step
 from orchestrator.training.job import TrainedJob
 from orchestrator.tuning.host import BaseHost
 
@@ -154,3 +154,27 @@ def test_words_are_chosen_by_all_ranks_together(bases: dict[str, Path], dataset:
     assert on_two_ranks(two, failing(search, "forward", 1, NO_MEMORY[0], {3})) == [0, 0]
     assert two.artifact()["words"] == one.artifact()["words"]
     assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
+
+
+def test_ranks_with_a_sharded_base_run_every_forward(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, whole: MadeRun
+) -> None:
+    """Else they would wait for each other for ever; `make proof-isolation` and the acceptance tests shard it really."""
+    made, counts = both(tmp_path, bases, dataset), tmp_path / "counts"
+    counts.mkdir()
+
+    def count(number: int) -> None:
+        asked = BaseHost.embed
+
+        def embed(self: BaseHost, ids: torch.Tensor) -> torch.Tensor:
+            with (counts / str(number)).open("a") as file:
+                file.write(f"{list(ids.shape)}\n")
+            return asked(self, ids)
+
+        run.place = lambda *_: None
+        BaseHost.embed = embed
+
+    assert on_two_ranks(made, count, zero=3) == [0, 0]
+    same(made, whole, 0, 1)
+    first, second = ((counts / str(number)).read_text().splitlines() for number in range(2))
+    assert len(first) == len(second) > 10
