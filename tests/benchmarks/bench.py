@@ -32,15 +32,15 @@ from tests.benchmarks.bench_state import State, key_of
 from tests.benchmarks.bench_world import GPU_BASES, Shape, World
 from tests.benchmarks.report import REPOSITORY, RESULTS
 
-STEPS = {"1M": (40, 20, 8), "22M": (12, 8, 4), "124M": (4, 3, 3)}  #: by tokens a row: 32, 128, 512
+STEPS = {"1M": (40, 20, 8), "22M": (12, 8, 4), "124M": (4, 3, 2)}  #: by tokens a row: 32, 128, 512
 TOKENS = (32, 128, 512)
 LENGTHS = (20, 100)
 FUSED = [
     Shape("1M", 20, 32, 4, 100),
     Shape("1M", 20, 32, 16, 100),
-    Shape("1M", 20, 32, 64, 100, in_turn=4),
+    Shape("1M", 20, 32, 64, 40, in_turn=4),
     Shape("1M", 100, 128, 16, 20, in_turn=4),
-    Shape("22M", 20, 32, 4, 20),
+    Shape("22M", 20, 32, 4, 10),
     Shape("22M", 20, 32, 16, 10, in_turn=4),
 ]
 ABLATION = [
