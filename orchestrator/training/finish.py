@@ -154,9 +154,17 @@ def _facts(
 
 
 def _found_words(job: TrainedJob) -> dict[str, Any] | None:
-    """AutoPrompt's words, and the template with them written out: it works in any tool, without the tensors."""
+    """AutoPrompt's words, and the template with them written out: it works in any tool, without the tensors.
+
+    `same_tokens`: the base's tokenizer reads the template as just these words; not where one is a piece of a word, or
+    [MASK] from the start.
+    """
     if not isinstance(job.method, AutoPrompt):
         return None
-    tokens = job.method.tokens.tolist()
-    filled = fill(parse(job.recipe.task.input), [job.encoder.text([token]) for token in tokens])
-    return {"ids": tokens, "template": filled}
+    tokens, task = job.method.tokens.tolist(), job.recipe.task
+    filled = fill(parse(task.input), [job.encoder.text([token]) for token in tokens])
+    asked, read = (
+        job.encoder.input_ids(template, job.rows[0], limit=task.max_input_tokens) for template in (task.input, filled)
+    )
+    same = [token if token >= 0 else tokens[-token - 1] for token in asked] == read
+    return {"ids": tokens, "template": filled, "same_tokens": same}

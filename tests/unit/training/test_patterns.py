@@ -26,6 +26,7 @@ from orchestrator.training.rows import Rows
 from orchestrator.training.search import TriggerSearch
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 from orchestrator.tuning import BaseHost, Prompt, RowBatch, forward
+from orchestrator.tuning.methods.autoprompt import AutoPrompt
 
 WORDS = {"warm": ["red"], "cold": ["black"]}
 FOUND = {"type": "classify", "input": "[T:2] {text} [T] is [MASK]", "labels": WORDS}
@@ -80,6 +81,7 @@ def test_with_every_word_tried_each_step_takes_the_best(bases: dict[str, Path], 
     spelled = tokenizer.convert_ids_to_tokens(words)
     assert facts["words"]["template"] == f"{spelled[0]} {spelled[1]} {{text}} {spelled[2]} is [MASK]"
     assert facts["trained_parameters"] == 0
+    assert facts["words"]["same_tokens"]
     # The words written out, with nothing trained at all, score the same.
     plain = recipe({"type": "prompt-design"}, task=FOUND | {"input": facts["words"]["template"]})
     del plain["train"]["steps"], plain["train"]["lr"]
@@ -87,6 +89,53 @@ def test_with_every_word_tried_each_step_takes_the_best(bases: dict[str, Path], 
     assert again.train() == 0
     assert again.artifact()["metrics"] == facts["metrics"]
     assert [s["tuned"] for s in again.artifact()["samples"]] == [s["tuned"] for s in facts["samples"]]
+
+
+def test_the_words_that_a_step_tries_are_hotflips(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-e_w . (gradient of the mean loss at the slot) for each word of the vocabulary, by transformers' own model."""
+    tried: list[tuple[int, list[int]]] = []
+    promising = AutoPrompt.promising
+
+    def recorded(self: AutoPrompt, slot: int, *rest: Any) -> list[int]:
+        found = promising(self, slot, *rest)
+        tried.append((slot, found))
+        return found
+
+    monkeypatch.setattr(AutoPrompt, "promising", recorded)
+    one = searching(train__steps=1)
+    one["method"]["candidates"] = 4
+    run = make_run(tmp_path, [one], base=bases["bert"], dataset=dataset, kind="masked")
+    assert run.train() == 0
+    ((slot, found),) = tried
+    assert slot == drawn(0)
+    model = AutoModelForMaskedLM.from_pretrained(bases["bert"]).eval()
+    tokenizer, rows = AutoTokenizer.from_pretrained(bases["bert"]), Rows.open(dataset, "train")
+    table = model.get_input_embeddings().weight
+    red, black, mask = tokenizer.convert_tokens_to_ids(["red", "black", "[MASK]"])
+    total = torch.zeros(table.shape[1])
+    for number in batch_rows(0, seed=1, rows=len(rows), batch_size=4):
+        text = tokenizer(rows[number]["text"], add_special_tokens=False)["input_ids"]
+        ids = [4, mask, mask, *text, mask, *tokenizer("is", add_special_tokens=False)["input_ids"], mask, 5]
+        embedded = table[ids].detach().requires_grad_(True)
+        logits = model(inputs_embeds=embedded[None]).logits[0, len(ids) - 2]
+        target = torch.tensor(["warm", "cold"].index(rows[number]["label"]))
+        cross_entropy(logits[[red, black]], target).backward()
+        assert embedded.grad is not None
+        total += embedded.grad[[1, 2, 3 + len(text)][slot]] / 4
+    gains = {
+        word: -float(table[word].detach() @ total)
+        for word in range(len(tokenizer))
+        if word not in {red, black, *tokenizer.all_special_ids}
+    }
+    assert found == sorted(gains, key=lambda word: -gains[word])[:4]
+
+
+def test_a_slot_that_is_still_a_mask_is_no_word(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, [searching(train__steps=1)], base=bases["bert"], dataset=dataset, kind="masked")
+    assert run.train() == 0
+    assert not run.artifact()["words"]["same_tokens"]  # one step has looked at one slot of three
 
 
 def drawn(step: int) -> int:
