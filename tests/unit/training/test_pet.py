@@ -205,7 +205,7 @@ def test_hidden_words_stand_beside_the_labels(
     assert run.train() == 0
     assert run.losses()[1] == pytest.approx(float(expected), rel=1e-4)
     again, _ = opened(run, bases["bert"])
-    assert [e.row for e in again._batch_of(0)] == [e.row for e in batch], "drawn by seed and step alone"
+    assert [e.row for e in again.batch_of(0)] == [e.row for e in batch], "drawn by seed and step alone"
 
 
 def test_from_patterns_to_a_classifier(bases: dict[str, Path], few_labels: Path, dataset: Path, tmp_path: Path) -> None:
