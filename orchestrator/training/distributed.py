@@ -11,7 +11,8 @@ stage 3 shards the base. Stages 1 and 2 refuse to start without an optimizer: th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,17 @@ def place(host: BaseHost, processes: Processes) -> None:
     host.model.eval()
     # Calling the engine itself would demand `engine.backward`; its module carries the same hooks.
     host.module = engine.module.base
+    if processes.zero == 3:
+        host.gathered = _gathered
+
+
+@contextmanager
+def _gathered(weight: Tensor) -> Iterator[Tensor]:
+    """A sharded weight as a whole. On all ranks."""
+    import deepspeed  # heavy, and here it is loaded already
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        yield weight
 
 
 class _Engined(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,8 @@ class BaseHost:
         self.tokenizer = tokenizer
         self.kind: Kind = kind
         self.has_lm_head = has_lm_head
+        #: A weight as a whole, inside the context; where an engine has cut the weights into pieces it sets its own way.
+        self.gathered: Callable[[Tensor], AbstractContextManager[Tensor]] = nullcontext
         self.module: Any = model  #: what a forward calls; an engine's wrapper of `model` may be set here
 
     @classmethod
@@ -146,17 +148,6 @@ class BaseHost:
     def embed(self, ids: Tensor) -> Tensor:
         """[B, S] ids -> [B, S, H] input embeddings, through the module, so that ZeRO-3's hooks gather its weights."""
         return self.model.get_input_embeddings()(ids.to(self.device))
-
-    @contextmanager
-    def gathered(self, weight: Tensor) -> Iterator[Tensor]:
-        """A weight of the base as a whole, inside: with ZeRO-3 each process holds a piece of it. On all ranks."""
-        if not hasattr(weight, "ds_id"):
-            yield weight
-            return
-        import deepspeed  # heavy, and there only where it has sharded the base
-
-        with deepspeed.zero.GatheredParameters([weight]):
-            yield weight
 
     def set_dropout(self, on: bool) -> None:
         """The base's own dropout; off from the start."""
