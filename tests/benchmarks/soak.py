@@ -187,7 +187,7 @@ class Soak:
         """Start a worker where there is none; and the pause before a job's next try would grow to minutes."""
         if self.worker is None or self.worker.poll() is not None:
             with self.log.open("ab") as log:
-                command = [*PTQ, "worker", "--cpu-slots", "2", "--keep-warm", "1s"]
+                command = [*PTQ, "worker", "--cpu-slots", "2", "--keep-warm", "5s"]
                 self.worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         with self.registry.write() as conn:
             late = (table.c.not_before.is_not(None), table.c.not_before > time.time())
