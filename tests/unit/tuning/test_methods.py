@@ -119,7 +119,7 @@ def test_where_the_virtual_tokens_go() -> None:
         "infix-mlp": "infix",
     }
     names = {config["type"] for config in ALL.values()}
-    without = {"head", "prompt-design", "fine-tuning", "lm-adapt"}
+    without = {"head", "prompt-design", "fine-tuning", "lora", "lm-adapt"}
     assert set(TABLE) == {*names, "warp", "autoprompt", "pet"} | without
 
 
