@@ -62,6 +62,22 @@ def accounts(count: int) -> Iterator[tuple[str, list[Account]]]:
         yield team, made
 
 
+@contextmanager
+def as_on_debian() -> Iterator[None]:
+    """With the kernel's protection of files in sticky folders as Debian sets it, where it may be set."""
+    switch = Path("/proc/sys/fs/protected_regular")
+    try:
+        before = switch.read_text()
+        switch.write_text("2\n")
+    except OSError:  # a kernel without it, or a container
+        yield
+        return
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
 def _interpreter(stack: ExitStack, folder: Path) -> tuple[Path, str]:
     """This interpreter and this checkout where every account can reach them, for they may lie in a home of root's."""
     places = {"python": Path(sys.base_prefix), "site": Path(pytest.__file__).parent.parent, "repository": REPOSITORY}
