@@ -135,7 +135,7 @@ def without_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and not _is_harmless(name) and _SECRET.search(name.upper()):
             text = text.replace(value, "***")
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
+    return re.sub(r"(\w+://)(?:[^/@\s]+|[^/:@\s]*:[^@\s]*)@(?:[^/@\s]*@)*", r"\1***@", text)
 
 
 def failpoints() -> str | None:

@@ -51,6 +51,8 @@ class Checker:
         for name in record.names:
             if not name.strip() or "\0" in name or _half_a_character(name):
                 raise BadInput(f"the field name {name!r} cannot be used", where=where)
+            if record.names.count(name) > 1:
+                raise BadInput(f"the field {name!r} stands twice", where=where, hint="rename one of the two")
         refuse_unknown(self._options.keep, record.names, "--keep", where)
         fields = self._options.keep or record.names
         required = fields if self._options.required is None else self._options.required

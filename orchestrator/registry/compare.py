@@ -13,13 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from orchestrator.errors import BadInput
+from orchestrator.recipe.schema import JobRecipe
 from orchestrator.registry.jobs import Job
 
 #: 2^16 sign patterns take a tenth of a second; beyond that the first 16 common seeds are not the whole truth.
 MOST_PAIRS = 16
 #: Parts of a recipe that change neither data, nor model, nor training.
-_SILENT = ("name", "description", "resources", "sweep", "train.seeds", "dataset", "base")
+_SILENT = (
+    "name", "description", "resources", "sweep", "tracking", "train.seeds", "train.gradient_checkpointing",
+    "dataset", "base",
+)  # fmt: skip
 _FALLING = ("loss", "perplexity")
 
 
@@ -43,7 +49,7 @@ class Configuration:
         found = self.values.get(metric)
         if not found:
             return None
-        seed = min(found, key=lambda seed: (found[seed] if metric in _FALLING else -found[seed], seed))
+        seed = min(found, key=lambda seed: (found[seed] if _falls(metric) else -found[seed], seed))
         return seed, found[seed]
 
 
@@ -110,9 +116,17 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 def _settings(job: Job) -> dict[str, Any]:
     """The recipe as dotted keys, and what its names stood for when it was submitted."""
-    flat = dict(_flattened(job.recipe))
+    flat = dict(_flattened(_whole(job.recipe)))
     kept = {key: value for key, value in flat.items() if not any(_within(key, silent) for silent in _SILENT)}
     return {"base": job.base["id"], "base.fingerprint": job.base["fingerprint"], "dataset": job.dataset} | kept
+
+
+def _whole(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the keys that recipes have got since it was stored; as it stands if it is of another time altogether."""
+    try:
+        return JobRecipe.model_validate(recipe).model_dump(mode="json")
+    except ValidationError:
+        return recipe
 
 
 def _within(key: str, outer: str) -> bool:
@@ -152,4 +166,9 @@ def _metrics(jobs: Sequence[Job], found: Iterable[Configuration], metric: str | 
 
 def _rank(one: Configuration, metric: str) -> tuple[bool, float]:
     mean = one.mean(metric)
-    return (mean is None, 0.0 if mean is None else mean if metric.partition(":")[0] in _FALLING else -mean)
+    return (mean is None, 0.0 if mean is None else mean if _falls(metric) else -mean)
+
+
+def _falls(metric: str) -> bool:
+    """Whether less is better; a task's own score is named `perplexity:TASK`."""
+    return metric.partition(":")[0] in _FALLING

@@ -58,6 +58,10 @@ class Ahead:
         error = making.exception()
         self._made = Made() if error is not None else making.result()
 
+    def forget(self) -> None:
+        """Let go of what was made, and of its jobs."""
+        self._made = Made()
+
     def close(self) -> None:
         self.finish()
         if self._pool is not None:

@@ -11,6 +11,7 @@ import torch
 from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
+from orchestrator.training.mixture import task_names
 from orchestrator.training.objectives.asking import Asked, answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning.host import BaseHost
@@ -151,8 +152,8 @@ def _by_task(
     """Each score of each task (`accuracy:rte`), and under its plain name the mean over tasks, large and small alike."""
     values: dict[str, float] = {}
     each = []
-    for task in sorted(set(tasks)):
+    for task, called in sorted(task_names(tasks).items()):
         mine = [i for i, its in enumerate(tasks) if its == task]
         each.append(score(names, [predictions[i] for i in mine], [references[i] for i in mine]))
-        values |= {f"{name}:{task}": value for name, value in each[-1].items()}
+        values |= {f"{name}:{called}": value for name, value in each[-1].items()}
     return {name: fmean(one[name] for one in each) for name in names} | values

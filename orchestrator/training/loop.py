@@ -69,10 +69,9 @@ class Loop:
         Any other error leaves the checkpoints alone: it may have come in the middle of an optimizer's step.
         """
         active = list(jobs)
+        del jobs  # who has left is not held until the run ends
         try:
-            for job in jobs:
-                with self._own_failures(job, active):
-                    self._resume(job, active)
+            self._resume_all(active)
             while not (news := self.company.news(active)).over:
                 if news:
                     self._read(active)
@@ -80,6 +79,7 @@ class Loop:
                 if active:
                     self._step(active)
                 elif not news:
+                    self._engine.ahead.forget()
                     time.sleep(_REST_SECONDS)
         except StopRequested:
             self._read(active)
@@ -100,6 +100,11 @@ class Loop:
                 active.append(joined)
                 with self._own_failures(joined, active):
                     self._resume(joined, active)
+
+    def _resume_all(self, active: list[TrainedJob]) -> None:
+        for job in list(active):
+            with self._own_failures(job, active):
+                self._resume(job, active)
 
     def _resume(self, job: TrainedJob, active: list[TrainedJob]) -> None:
         """Do what a stop has left undone at the step that the job resumes from."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from orchestrator.recipe.schema import Mixture
 from orchestrator.tasks.template import parse
@@ -18,10 +20,9 @@ class MixedTasks:
     """The rows of each task, and how often it is drawn."""
 
     def __init__(self, mixture: Mixture, rows: Sequence[Fields]) -> None:
-        template = parse(mixture.by)
         self.tasks: dict[str, list[int]] = {}
         for number, fields in enumerate(rows):
-            self.tasks.setdefault(template.render_text(fields).strip(), []).append(number)
+            self.tasks.setdefault(task_of(mixture, fields), []).append(number)
         sizes = [min(len(numbers), mixture.cap or len(numbers)) for numbers in self.tasks.values()]
         self._weights = sizes if mixture.sampling == "proportional" else [1] * len(sizes)
 
@@ -32,6 +33,16 @@ class MixedTasks:
         return [draw.choice(numbers) for numbers in chosen]
 
 
-def task_name(mixture: Mixture, fields: Fields) -> str:
-    """A row's task as a part of a score's name, which filters can write: letters, digits, underscores and dashes."""
-    return re.sub(r"[^\w-]+", "-", parse(mixture.by).render_text(fields).strip())[:_LONGEST] or "-"
+def task_of(mixture: Mixture, fields: Fields) -> str:
+    return parse(mixture.by).render_text(fields).strip()
+
+
+def task_names(tasks: Iterable[str]) -> dict[str, str]:
+    """task -> a part of a score's name, which filters can write: letters, digits, underscores and dashes. Tasks that
+    come out alike so have a piece of their hash behind it."""
+    short = {task: re.sub(r"[^\w-]+", "-", task)[:_LONGEST] or "-" for task in set(tasks)}
+    often = Counter(short.values())
+    return {
+        task: name if often[name] == 1 else f"{name[: _LONGEST - 7]}-{hashlib.sha256(task.encode()).hexdigest()[:6]}"
+        for task, name in short.items()
+    }

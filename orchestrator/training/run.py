@@ -34,12 +34,12 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.trained import trained_weights
 from orchestrator.settings import load_settings
 from orchestrator.states import Reason
-from orchestrator.training.calibrate import calibrate, device_name
+from orchestrator.training.calibrate import TooBusy, calibrate, device_name
 from orchestrator.training.cards import check_cards
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, place
 from orchestrator.training.environment import environment
-from orchestrator.training.failures import JobFailed, met_by_all, out_of_memory, reason_of
+from orchestrator.training.failures import JobFailed, met_by_all, reason_of
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import Loop
@@ -182,7 +182,7 @@ class Run:
         try:
             cost = calibrate(host, self.processes, context=read_base_facts(Path(base.path)).max_positions)
         except Exception as error:  # the jobs can be trained all the same; who shares is then decided by estimates
-            if self.processes.sharded and out_of_memory(error):
+            if self.processes.sharded and not isinstance(error, PtqError | TooBusy):
                 raise  # alone: the other ranks wait for this one in the middle of a forward
             print(f"what a step costs could not be measured: {error}", flush=True)
             return

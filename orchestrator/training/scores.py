@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
+from orchestrator.errors import PtqError
+from orchestrator.training.company import LeaveRequested
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
-from orchestrator.training.mixture import task_name
+from orchestrator.training.mixture import task_of
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.rows import Rows, has_split
@@ -107,12 +109,14 @@ def _together(
         return asked, evaluate(host, ask, batch_sizes=sizes, processes=processes, between=between)
     except StopRequested:
         raise
-    except Exception:
+    except Exception as error:
+        if processes.sharded and not isinstance(error, PtqError | LeaveRequested):
+            raise  # alone: the other ranks wait for this one in the middle of a forward
         return [], []
 
 
 def _asked(host: BaseHost, job: TrainedJob, rows: Sequence[Fields], processes: Processes, *, tuned: bool) -> Asked:
     head = job.head if tuned else job.new_head(host, processes.device)
     mixture = job.recipe.train.mixture
-    task_of = None if mixture is None else partial(task_name, mixture)
-    return Asked(job.objective, job.folded(), head, rows, tuned, task_of)
+    its_task = None if mixture is None else partial(task_of, mixture)
+    return Asked(job.objective, job.folded(), head, rows, tuned, its_task)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 import uuid
@@ -82,7 +83,9 @@ class _MLflow:
         self._last = {name: self._last_step(name) for name in self._tracker.tracker.data.metrics} if kept else {}
         if kept is None:
             write_json(JobPaths(Path(spec.folder)).tracked("mlflow"), {"id": self._run})
-            self._tracker.store_init_configuration(_settings(spec))
+            # MLflow takes few signs in a name; a label's text may hold any.
+            named = {re.sub(r"[^\w./ -]", "_", key)[:250]: value for key, value in _settings(spec).items()}
+            self._tracker.store_init_configuration(named)
 
     def log(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         from mlflow.entities import Metric

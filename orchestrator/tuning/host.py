@@ -215,9 +215,12 @@ class BaseHost:
     @cached_property
     def ragged(self) -> bool:
         """Whether attention over rows of unlike lengths is one call here (`varlen`): causal bases on a GPU."""
-        if self.kind != "causal" or not self.sites:
+        config = self.model.config.get_text_config()
+        capped = getattr(config, "attn_logit_softcapping", None) is not None
+        sinks = any(name.endswith(".sinks") for name, _ in self.model.named_parameters())
+        if self.kind != "causal" or not self.sites or capped or sinks:
             return False
-        heads = self.model.config.get_text_config().num_attention_heads
+        heads = config.num_attention_heads
         shapes = {(site.kv_heads, site.head_dim) for site in self.sites}
         return all(varlen.works(self.device, self.dtype, heads, kv_heads, width) for kv_heads, width in shapes)
 

@@ -60,7 +60,7 @@ def attention(
     keys, values = (functional.embedding(ragged.take, tensor) for tensor in (keys, values))
     query, key, value = (tensor.unflatten(1, (-1, head_dim)) for tensor in (queries, keys, values))
     special = any(options.get(name) is not None for name in ("softcap", "s_aux"))
-    if special or not query.is_cuda or query.dtype not in _HALVES:
+    if special or not _is_taken(query.device, query.dtype):
         return one_by_one(ragged, attend, query, key, value, options)
     return _kernel(ragged, query, key, value, options.get("scaling"))
 
@@ -86,9 +86,10 @@ def one_by_one(
     return torch.cat(outputs)
 
 
+@torch.enable_grad()
 def works(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> bool:
     """Whether the kernel is here and computes what `one_by_one` does, with gradients: found by asking it."""
-    if device.type != "cuda" or dtype not in _HALVES:
+    if not _is_taken(device, dtype):
         return False
     ragged = Ragged.of(torch.arange(30, device=device), [5, 3, 9], [5, 8, 17])
     ragged = Ragged(ragged.take, ragged.queries.to(device), ragged.keys.to(device), ragged.sizes)
@@ -105,6 +106,10 @@ def works(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, h
     wanted = torch.autograd.grad(expected.float().square().sum(), made)
     pairs = zip((found, *told), (expected, *wanted), strict=True)
     return all(bool((a - b).abs().max() <= _TOLERANCE * b.abs().max()) for a, b in pairs)
+
+
+def _is_taken(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in _HALVES
 
 
 def _kernel(ragged: Ragged, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:

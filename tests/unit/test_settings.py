@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from orchestrator.settings import load_settings
+from orchestrator.settings import load_settings, without_secrets
 
 
 def test_home_is_the_variable_else_the_nearest_registry_else_here(tmp_path: Path) -> None:
@@ -44,6 +45,15 @@ def test_offline_is_read_as_the_hub_reads_it(value: str, offline: bool, tmp_path
 @pytest.mark.parametrize(("value", "allowed"), [("1", True), ("true", False), ("", False), ("0", False)])
 def test_remote_code_needs_a_clear_yes(value: str, allowed: bool, tmp_path: Path) -> None:
     assert load_settings({"PTQ_ALLOW_REMOTE_CODE": value}, tmp_path).allow_remote_code is allowed
+
+
+@pytest.mark.parametrize(
+    "address", ["http://ann:p@ss@host/x", "mysql+pymysql://u:pa/ss@host/db", "https://key@host", "a://u:p@h b://u:q@i"]
+)
+def test_no_password_of_an_address_is_told(address: str) -> None:
+    told = without_secrets(f"no such database: {address}, see https://example.org/x@v1 or write to me@example.org")
+    assert not re.search(r"p@ss|pa/ss|ss@|key|u:|p@h", told)
+    assert told.endswith(", see https://example.org/x@v1 or write to me@example.org")
 
 
 def test_a_user_without_a_name_is_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import shutil
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +41,9 @@ from orchestrator.states import LIVE, JobResult, JobState, Reason
 
 FORMAT = 1
 INDEX = "backup.json"
+_STORED = re.compile(r".*/store/artifacts/([0-9a-f]{64})(|/.*)", re.DOTALL)
+#: `ptq retry` starts again what is finished, unless it succeeded.
+_MAY_START = sa.or_(jobs.c.result.is_(None), jobs.c.result != JobResult.SUCCEEDED.value)
 _NAME = re.compile(r"store/(datasets|artifacts)/([0-9a-f]{64})/((?:[A-Za-z0-9_-][\w.-]*/)*[A-Za-z0-9_-][\w.-]*)")
 
 
@@ -105,7 +108,7 @@ def restore(settings: Settings, source: Path, *, now: float) -> int:
             index = _unpack(source, folder)
             _check(folder, index, source)
             there = replace(settings, home=folder, registry_url=f"sqlite:///{folder / REGISTRY_FILE}")
-            again = _adopt(there, paths, Path(index["home"]), now)
+            again = _adopt(there, paths, now)
             _place(folder, paths, index)
             place_new(folder / REGISTRY_FILE, target)
     except FileExistsError as error:
@@ -200,8 +203,8 @@ def _check(folder: Path, index: Mapping[str, Any], source: Path) -> None:
             raise _refused(source, f"{kind}/{one.name[:12]}: {faults[0]}")
 
 
-def _adopt(settings: Settings, paths: HomePaths, old: Path, now: float) -> int:
-    """Make the database one of this home (`paths`), where it comes from another (`old`); how many jobs start again.
+def _adopt(settings: Settings, paths: HomePaths, now: float) -> int:
+    """Make the database one of this home (`paths`); how many jobs start again.
 
     The runs of the backup live no more, as far as this home goes: their jobs are queued again, their slots are free,
     and nobody is charged for the time since.
@@ -222,7 +225,7 @@ def _adopt(settings: Settings, paths: HomePaths, old: Path, now: float) -> int:
             if held.started_at is not None:
                 reservations.end(connection, held.id, by="restore", at=now, up_since=now)
         connection.execute(sa.update(workers).where(workers.c.ended_at.is_(None)).values(ended_at=now))
-        _move_folders(connection, paths, old)
+        _move_folders(connection, paths)
     registry.close()
     for suffix in ("-wal", "-shm"):
         (settings.home / f"{REGISTRY_FILE}{suffix}").unlink(missing_ok=True)
@@ -243,29 +246,31 @@ def _end_jobs(connection: Connection, now: float) -> int:
             connection, job.id, job.attempt, JobState.QUEUED,
             actor="restore", at=now, reason=Reason.WORKER_LOST, message="restored from a backup", counted=False,
         )  # fmt: skip
-    # Its events lie in the old home; a new attempt's file begins at its first byte.
-    unfinished = jobs.c.state != JobState.FINISHED.value
-    connection.execute(sa.update(jobs).where(unfinished).values(events_offset=0, step=0))
+    # Its events lie in the old home; a new attempt's file begins at its first byte. `ptq retry` may start others too.
+    connection.execute(sa.update(jobs).where(_MAY_START).values(events_offset=0))
+    connection.execute(sa.update(jobs).where(jobs.c.state != JobState.FINISHED.value).values(step=0))
     return sum(job.state is not JobState.STOPPING for job in live)
 
 
-def _move_folders(connection: Connection, paths: HomePaths, old: Path) -> None:
-    """What waits, and every base, names folders of this home instead of the old one's."""
-    waiting = job_verbs.list_jobs(connection, states=[state for state in JobState if state is not JobState.FINISHED])
-    for job in waiting:
+def _move_folders(connection: Connection, paths: HomePaths) -> None:
+    """What may start, and every base, names folders of this home instead of the old one's."""
+    stored = {paths.artifact(digest).name for digest in connection.execute(sa.select(artifacts.c.digest)).scalars()}
+    may_start = sa.select(jobs.c.id, jobs.c.recipe, jobs.c.base).where(_MAY_START)
+    for number, recipe, base in connection.execute(may_start).all():
         values = {
-            "recipe": dict(with_stored_starts(job.recipe, paths)),
-            "base": {**job.base, "path": _moved(str(job.base["path"]), paths, old)},
+            "recipe": dict(with_stored_starts(recipe, paths)),
+            "base": {**base, "path": _moved(str(base["path"]), paths, stored)},
         }
-        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(values))
+        connection.execute(sa.update(jobs).where(jobs.c.id == number).values(values))
     for number, path in connection.execute(sa.select(bases.c.id, bases.c.path)).all():
-        connection.execute(sa.update(bases).where(bases.c.id == number).values(path=_moved(path, paths, old)))
+        connection.execute(sa.update(bases).where(bases.c.id == number).values(path=_moved(path, paths, stored)))
 
 
-def _moved(path: str, paths: HomePaths, old: Path) -> str:
-    """A base may lie in the store, where LM adaptation has left it."""
-    store = HomePaths(old).store
-    return str(paths.store / Path(path).relative_to(store)) if Path(path).is_relative_to(store) else path
+def _moved(path: str, paths: HomePaths, stored: Container[str]) -> str:
+    """A base may lie in the store, where LM adaptation has left it. The old home may have had several names (links),
+    so the folder is known by the digest of an artifact that came along."""
+    found = _STORED.fullmatch(path)
+    return str(paths.artifact(f"sha256:{found[1]}")) + found[2] if found and found[1] in stored else path
 
 
 def _place(folder: Path, paths: HomePaths, index: Mapping[str, Any]) -> None:

@@ -41,6 +41,11 @@ class Lora(nn.Module):
         self._config, self._kind, self._on = config, host.kind, True
         wanted = frozenset(config.targets or QUERIES_AND_VALUES)
         chosen = {name: layer for name, layer in _linear_layers(host).items() if name.split(".")[-1] in wanted}
+        embeddings = host.model.get_input_embeddings().weight
+        tied = [name for name, layer in chosen.items() if layer.weight is embeddings]
+        if tied:
+            what = f"{tied[0]} is the base's input embeddings too, which would change with it"
+            raise MethodDoesNotFit(what, where="method.targets")
         if not chosen:
             what = f"{type(host.model).__name__} has no linear layer called {' or '.join(sorted(wanted))}"
             raise MethodDoesNotFit(what, where="method.targets")

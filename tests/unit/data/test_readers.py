@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from orchestrator.data.checks import Checker
 from orchestrator.data.lines import LONGEST_LINE
 from orchestrator.data.readers import check_options, format_of, read_file
 from orchestrator.data.rows import Fault, ReadOptions, Record, text_of
@@ -193,6 +194,15 @@ def test_parquet_rows_have_numbers(file: Path) -> None:
         (2, {"a": 2, "b": None}),
         (3, {"a": None, "b": "z"}),
     ]
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused(file: Path) -> None:
+    columns = [pa.array(["x"] * 9), pa.array(["y"] * 9)]
+    pq.write_table(pa.Table.from_arrays(columns, names=["t", "t"]), file)
+    first = read(file, format="parquet")[0]
+    assert isinstance(first, Record)
+    with pytest.raises(BadInput, match="'t' stands twice"):
+        Checker(ReadOptions()).values(first, "a.parquet")
 
 
 def test_parquet_with_a_string_that_is_not_utf8(file: Path) -> None:

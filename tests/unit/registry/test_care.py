@@ -29,7 +29,7 @@ from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import artifacts, latest_metrics
 from orchestrator.registry.storage.tables import jobs as job_table
 from orchestrator.settings import Settings, load_settings
-from orchestrator.states import JobResult, JobState
+from orchestrator.states import JobResult, JobState, Reason
 
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(5)]
 NOW = 1e9
@@ -193,14 +193,31 @@ def test_what_ran_and_was_reserved_is_free_again_and_nobody_is_charged(registry:
     back.close()
 
 
-def test_what_waits_starts_from_the_artifacts_of_its_new_home(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("failed", [False, True])  # what failed may be started by `ptq retry`
+def test_what_may_start_starts_from_the_artifacts_of_its_new_home(
+    registry: Registry, tmp_path: Path, failed: bool
+) -> None:
     first = get_artifact(registry, "a1")
+    linked = Path("/mnt/data", *first.path.parts[-4:])  # as a home is called behind a symbolic link
     (job,) = add_jobs(registry)
     with registry.write() as conn:
         recipe = jobs.get_job(conn, job).recipe
         recipe["method"]["init"] = {"type": "prompt", "path": [str(first.path)]}
-        base = {**jobs.get_job(conn, job).base, "path": str(first.path / "base")}
+        base = {**jobs.get_job(conn, job).base, "path": str(linked / "base")}
         conn.execute(sa.update(job_table).where(job_table.c.id == job).values(recipe=recipe, base=base))
+        if failed:
+            jobs.move(conn, job, 0, JobState.STARTING, actor="worker:1", at=1.0)
+            jobs.set_progress(conn, job, 1, step=0, steps=40, events_offset=300)
+            jobs.move(
+                conn,
+                job,
+                1,
+                JobState.FINISHED,
+                actor="worker:1",
+                at=2.0,
+                result=JobResult.FAILED,
+                reason=Reason.CRASHED,
+            )
     write_backup(registry, tmp_path / "b.tar", now=5.0)
     settings = settings_at(tmp_path / "new")
     restore(settings, tmp_path / "b.tar", now=6.0)
@@ -211,6 +228,7 @@ def test_what_waits_starts_from_the_artifacts_of_its_new_home(registry: Registry
     there = str(get_artifact(back, "a1").path)
     assert there.startswith(str(tmp_path / "new"))
     assert (moved.recipe["method"]["init"]["path"], moved.base["path"]) == ([there], f"{there}/base")
+    assert moved.events_offset == 0
     assert [one.what for one in examine(back, now=NOW) if one.fault] == []
     back.close()
 

@@ -45,6 +45,17 @@ def test_the_sign_flip_test_is_scipys(count: int) -> None:
     assert sign_flip_p([0.0] * count) == 1.0
 
 
+def test_seeds_from_before_and_after_a_new_key_are_one_configuration(job: Job) -> None:
+    """And where the numbers go changes nothing. Of a falling metric's tasks the smallest is the best."""
+    old = made(job, 1, 1)
+    new = made(job, 2, 2)
+    new.recipe["tracking"] = ["tensorboard"]
+    new.recipe["train"] |= {"gradient_checkpointing": True}
+    found = compare([old, new], {1: {"test": {"perplexity:wiki": 9.0}}, 2: {"test": {"perplexity:wiki": 3.0}}})
+    assert (found.keys, len(found.configurations)) == ([], 1)
+    assert found.configurations[0].best("perplexity:wiki") == (2, 3.0)
+
+
 def test_jobs_that_differ_in_the_seed_alone_are_one_configuration(job: Job) -> None:
     jobs = [made(job, 10 * length + seed, seed, length=length) for length in (1, 5) for seed in (1, 2, 3)]
     values = {1: [60.0, 62.0, 61.0], 5: [64.0, 66.5, 65.0]}

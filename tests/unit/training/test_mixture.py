@@ -10,7 +10,7 @@ import pytest
 from training_fixtures import THINGS, make_run, recipe
 
 from orchestrator.recipe.schema import Mixture
-from orchestrator.training.mixture import MixedTasks
+from orchestrator.training.mixture import MixedTasks, task_names
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
 
@@ -33,6 +33,15 @@ def test_tasks_come_at_their_rates(options: dict[str, Any], shares: dict[str, fl
     assert len(set(drawn)) == len(ROWS)  # every row of a task comes
     assert mixed.rows(3, seed=1, batch_size=8) == mixed.rows(3, seed=1, batch_size=8)
     assert mixed.rows(3, seed=1, batch_size=8) != mixed.rows(3, seed=2, batch_size=8)
+
+
+def test_tasks_with_names_alike_are_told_apart() -> None:
+    long = "answer the question about the passage: is it"
+    found = task_names(["rte", "a b", "a-b", "?", "!", f"{long} so", f"{long} not so"])
+    assert len(set(found.values())) == len(found)
+    assert found["rte"] == "rte"
+    assert found["a b"].startswith("a-b-")
+    assert all(len(name) <= 40 and "".join(name.split("-")).replace("_", "").isalnum() for name in found.values())
 
 
 def test_a_job_trains_on_the_mixture(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:

@@ -91,6 +91,11 @@ def test_what_is_added_to_the_weights_is_what_the_hooks_add(name: str, tmp_path:
         load_weights(tmp_path, fresh)
 
 
+def test_the_output_matrix_is_left_alone_where_it_embeds_too() -> None:
+    with pytest.raises(MethodDoesNotFit, match="lm_head is the base's input embeddings too"):
+        built(host("gpt2"), {"type": "lora", "targets": ["lm_head"]})
+
+
 def test_layers_that_are_not_there() -> None:
     with pytest.raises(MethodDoesNotFit, match="no linear layer called nothing"):
         built(host("gpt2"), CONFIG | {"targets": ["nothing"]})

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_bases import CAUSAL, MASKED, SEQ2SEQ, bare, host, precision
-from torch import nn
+from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM
 from transformers.activations import NewGELUActivation
 from tuning_helpers import ALL, built, close, gradients, loss_of, pairs, rows, run
 
-from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch
+from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, varlen
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.forward import forward, packs
 from orchestrator.tuning.layout import lay_out
@@ -219,3 +219,20 @@ def test_gelu_is_one_operation_and_the_same() -> None:
     (expected,) = torch.autograd.grad(NewGELUActivation()(inputs).sum(), inputs)
     close(fused(inputs), NewGELUActivation()(inputs), 1e-12)
     close(found, expected, 1e-12)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("gpt2", True), ("gemma2", False)])
+def test_the_kernel_is_asked_for_with_its_gradients(name: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the first forward asks, which takes no gradients itself; the kernel's stand-in is what it must compute."""
+    asked = []
+
+    def kernel(ragged: varlen.Ragged, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        asked.append(scale)
+        return varlen.one_by_one(ragged, varlen._attend, query, key, value, {})
+
+    monkeypatch.setattr(varlen, "_kernel", kernel)
+    monkeypatch.setattr(varlen, "_is_taken", lambda device, dtype: True)
+    base = host(name)
+    with torch.no_grad():
+        assert base.ragged is expected
+    assert bool(asked) is expected
