@@ -277,6 +277,7 @@ INTRODUCTION = """
 Real data, small bases that are pretrained here or fit into a laptop, three seeds each: mean ± standard deviation over
 the seeds, and the best seed apart (`ptq compare` prints the same). *One answer always* (the commonest of the scored
 rows) needs no model; *prompt design* asks the base in plain words; *fine-tuning* trains all weights of the same base.
+Learning rates were chosen by single runs on the same scored rows, so every trained row is a little flattered.
 
 - **E2E** (20,000 training lines, batches of 8: 600 steps for embeddings, 200 for all else; BLEU on the first 120 inputs
   of the test file, several references each): a decoder of three layers and width 96, pretrained here on 8,000 training
