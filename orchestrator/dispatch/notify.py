@@ -23,7 +23,8 @@ from orchestrator.settings import Policy
 PATIENCE = 150.0  #: seconds that a telling may take; hook and webhook have 60 each (see `telling`)
 AT_ONCE = 8  #: tellings that may be under way
 AGAIN_AFTER = (10.0, 60.0, 300.0, 1800.0)  #: seconds after a telling that has failed; then nobody is told
-_BATCH = 50
+_BATCH = 50  #: taken up while fewer than this are ready to be told
+_WAITING = 1000  #: those that wait for their next try, at most: a hook that has failed for days is no reason to forget
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Notifier:
             return
         self._off = False
         self._take_up()
-        ready = [one for one in self._due if one.not_before <= self._clock()]
-        for one in ready[: AT_ONCE - len(self._under_way)]:
+        chosen = self._ready()[: AT_ONCE - len(self._under_way)]
+        for one in chosen:
             self._due.remove(one)
             self._start(one, policy)
+        if chosen:
+            self._keep()
+
+    def _ready(self) -> list[_Telling]:
+        return [one for one in self._due if one.not_before <= self._clock()]
 
     def _forget(self) -> None:
         """Who turns notifications on does not want to hear of all that ended while they were off."""
@@ -77,9 +83,11 @@ class Notifier:
         if self._told is None:
             self._begin()
         assert self._told is not None
+        if len(self._ready()) >= _BATCH or len(self._due) >= _WAITING:
+            return
         with self._registry.read() as conn:
             found = jobs.finished_since(conn, self._told, limit=_BATCH)
-        if found and len(self._due) < _BATCH:
+        if found:
             self._due += [_Telling(event, facts_of(job)) for event, job in found if job.result is not None]
             self._told = found[-1][0]
             self._keep()
@@ -91,11 +99,18 @@ class Notifier:
             if known is None:
                 controls.put(conn, controls.NOTIFIED, history.last_event(conn), by="worker", at=time.time())
             self._told = history.last_event(conn) if known is None else int(known.value)
-            left = [] if untold is None else jobs.finished_at_events(conn, untold.value)
-        self._due = [_Telling(event, facts_of(job)) for event, job in left if job.result is not None]
+            kept = {} if untold is None else _kept(untold.value)
+            left = jobs.finished_at_events(conn, kept)
+        found = [_Telling(event, facts_of(job), **kept[event]) for event, job in left if job.result is not None]
+        self._due = [one for one in found if one.tries <= len(AGAIN_AFTER)]
+        for one in found:
+            if one not in self._due:
+                self._log(f"worker: {_nobody(one, 'it had not ended when the worker left')}")
 
     def _keep(self) -> None:
-        untold = sorted({one.event for one in self._due} | {one.event for one, _, _ in self._under_way})
+        """One that is under way has had that try: a hook that outlives worker after worker does not get it for ever."""
+        tried = [replace(one, tries=one.tries + 1) for one, _, _ in self._under_way]
+        untold = {str(one.event): {"tries": one.tries, "ways": one.ways} for one in (*self._due, *tried)}
         with self._registry.write() as conn:
             controls.put(conn, controls.NOTIFIED, self._told, by="worker", at=time.time())
             controls.put(conn, controls.UNTOLD, untold, by="worker", at=time.time())
@@ -143,13 +158,22 @@ class Notifier:
 
     def _failed(self, one: _Telling, ways: int, why: str) -> None:
         if one.tries >= len(AGAIN_AFTER) or self._off:
-            said = f"nobody could be told that job {one.facts['id']} has finished ({why}); see [notify] in queue.toml"
+            said = _nobody(one, why)
         else:
             wait = AGAIN_AFTER[one.tries]
             again = replace(one, tries=one.tries + 1, not_before=self._clock() + wait, ways=ways)
             self._due.append(again)
             said = f"the news that job {one.facts['id']} has finished ({why}) is told again in {wait:.0f} s"
         self._log(f"worker: {said}")
+
+
+def _nobody(one: _Telling, why: str) -> str:
+    return f"nobody could be told that job {one.facts['id']} has finished ({why}); see [notify] in queue.toml"
+
+
+def _kept(value: dict[str, dict[str, int]] | list[int]) -> dict[int, dict[str, int]]:
+    """event -> tries and ways; an earlier version of ptq kept the events alone."""
+    return {int(event): {} for event in value} if isinstance(value, list) else {int(key): value[key] for key in value}
 
 
 def facts_of(job: jobs.Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from orchestrator.registry.storage.tables import controls
 
 PAUSED = "paused"  #: value: why (may be empty)
 NOTIFIED = "notified"  #: value: the last event of `job_events` that has been taken up for notifications
-UNTOLD = "untold"  #: value: earlier ones that people have not been told of yet
+UNTOLD = "untold"  #: value: earlier ones that are still to be told -> how often that was tried, by which ways
 
 
 @dataclass(frozen=True)

@@ -317,7 +317,7 @@ def test_people_are_told_once_by_a_command_and_a_webhook_over_restarts(box: Box,
         [good] = add_jobs(box.registry, steps=2)
         worker = box.worker()
         wait_until(lambda: bool(told) and log.exists(), what="the first telling")
-        wait_until(lambda: _untold(box) == [], what="the worker's note of it")
+        wait_until(lambda: _untold(box) == {}, what="the worker's note of it")
         worker.kill()
         worker.communicate()
         [bad] = add_jobs(box.registry, steps=9, behaviour="nan")

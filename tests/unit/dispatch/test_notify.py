@@ -10,7 +10,7 @@ import pytest
 from queue_helpers import add_jobs, open_registry, wait_until
 
 from orchestrator.dispatch.notify import AGAIN_AFTER, Notifier
-from orchestrator.registry import jobs
+from orchestrator.registry import controls, jobs
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy
 from orchestrator.states import JobResult, JobState, Reason
@@ -133,3 +133,72 @@ def test_what_cannot_even_be_started_is_tried_again(queue: Queue, hook: Hook, mo
     queue.now += AGAIN_AFTER[0]
     queue.tell(hook.policy)
     wait_until(lambda: hook.told() == [job])
+
+
+def test_worker_after_worker_tries_no_oftener_than_one_would(queue: Queue, hook: Hook) -> None:
+    queue.tell(hook.policy)
+    hook.broken.touch()
+    job = queue.ends()
+    for _ in range(len(AGAIN_AFTER) + 3):
+        queue.tell(hook.policy)
+        queue.notifier = queue.worker()
+    assert hook.told() == [job] * (1 + len(AGAIN_AFTER))
+    assert sum("nobody could be told" in line for line in queue.said) == 1
+
+
+def test_a_hook_that_outlives_worker_after_worker_is_given_up(queue: Queue, tmp_path: Path) -> None:
+    began, go = tmp_path / "began", tmp_path / "go"
+    script = tmp_path / "hangs.sh"
+    script.write_text(f'#!/bin/sh\necho x >> "{began}"\nwhile [ ! -e "{go}" ]; do sleep 0.05; done\n')
+    script.chmod(0o755)
+    hangs = Policy(notify_command=(str(script),))
+    queue.notifier.tell(hangs)
+    queue.ends()
+    left = [queue.notifier]
+    for tries in range(1, len(AGAIN_AFTER) + 2):
+        queue.notifier.tell(hangs)
+        wait_until(lambda tries=tries: began.exists() and len(began.read_text().split()) == tries)  # type: ignore[misc]
+        queue.notifier = queue.worker()  # the one before has left
+        left.append(queue.notifier)
+    queue.notifier.tell(hangs)
+    assert not queue.notifier.busy
+    assert "it had not ended when the worker left" in queue.said[-1]
+    go.touch()
+    for worker in left:
+        worker.settle(20.0)
+
+
+def test_another_worker_goes_only_the_way_that_had_failed(queue: Queue, hook: Hook) -> None:
+    nowhere = Policy(notify_command=hook.policy.notify_command, notify_webhook="http://127.0.0.1:9/")
+    queue.tell(nowhere)
+    job = queue.ends()
+    queue.tell(nowhere)
+    queue.notifier = queue.worker()
+    queue.tell(nowhere)
+    assert hook.told() == [job]
+
+
+def test_what_an_earlier_version_had_not_told_is_told(queue: Queue, hook: Hook) -> None:
+    queue.tell(hook.policy)
+    job = queue.ends()
+    with queue.registry.write() as conn:
+        [(event, _)] = jobs.finished_since(conn, 0, limit=9)
+        controls.put(conn, controls.NOTIFIED, event, by="worker", at=0.0)
+        controls.put(conn, controls.UNTOLD, [event], by="worker", at=0.0)
+    queue.notifier = queue.worker()
+    queue.tell(hook.policy)
+    assert hook.told() == [job]
+
+
+def test_those_that_wait_for_their_next_try_silence_nobody(
+    queue: Queue, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.dispatch.notify._BATCH", 2)
+    queue.tell(hook.policy)
+    hook.broken.touch()
+    first, second = queue.ends(), queue.ends()
+    queue.tell(hook.policy)
+    hook.broken.unlink()
+    last = queue.ends()
+    queue.tell(hook.policy)
+    assert sorted(hook.told()) == [first, second, last]
