@@ -55,6 +55,9 @@ def reserve(
                 conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
             )  # fmt: skip
         found = _wait(registry, number, asked) if wait else _get(registry, number)
+    if asked:  # just when the slots came
+        _take_out(registry, number)
+        sys.exit(128 + asked[0])
     if as_json:
         render.print_json(_as_json(registry, found))
     elif found.started_at is None:
@@ -100,25 +103,30 @@ def _seconds(duration: str) -> float:
 def _wait(registry: Registry, number: int, asked: Sequence[int]) -> Reservation:
     """Until it has its slots. Ctrl-C and every other end leave the line: nobody would be there to use them."""
     from orchestrator.cli.output.views import NO_WORKER, worker_is_here
-    from orchestrator.dispatch.control import release as release_all
 
     try:
         if not worker_is_here(registry):
             render.note(NO_WORKER)
         with render.progress(f"reservation r{number}") as advance:
             while True:
+                if asked:
+                    sys.exit(128 + asked[0])
                 found = _get(registry, number)
                 if found.started_at is not None or found.ended_at is not None:
                     return found
-                if asked:
-                    sys.exit(128 + asked[0])
                 advance(0, None, "waits in line; Ctrl-C leaves it")
                 time.sleep(POLL)
     except BaseException:
-        release_all(registry, [number], user=registry.settings.user, now=time.time())
-        with suppress(OSError):  # the terminal may be gone
-            render.note(f"reservation r{number} released")
+        _take_out(registry, number)
         raise
+
+
+def _take_out(registry: Registry, number: int) -> None:
+    from orchestrator.dispatch.control import release as release_all
+
+    release_all(registry, [number], user=registry.settings.user, now=time.time())
+    with suppress(OSError):  # the terminal may be gone
+        render.note(f"reservation r{number} released")
 
 
 def _tell(registry: Registry, one: Reservation) -> None:

@@ -15,8 +15,12 @@ from orchestrator.cli.submit import Overrides, make_plan
 from orchestrator.cli.worker import CpuSlotsOption, GpusOption, make_slots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from orchestrator.dispatch.scheduling.slots import Slots
     from orchestrator.registry.storage.engine import Registry
+
+PATIENCE = 10.0  #: seconds without a worker before the command becomes one: a service comes back after 5
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +37,6 @@ def register(app: typer.Typer) -> None:
         from orchestrator.cli.waiting import all_succeeded, say_how_it_ended
         from orchestrator.dispatch.access import check_may_work
         from orchestrator.dispatch.submit import enqueue
-        from orchestrator.errors import BadInput
 
         registry = open_registry(create=True)
         planned = make_plan(registry, recipe, overrides or [], None)
@@ -41,42 +44,75 @@ def register(app: typer.Typer) -> None:
         if not worker_is_here(registry):
             check_may_work(registry)
             slots = make_slots(gpus, cpu_slots)
-        needed = max(job.slots for job in planned.jobs)
-        if slots is not None and needed > len(slots.names):
-            raise BadInput(f"the recipe needs {needed} slots, here are {len(slots.names)}", hint="see --cpu-slots")
+            _check_enough(max(job.slots for job in planned.jobs), slots)
         user = registry.settings.user
         done = enqueue(registry, [planned], user=user, after=[], command=sys.argv, now=time.time())[0]
-        _work(registry, done.job_ids, slots)
+        _work(registry, done.job_ids, slots, lambda: make_slots(gpus, cpu_slots))
         say_how_it_ended(registry, done.job_ids)
         print_result(registry, done.job_ids)
         if not all_succeeded(registry, done.job_ids):
             raise typer.Exit(1)
 
 
-def _work(registry: Registry, ids: list[int], slots: Slots | None) -> None:
-    """Until the jobs have finished: by a worker of our own, or by the one that is here."""
-    from orchestrator.cli.waiting import detached, wait_for, watching
+def _work(registry: Registry, ids: list[int], slots: Slots | None, here: Callable[[], Slots]) -> None:
+    """Until the jobs have finished: by the worker that is here, and by one of our own whenever there is none.
+
+    The worker that was here at first may do other jobs alone (another `ptq run`), or leave. `here`: makes our slots.
+    """
+    from orchestrator.cli.output.views import worker_is_here
+    from orchestrator.cli.waiting import POLL, detached, watching
     from orchestrator.dispatch.lock import WorkerPresent
-    from orchestrator.dispatch.worker import Worker
 
     try:
-        if slots is not None:
-            try:
-                with watching(registry, ids) as all_finished:
-                    ended = Worker(registry, slots, log=render.note, only=ids).work(until=all_finished)
-            except WorkerPresent:
-                slots = None  # one has just started
-            else:
-                if ended.signal is not None and not _finished(registry, ids):
-                    raise KeyboardInterrupt
-        if slots is None:
-            wait_for(registry, ids)
+        with watching(registry, ids) as all_finished:
+            seen = time.monotonic()  # a worker
+            able = True
+            while not all_finished():
+                if worker_is_here(registry):
+                    seen = time.monotonic()
+                if slots is None and able and time.monotonic() - seen >= PATIENCE:
+                    slots = _slots_for(registry, ids, here)
+                    able = slots is not None
+                if slots is None:
+                    time.sleep(POLL)
+                    continue
+                try:
+                    _be_the_worker(registry, ids, slots, all_finished)
+                    return
+                except WorkerPresent:
+                    slots, seen = None, time.monotonic()  # one has just started
     except KeyboardInterrupt:
         detached(ids)
         raise
 
 
-def _finished(registry: Registry, ids: list[int]) -> bool:
+def _slots_for(registry: Registry, ids: list[int], here: Callable[[], Slots]) -> Slots | None:
+    """None, and a word on why, where this command cannot do these jobs: they wait for the next worker."""
     from orchestrator.cli.waiting import read
+    from orchestrator.dispatch.access import check_may_work
+    from orchestrator.errors import PtqError
 
-    return all(job.result is not None for job in read(registry, ids))
+    try:
+        check_may_work(registry)
+        slots = here()
+        _check_enough(max(job.slots for job in read(registry, ids)), slots)
+    except PtqError as error:
+        render.note(f"the worker has left, and the next one is waited for: {error}")
+        return None
+    return slots
+
+
+def _be_the_worker(registry: Registry, ids: list[int], slots: Slots, all_finished: Callable[[], bool]) -> None:
+    from orchestrator.cli.waiting import read
+    from orchestrator.dispatch.worker import Worker
+
+    ended = Worker(registry, slots, log=render.note, only=ids).work(until=all_finished)
+    if ended.signal is not None and not all(job.result is not None for job in read(registry, ids)):
+        raise KeyboardInterrupt
+
+
+def _check_enough(needed: int, slots: Slots) -> None:
+    from orchestrator.errors import BadInput
+
+    if needed > len(slots.names):
+        raise BadInput(f"the recipe needs {needed} slots, here are {len(slots.names)}", hint="see --cpu-slots")

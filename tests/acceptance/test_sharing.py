@@ -11,26 +11,34 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
+from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, recipe_file, wait_until
 
+from orchestrator.cli import reserve
 from orchestrator.cli.main import main
+from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.scheduling.gpus import gpu_source
 from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import Taken, Worker
 from orchestrator.paths import read_json
-from orchestrator.registry import controls, history, jobs, reservations, runs, usage
+from orchestrator.registry import controls, history, jobs, reservations, runs, usage, workers
 from orchestrator.registry.queue import waiting_jobs
+from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.states import JobResult, JobState
 
 WORKER = [sys.executable, str(FAKE_TRAINING.with_name("fake_worker.py")), str(FAKE_TRAINING), "gpus"]
 GIB = 1 << 30
+SOMEBODY: dict[str, Any] = {
+    "host": "box", "pid": 1, "pid_started": 1, "boot_id": "boot", "slots": ["gpu:GPU-a"], "at": 0.0
+}  # fmt: skip
 
 
 class Box:
@@ -176,6 +184,42 @@ def test_whoever_goes_away_while_waiting_leaves_the_line(box: Box, number: signa
     said = waiting.communicate(timeout=30)[1]
     assert waiting.returncode == 128 + number, said
     assert _unfinished(box) == []
+
+
+def test_run_works_itself_when_the_worker_leaves_that_it_had_waited_for(
+    box: Box, ptq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command: Any = lambda _spec, paths: [sys.executable, str(FAKE_TRAINING), str(paths.root)]  # noqa: E731
+    monkeypatch.setattr("orchestrator.dispatch.worker.Worker", partial(Worker, command=command))
+    monkeypatch.setattr("orchestrator.cli.run.PATIENCE", 0.5)
+    [other] = add_jobs(box.registry)  # and the rows
+    with ExitStack() as stack:
+        stack.enter_context(worker_lock(box.registry.paths.worker_lock))  # it does nothing for this job, and leaves
+        leaves = threading.Timer(1.0, stack.close)
+        leaves.start()
+        assert "tiny" in ptq("run", str(recipe_file(tmp_path)))
+        leaves.join()
+    assert get(box.registry, other + 1).result is JobResult.SUCCEEDED
+    assert get(box.registry, other).state is JobState.QUEUED
+
+
+def test_a_signal_at_the_moment_the_cards_come_gives_them_back(
+    box: Box, ptq: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_one = reserve._get
+
+    def comes_just_now(registry: Registry, number: int) -> Any:
+        with registry.write() as conn:
+            me = runs.Claimant(workers.register(conn, **SOMEBODY), "box", "boot")
+            assert reservations.start(conn, number, ["gpu:GPU-a"], me, at=time.time())
+        os.kill(os.getpid(), signal.SIGHUP)
+        return get_one(registry, number)
+
+    monkeypatch.setattr(reserve, "_get", comes_just_now)
+    assert "reservation r1 released" in ptq("reserve", "--for", "2h", code=128 + signal.SIGHUP)
+    assert _unfinished(box) == []
+    with box.registry.read() as conn:
+        assert runs.live_leases(conn) == []
 
 
 def _unfinished(box: Box) -> list[Any]:
