@@ -50,8 +50,8 @@ BEAT = 5.0  #: seconds between heartbeats
 FAULT_PAUSE = 1.0
 
 #: The queue is looked at anew when something has happened to a job or a slot; else after so many seconds (a person's
-#: process may have left a card, a turn may be over), or after `PLACE_SHARE` times what the last look has taken: with
-#: thousands in line the worker takes a hundredth of a core, and not more.
+#: process may have left a card, a turn may be over), or after `PLACE_SHARE` times what the last look has taken, but
+#: `REST` at most: with thousands in line the worker takes a hundredth of a core.
 PLACE_EVERY = 2.0
 PLACE_SHARE = 100.0
 REST = 60.0  #: where nobody waits
@@ -191,11 +191,11 @@ class Worker:
             )
         if seen == self._seen and time.monotonic() < self._place_again_at:
             return
-        began = time.monotonic()
         self._guarded(partial(self._notifier.tell, self.policy))  # no fault there keeps a job from starting
         self._people.end_those_that_are_over(half_life=self.policy.half_life)
+        began = time.monotonic()
         self._plan = self._place()
-        pause = max(self._pause(), PLACE_SHARE * (time.monotonic() - began))
+        pause = max(self._pause(), min(REST, PLACE_SHARE * (time.monotonic() - began)))
         self._seen, self._place_again_at = seen, time.monotonic() + pause
 
     def _pause(self) -> float:
@@ -370,7 +370,8 @@ class Worker:
         with self.registry.write() as conn:
             workers.beat(conn, self.me.worker_id, at=self.clock())
             runs.renew(
-                conn, self.me.host, at=self.clock(), up_since=processes.booted_at(), half_life=self.policy.half_life
+                conn, self.me.host,
+                at=self.clock(), up_since=processes.booted_at(), half_life=self.policy.half_life, over=self.runs.over,
             )  # fmt: skip
         self._read_policy()
 

@@ -166,13 +166,20 @@ def release(
 
 
 def renew(
-    conn: Connection, host: str, *, at: float, up_since: float = 0.0, half_life: float = Policy.half_life
+    conn: Connection,
+    host: str,
+    *,
+    at: float,
+    up_since: float = 0.0,
+    half_life: float = Policy.half_life,
+    over: Collection[int] = (),
 ) -> None:
     """Say that somebody looks after this box's slots, and charge them to those who hold them.
 
-    `up_since`: when the box was started: nobody is charged for the time that it was off.
+    `up_since`: when the box was started: nobody is charged for the time that it was off. `over`: runs that are proven
+    to have ended and are not closed yet; what they owe is settled when they are, until their end.
     """
-    held = (leases.c.host == host, leases.c.released_at.is_(None))
+    held = (leases.c.host == host, leases.c.released_at.is_(None), leases.c.run_id.not_in(list(over)))
     _charge(conn, held, since=up_since, until=at, at=at, half_life=half_life)
     conn.execute(update(leases).where(*held).values(expires_at=at + LEASE_SECONDS))
 

@@ -76,6 +76,11 @@ class Runs:
         with self.registry.read() as conn:
             return runs.open_runs(conn, self.host)
 
+    @property
+    def over(self) -> list[int]:
+        """Runs of which nobody lives any more, and which are not closed: somebody is on the card, the disk is full."""
+        return list(self._over_since)
+
     def started(self, run_id: int, pid: int) -> None:
         self.children.add(pid)
         self.started_here[run_id] = pid

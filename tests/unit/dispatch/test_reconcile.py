@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.dispatch.control import cancel
 from orchestrator.dispatch.running import processes, reconcile, strikes
+from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.slots import GpuSlots
-from orchestrator.dispatch.worker import Worker
+from orchestrator.dispatch.worker import PLACE_EVERY, REST, Worker
 from orchestrator.registry import reservations, runs, usage
 from orchestrator.registry.jobs import Job
 from orchestrator.states import JobResult, JobState, Reason
@@ -160,6 +163,30 @@ def test_nobody_is_charged_for_what_came_after_a_runs_end(box: Box, end: str) ->
     assert used(box, "ada") == pytest.approx(expected, abs=10.0)
 
 
+def test_nobody_is_charged_while_the_disk_is_too_full_to_keep_what_was_trained(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "booted_at", lambda: 0.0)
+    [job_id] = add_jobs(box.registry, steps=3)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconcile.artifacts, "stage_artifact", full)
+        box.go_on(20)
+        assert (box.worker.runs.over, box.leases()) == ([1], 1)
+        before = used(box, "ada")
+        for _ in range(3):
+            box.machine.now += 1000.0
+            box.worker._beat()
+        assert used(box, "ada") == before
+    box.go_on(5)
+    assert get(box.registry, job_id).result is JobResult.SUCCEEDED
+    assert (box.worker.runs.over, box.leases()) == ([], 0)
+    assert before < used(box, "ada") < 100.0  # until its end
+
+
 def test_a_reservation_costs_nothing_while_the_box_is_off(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     began = box.machine.now
     with box.registry.write() as conn:
@@ -190,3 +217,22 @@ def test_a_fault_in_telling_people_keeps_no_job_from_starting(box: Box, monkeypa
     box.go_on(20)
     assert get(box.registry, job_id).result is JobResult.SUCCEEDED
     assert any("nobody is at home" in line for line in box.said)
+
+
+def test_neither_a_fault_in_telling_nor_a_slow_look_makes_the_next_look_late(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.dispatch.worker.FAULT_PAUSE", 0.2)  # times PLACE_SHARE: 20 s
+
+    def fails(_policy: object) -> None:
+        raise RuntimeError("nobody is at home")
+
+    monkeypatch.setattr(box.worker._notifier, "tell", fails)
+    monkeypatch.setattr(box.worker, "_place", Plan)
+    monkeypatch.setattr(box.worker, "_pause", lambda: PLACE_EVERY)
+    box.worker.look()
+    assert box.worker._place_again_at - time.monotonic() < 10.0
+    monkeypatch.setattr("orchestrator.dispatch.worker.PLACE_SHARE", 1e12)
+    box.worker._seen = None
+    box.worker.look()
+    assert box.worker._place_again_at - time.monotonic() <= REST
