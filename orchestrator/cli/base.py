@@ -133,15 +133,15 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
         "licence": base.licence or "not known",
         "added": f"{when(base.created_at)} by {base.created_by}",
     }.items():
-        say(f"{key:13} {_plain(value)}")
+        say(f"{key:15} {_plain(value)}")
     for method, tasks in methods.items():
-        say(f"{'fits':13} {method}: {', '.join(tasks)}")
+        say(f"{'fits':15} {method}: {', '.join(tasks)}")
 
 
 def _plain(value: object) -> object:
-    return (
-        {True: "yes", False: "no", None: "-"}.get(value, value) if value is None or isinstance(value, bool) else value
-    )
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "-"}[value]
+    return (", ".join(map(str, value)) or "-") if isinstance(value, list | tuple) else value
 
 
 def _millions(count: int) -> str:

@@ -31,7 +31,7 @@ Artifacts = Annotated[
     list[str],
     typer.Argument(
         metavar="ARTIFACT...",
-        help="a12, a job id, a group as g3 (what all its jobs left), or the start of a digest "
+        help="a12, an alias as sst2@best, a job id, a group as g3 (what all its jobs left), or the start of a digest "
         "(see `ptq artifact list`); several must be of one base and are used in one forward",
     ),
 ]
