@@ -176,7 +176,6 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
         index = dict(read_json(folder / INDEX))
         folders, missing = ({(str(k), str(digest)) for k, digest in index[key]} for key in ("folders", "missing"))
         schema, number, sha256 = str(index["schema"]), index["format"], str(index["registry"])
-        home = str(index["home"])
     except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError) as error:
         raise _refused(source, f"not a backup, or a damaged one ({error})") from error
     if number != FORMAT or schema not in REVISIONS:
@@ -187,7 +186,7 @@ def _unpack(source: Path, folder: Path) -> dict[str, Any]:
         )
     if file_sha256(folder / REGISTRY_FILE) != sha256:
         raise _refused(source, "its database differs from its hash")
-    return {"folders": folders, "missing": missing, "schema": schema, "home": home}
+    return {"folders": folders, "missing": missing, "schema": schema}
 
 
 def _check(folder: Path, index: Mapping[str, Any], source: Path) -> None:
