@@ -85,7 +85,6 @@ class TrainedJob:
     evaluated: int = 0  #: the last step at which the validation rows were scored
     saved: int = -1  #: step of the newest checkpoint
     best: Best = field(default_factory=Best)
-    prefix: int = 0  #: length of its prompt's keys and values, as the last forward saw it
     _examples: dict[int, Example] = field(default_factory=dict)
     _cached: int = 0  #: bytes that these take
 
@@ -183,10 +182,9 @@ class TrainedJob:
 
     def batch(self) -> list[Example]:
         """The examples of the step to come, over all ranks together."""
-        return self.batch_of(self.step)
+        return self._batch_of(self.step)
 
-    def batch_of(self, step: int) -> list[Example]:
-        """A function of the step alone."""
+    def _batch_of(self, step: int) -> list[Example]:
         size, seed = self.recipe.train.batch_size, self.recipe.seed
         if self.mixed is not None:
             numbers = self.mixed.rows(step, seed=seed, batch_size=size)
@@ -287,7 +285,7 @@ class TrainedJob:
 
         def measure(step: int, prompts: Sequence[Prompt]) -> list[float]:
             """On the batch after the step's own."""
-            return losses.of(prompts, self.batch_of(step))
+            return losses.of(prompts, self._batch_of(step))
 
         forbidden = spelled | set(host.tokenizer.all_special_ids)
         return TriggerSearch(method, measure, candidates=config.candidates, forbidden=forbidden, seed=self.recipe.seed)

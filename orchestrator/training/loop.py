@@ -15,7 +15,6 @@ from torch import Tensor
 from orchestrator.errors import PtqError
 from orchestrator.jobspec import Ticket
 from orchestrator.states import Reason
-from orchestrator.training.ahead import Ahead
 from orchestrator.training.company import Company, LeaveRequested, News
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation
@@ -61,7 +60,7 @@ class Loop:
     _engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self._engine = Engine(self.host, self.processes, self.pace, Ahead(on=self.host.fast.ahead))
+        self._engine = Engine(self.host, self.processes, self.pace)
 
     def run(self, jobs: Sequence[TrainedJob]) -> None:
         """Train all jobs, and those that join, to their ends. StopRequested leaves them checkpointed between two steps.
@@ -79,7 +78,6 @@ class Loop:
                 if active:
                     self._step(active)
                 elif not news:
-                    self._engine.ahead.forget()
                     time.sleep(_REST_SECONDS)
         except StopRequested:
             self._read(active)
@@ -87,8 +85,6 @@ class Loop:
                 with self._own_failures(job, active):
                     self._save(job)
             raise
-        finally:
-            self._engine.ahead.close()
 
     def _change(self, news: News, active: list[TrainedJob]) -> None:
         for job in [job for job in active if job.spec.job in news.leave]:
@@ -118,7 +114,7 @@ class Loop:
         batches: list[list[Example]] = []
         for job in list(active):
             with self._own_failures(job, active):
-                batches.append(self._engine.ahead.batch(job))
+                batches.append(job.batch())
         if not active:
             return
         work = fused_step(self._engine, active, batches)

@@ -14,7 +14,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from orchestrator.training.ahead import Ahead, Key, Laid, Made
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
 from orchestrator.training.job import FOR_BASE, FOR_HEAD, FOR_PROMPT, TrainedJob
@@ -22,7 +21,6 @@ from orchestrator.training.objectives import Example
 from orchestrator.training.objectives.objective import Share
 from orchestrator.tuning.forward import forward, packs
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.layout import lay_out
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import RowBatch
 
@@ -89,7 +87,6 @@ class Engine:
     host: BaseHost
     processes: Processes
     pace: Pace
-    ahead: Ahead
 
 
 def fused_step(engine: Engine, jobs: Sequence[TrainedJob], batches: Sequence[list[Example]]) -> list[Work]:
@@ -108,8 +105,6 @@ def fused_step(engine: Engine, jobs: Sequence[TrainedJob], batches: Sequence[lis
             if not may_tell(processes, error):
                 raise
             fault = error
-        finally:
-            engine.ahead.finish()
         again, broken = _sum_over_ranks(work, processes, full=rows > 0, broken=fault is not None)
         if broken:
             hear(processes.gather(tell(fault)), fault)
@@ -127,7 +122,7 @@ def _accumulate_all(engine: Engine, work: Sequence[Work]) -> int:
     """All forwards and backwards of this rank; the rows of the forward that ran out of memory, or 0."""
     for which, chunk in _forwards(engine, work):
         fit = [(w, piece) for w, piece in chunk if not w.unfit]
-        if not fit or _fits(engine, fit, which, work):
+        if not fit or _fits(engine, fit, which):
             continue
         rows = sum(len(piece.examples) for _, piece in fit)
         if rows > 1:
@@ -189,10 +184,10 @@ def _tokens(example: Example) -> int:
     return len(row.ids) + (len(row.labels or ()) if beside else 0)
 
 
-def _fits(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int], work: Sequence[Work]) -> bool:
+def _fits(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int]) -> bool:
     """One forward and backward; False when memory ran out (the error is let go of here: it holds what was taken)."""
     try:
-        _accumulate(engine, chunk, which, work)
+        _accumulate(engine, chunk, which)
     except Exception as error:
         # With ZeRO-3 the other ranks wait for this one in the middle of a forward: there is no agreeing with them.
         if engine.processes.sharded or not out_of_memory(error):
@@ -258,18 +253,18 @@ def _groups(work: Sequence[Work], tokens: int | None) -> list[list[Work]]:
     return groups + [[w] for w in work if w.job.recipe.train.base_dropout]
 
 
-def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int], work: Sequence[Work]) -> None:
+def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int]) -> None:
     host, processes = engine.host, engine.processes
     device = processes.device
     prompts: list[Prompt] = []
     for w, _ in chunk:
         with w.job.randomness(FOR_PROMPT, device):
             prompts.append(w.job.method.prompt())
-        w.job.prefix = prompts[-1].prefix_length
-    batch, layout = engine.ahead.laid(_key(chunk, later=0)) or _lay(host, chunk)
+    rows = [replace(example.row, prompt=number) for number, (_, part) in enumerate(chunk) for example in part.examples]
+    batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
     host.set_checkpointing(any(w.job.recipe.train.gradient_checkpointing for w, _ in chunk))
     with _base_mode(host, chunk[0][0].job, which, processes):  # to the end: a layer may be computed again then
-        output = forward(host, batch, prompts, hidden=_reads_hidden(chunk), layout=layout)
+        output = forward(host, batch, prompts, hidden=any(w.job.objective.reads_hidden for w, _ in chunk))
         total = torch.zeros((), device=device)
         losses, first = [], 0
         for w, part in chunk:
@@ -280,38 +275,9 @@ def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int], 
             losses.append(loss.detach().double())
             total = total + loss
             first += len(part.examples)
-        engine.ahead.begin(lambda: _next_step(engine, work))
         total.backward()
     for (w, _), value in zip(chunk, losses, strict=True):
         w.loss = w.loss + value
-
-
-def _lay(host: BaseHost, chunk: Sequence[Piece]) -> Laid:
-    rows = [replace(example.row, prompt=number) for number, (_, part) in enumerate(chunk) for example in part.examples]
-    batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
-    return Laid(batch, lay_out(host, batch, [w.job.prefix for w, _ in chunk], hidden=_reads_hidden(chunk)))
-
-
-def _reads_hidden(chunk: Sequence[Piece]) -> bool:
-    return any(w.job.objective.reads_hidden for w, _ in chunk)
-
-
-def _key(chunk: Sequence[Piece], *, later: int) -> Key:
-    return tuple((id(w.job), w.job.step + later, tuple(part.positions)) for w, part in chunk)
-
-
-def _next_step(engine: Engine, work: Sequence[Work]) -> Made:
-    """The rows of the step after this one, if the same jobs take it."""
-    made = Made([w.job for w in work])
-    to_come = []
-    for w in work:
-        step = w.job.step + 1
-        if step < w.job.steps:
-            made.examples[id(w.job), step] = w.job.batch_of(step)
-            to_come.append(_work(w.job, made.examples[id(w.job), step], engine.processes))
-    for _, chunk in _forwards(engine, to_come):
-        made.laid[_key(chunk, later=1)] = _lay(engine.host, chunk)
-    return made
 
 
 @contextmanager

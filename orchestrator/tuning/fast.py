@@ -18,4 +18,3 @@ class Fast:
     buckets: bool = True  #: where rows must be padded: those of unlike lengths in forwards of their own
     activation: bool = True  #: GPT-2's GELU in one operation; read when a base is loaded
     together: bool = True  #: one optimizer step for all jobs of a run
-    ahead: bool = True  #: the next step's rows are read, tokenised and laid out while this step's backward runs

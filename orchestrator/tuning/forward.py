@@ -16,7 +16,7 @@ from orchestrator.errors import BadInput
 from orchestrator.tuning import rotary
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
-from orchestrator.tuning.layout import Layout, labelled, laid_out, row_lengths, seen_rows, starts_of, window
+from orchestrator.tuning.layout import labelled, lay_out, row_lengths, seen_rows, starts_of, window
 from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
@@ -41,21 +41,17 @@ def forward(
     prompts: Sequence[Prompt],
     *,
     hidden: bool = False,
-    layout: Layout | None = None,
 ) -> Output:
     """Row b of `batch` sees `prompts[b's prompt]` and nothing of the other rows.
 
-    Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only. `layout`:
-    what `lay_out` made of this batch before. Raises ValueError where a row names a prompt or a virtual token that is
-    not there, BadInput for another base's prompt.
+    Gradients flow into the prompts only. The vocabulary matrix is multiplied at labelled positions only.
+    Raises ValueError where a row names a prompt or a virtual token that is not there, BadInput for another base's
+    prompt.
     """
     _check(host, batch, prompts)
     rows = seen_rows(host, batch, hidden=hidden)
     if host.fast.pack and packs(host) and rows.input_ids.shape[1] <= window(host):
-        prefixes = tuple(prompt.prefix_length for prompt in prompts)
-        if layout is None or layout.prefixes != prefixes or layout.hidden != hidden:
-            layout = laid_out(host, rows, batch, prefixes, hidden=hidden)
-        return _packed(host, rows, batch, prompts, layout)
+        return _packed(host, rows, batch, prompts, hidden=hidden)
     return _padded(host, rows, batch, prompts, hidden=hidden)
 
 
@@ -73,8 +69,7 @@ def packs(host: BaseHost) -> bool:
         with torch.no_grad():
             expected = _padded(host, batch, batch, [Prompt.empty()], hidden=True).hidden
             try:
-                layout = laid_out(host, batch, batch, (0,), hidden=True)
-                found = _packed(host, batch, batch, [Prompt.empty()], layout).hidden
+                found = _packed(host, batch, batch, [Prompt.empty()], hidden=True).hidden
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
                 host.packs = False  # a model of its own kind, which reads its mask or counts its columns
                 return False
@@ -162,8 +157,9 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
 
 
-def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], layout: Layout) -> Output:
+def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[1, T] tokens through the base: what it is not asked for is left out."""
+    layout = lay_out(host, rows, batch, [prompt.prefix_length for prompt in prompts])
     row_of, labels, asked, positions = (
         t.to(host.device, non_blocking=True) for t in (layout.row_of, layout.labels, layout.asked, layout.positions)
     )
@@ -178,7 +174,7 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     active = Packed.of(line, prompts, host.dtype)
     at = (torch.zeros_like(asked), asked)
     with rotary.of_rows(layout.lengths):
-        logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=layout.hidden)
+        logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
     return Output(logits, labels, row_of, states, batch.text_mask, layout.starts, scored)

@@ -1,4 +1,4 @@
-"""Where the tokens of a batch stand when its rows are one line: found on the CPU, before its turn if one likes."""
+"""Where the tokens of a batch stand when its rows are one line: found on the CPU."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from orchestrator.tuning.rows import NO_LABEL, RowBatch
 class Layout:
     """Where all tokens of a batch stand in the line, on the CPU: a matter of its rows, not of what prompts hold."""
 
-    prefixes: tuple[int, ...]  #: length of each prompt's keys and values
-    hidden: bool
     line: Line
     positions: Tensor  #: [T]
     row_of: Tensor  #: [M]: of each label
@@ -29,20 +27,8 @@ class Layout:
     lengths: Tensor | None  #: [1, T]: of the token's row, where rotary angles depend on it
 
 
-def lay_out(host: BaseHost, batch: RowBatch, prefixes: Sequence[int], *, hidden: bool) -> Layout | None:
-    """What a forward of `batch` needs to know of its rows, before its turn; None where there is nothing to prepare.
-
-    `prefixes`: length of each prompt's keys and values. Asks the base nothing: another forward may be running.
-    """
-    if not host.fast.pack or not host.packs:
-        return None
-    rows = seen_rows(host, batch, hidden=hidden)
-    if rows.input_ids.shape[1] > window(host):
-        return None
-    return laid_out(host, rows, batch, tuple(prefixes), hidden=hidden)
-
-
-def laid_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: tuple[int, ...], *, hidden: bool) -> Layout:
+def lay_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: Sequence[int]) -> Layout:
+    """`rows`: as the base sees them; `batch`: as the caller gave them; `prefixes`: how many keys each prompt brings."""
     rows = rows.to("cpu")  # nothing here waits for a GPU
     fast, lengths = host.fast, row_lengths(host, batch, prefixes)
     share = fast.share and (lengths is None or rotary.alike(host.model, lengths))
@@ -54,8 +40,6 @@ def laid_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: tuple[in
         infix = torch.tensor(rows.infix_at)[line.rows]
         positions = positions + torch.tensor(prefixes)[line.prompts] * (positions >= infix)
     return Layout(
-        prefixes=prefixes,
-        hidden=hidden,
         line=line,
         positions=positions + host.first_position,
         row_of=row_of,

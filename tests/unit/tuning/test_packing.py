@@ -15,8 +15,7 @@ from tuning_helpers import ALL, built, close, gradients, loss_of, pairs, rows, r
 
 from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, varlen
 from orchestrator.tuning.fast import Fast
-from orchestrator.tuning.forward import forward, packs
-from orchestrator.tuning.layout import lay_out
+from orchestrator.tuning.forward import packs
 from orchestrator.tuning.packing import Line
 
 PLAIN = Fast(**dict.fromkeys((field.name for field in fields(Fast)), False))
@@ -93,18 +92,6 @@ def test_all_rows_in_one_call_of_attention(name: str) -> None:
     for mine, wanted in zip(gradient, expected, strict=True):
         for parameter in wanted:
             close(mine[parameter], wanted[parameter], precision(name))
-
-
-def test_a_layout_made_before_serves_only_the_prompts_that_it_was_made_for() -> None:
-    base = host("gpt2", torch.float64)
-    method = built(base, ALL["prefix-tuning"])
-    assert packs(base)
-    batch = RowBatch.collate(rows(base, method, 3), pad_id=0)
-    expected = forward(base, batch, [method.prompt()]).logits
-    for prefixes in ([method.length], [method.length + 1]):
-        layout = lay_out(base, batch, prefixes, hidden=False)
-        assert layout is not None
-        assert torch.equal(forward(base, batch, [method.prompt()], layout=layout).logits, expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "bert"])
