@@ -61,7 +61,7 @@ MOVES: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.STARTING, JobState.FINISHED}),
     JobState.STARTING: frozenset({JobState.RUNNING, JobState.STOPPING, JobState.QUEUED, JobState.FINISHED}),
     JobState.RUNNING: frozenset({JobState.STOPPING, JobState.QUEUED, JobState.FINISHED}),
-    JobState.STOPPING: frozenset({JobState.QUEUED, JobState.FINISHED}),
+    JobState.STOPPING: frozenset({JobState.FINISHED}),  # whoever was asked to stop is not started again by itself
     JobState.FINISHED: frozenset({JobState.QUEUED}),  # `ptq retry`
 }
 

@@ -38,7 +38,7 @@ from orchestrator.errors import PtqError, RegistryUnusable, StaleAttempt
 from orchestrator.jobspec import RunSpec, close_inbox, take_tickets
 from orchestrator.paths import RunPaths, read_json, write_json
 from orchestrator.registry import artifacts, jobs, runs
-from orchestrator.registry.jobs import Job
+from orchestrator.registry.jobs import Job, Move
 from orchestrator.registry.runs import Lease
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
@@ -77,6 +77,7 @@ class Machine:
         self.foreign: dict[str, int] = {}  #: GPU -> pid of somebody who works there by hand
         self.deaf = False  #: whether the next program minds TERM
         self.die_at: str | None = None
+        self.meanwhile: dict[str, Callable[[], object]] = {}  #: what somebody else does when the worker comes there
 
     # -- what the code under test sees of it
 
@@ -109,6 +110,7 @@ class Machine:
         if self.die_at == name:
             self.die_at = None
             raise Killed(name)
+        self.meanwhile.pop(name, lambda: None)()
 
     def look(self) -> list[Gpu]:
         """The GPUs, as NVML would show them."""
@@ -264,6 +266,7 @@ class History(RuleBasedStateMachine):
         self.attempts: dict[int, int] = {}  #: the highest that was ever seen
         self.final: dict[int, tuple[Any, ...]] = {}  #: finished jobs, as they were first seen
         self.limits: dict[int, int] = {}
+        self.cancelled: dict[int, int] = {}  #: live jobs that somebody has cancelled -> in which attempt
 
     @initialize(data=st.data(), rounds=st.integers(0, 5))
     def begin(self, data: st.DataObject, rounds: int) -> None:
@@ -290,8 +293,16 @@ class History(RuleBasedStateMachine):
         """`late`: whoever cancels is killed between the registry and the run's folder."""
         self.machine.die_at = "cancel.written" if late else None
         with contextlib.suppress(Killed):
-            self._person(control.cancel, data)
+            self._cancel(data.draw(st.sampled_from(sorted(self.limits))))
         self.machine.die_at = None
+
+    @precondition(lambda self: self.worker and self.limits)
+    @rule(data=st.data())
+    def cancel_while_the_worker_writes_an_ending(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.limits)))
+        self.machine.meanwhile["worker.settling"] = lambda: self._cancel(job_id)
+        self.all_goes_well_for_a_while(4)
+        self.machine.meanwhile.clear()
 
     @precondition(lambda self: self.final)
     @rule(data=st.data())
@@ -305,6 +316,7 @@ class History(RuleBasedStateMachine):
             return
         assert not succeeded
         del self.final[job_id]
+        self.cancelled.pop(job_id, None)
 
     @precondition(lambda self: self.machine.supervisors())
     @rule(data=st.data())
@@ -443,7 +455,7 @@ class History(RuleBasedStateMachine):
         stale = job.attempt if over else job.attempt - 1
         for write in (
             lambda conn: jobs.set_progress(conn, job.id, stale, step=99, steps=99, events_offset=0),
-            lambda conn: jobs.move(conn, job.id, job.attempt - 1, JobState.RUNNING, actor="stale", at=0.0),
+            lambda conn: jobs.move(conn, job.id, job.attempt - 1, Move(JobState.RUNNING), actor="stale", at=0.0),
             lambda conn: jobs.set_run(conn, job.id, stale, 1),
         ):
             try:
@@ -487,6 +499,9 @@ class History(RuleBasedStateMachine):
         assert 0 <= job.counted_attempts <= self.limits[job.id], job
         assert job.attempt >= self.attempts.get(job.id, 0), job
         self.attempts[job.id] = job.attempt
+        if job.id in self.cancelled:
+            assert job.attempt == self.cancelled[job.id], f"cancelled, and tried again: {job}"
+            assert job.state in {JobState.STOPPING, JobState.FINISHED}, job
 
     def one_final_state(self, job: Job, kept: Sequence[int]) -> None:
         assert (job.state is JobState.FINISHED) == (job.result is not None)
@@ -549,9 +564,12 @@ class History(RuleBasedStateMachine):
         self.worker._register()
         self.worker.runs.reap = lambda: None  # type: ignore[method-assign]
 
-    def _person(self, verb: Callable[..., Any], data: st.DataObject) -> None:
-        job_id = data.draw(st.sampled_from(sorted(self.limits)))
-        verb(self.registry, [str(job_id)], user="ada", now=self.machine.clock())
+    def _cancel(self, job_id: int) -> None:
+        with self.registry.read() as conn:
+            job = jobs.get_job(conn, job_id)
+        if job.state in LIVE:
+            self.cancelled[job_id] = job.attempt
+        control.cancel(self.registry, [str(job_id)], user="ada", now=self.machine.clock())
 
     def _jobs(self) -> list[Job]:
         with self.registry.read() as conn:

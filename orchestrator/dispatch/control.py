@@ -12,7 +12,7 @@ from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.running.requests import request_leave, request_stop
 from orchestrator.errors import BadInput
 from orchestrator.registry import controls, jobs, queue, reservations
-from orchestrator.registry.jobs import Job
+from orchestrator.registry.jobs import Job, Move
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy, load_policy
 from orchestrator.states import JobResult, JobState, Reason
@@ -28,27 +28,25 @@ def cancel(registry: Registry, references: Sequence[str], *, user: str, now: flo
     """
     before: dict[int, JobState] = {}
     to_leave: list[Job] = []
+    said = f"cancelled by {user}"
     with registry.write() as conn:
         found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
         check_may_change(registry, found, "cancel")
         for job in found:
             before[job.id] = job.state
             if job.state is JobState.QUEUED:
-                jobs.move(
-                    conn, job.id, job.attempt, JobState.FINISHED, actor=f"user:{user}", at=now,
-                    result=JobResult.CANCELLED, reason=Reason.CANCELLED_BY_USER, message=f"cancelled by {user}",
-                )  # fmt: skip
+                ended = Move(JobState.FINISHED, JobResult.CANCELLED, Reason.CANCELLED_BY_USER, said)
+                jobs.move(conn, job.id, job.attempt, ended, actor=f"user:{user}", at=now)
             elif job.state in {JobState.STARTING, JobState.RUNNING}:
-                jobs.move(
-                    conn, job.id, job.attempt, JobState.STOPPING,
-                    actor=f"user:{user}", at=now, message=f"cancelled by {user}",
-                )  # fmt: skip
+                asked = Move(JobState.STOPPING, message=said)
+                jobs.move(conn, job.id, job.attempt, asked, actor=f"user:{user}", at=now)
             if job.state not in {JobState.QUEUED, JobState.FINISHED} and job.run_id is not None:
                 to_leave.append(job)
         touched = {job.run_id for job in to_leave if job.run_id is not None}
         ending = [run_id for run_id in touched if _all_cancelled(conn, run_id)]
     failpoints.reach("cancel.written")
-    with suppress(PermissionError):  # a shared home: the worker, whose folders these are, says so at its next look
+    # A shared home, a full disk: it is cancelled all the same, and the worker says so at its next look.
+    with suppress(OSError):
         for job in to_leave:
             request_leave(registry.paths, job)
         for run_id in ending:
@@ -70,7 +68,7 @@ def retry(registry: Registry, references: Sequence[str], *, user: str, now: floa
                 raise BadInput(f"job {job.id} is {job.state}; only a failed or cancelled job can be tried again")
             if job.result is JobResult.SUCCEEDED:
                 raise BadInput(f"job {job.id} has succeeded", hint="submit its recipe again to train it once more")
-            jobs.move(conn, job.id, job.attempt, JobState.QUEUED, actor=f"user:{user}", at=now)
+            jobs.move(conn, job.id, job.attempt, Move(JobState.QUEUED), actor=f"user:{user}", at=now)
     return [job.id for job in found]
 
 

@@ -26,6 +26,7 @@ from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, thr
 from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
 from orchestrator.dispatch.running.reconcile import Runs
 from orchestrator.dispatch.running.requests import request_stop
+from orchestrator.dispatch.running.settle import settle
 from orchestrator.dispatch.running.start import Manner, start_run, ticket, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.scheduling.admission import Limits, default_limits
@@ -38,7 +39,7 @@ from orchestrator.dispatch.scheduling.survey import survey
 from orchestrator.dispatch.signals import ended_by
 from orchestrator.errors import BadInput, PtqError, RegistryUnusable
 from orchestrator.registry import controls, history, jobs, reservations, runs, workers
-from orchestrator.registry.jobs import Job
+from orchestrator.registry.jobs import Job, Move
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant, Run
 from orchestrator.registry.storage.engine import Registry
@@ -326,20 +327,15 @@ class Worker:
         reason = Reason.DISK_FULL if full else Reason.LAUNCH_FAILED
         ending = after(reason, f"the run could not be started: {error}", tries)
         with self.registry.write() as conn:
-            jobs.move(
-                conn, job.id, job.attempt, ending.state, actor=self.actor, at=self.clock(),
-                result=ending.result, reason=ending.reason, message=ending.message,
-                not_before=self.clock() + ending.delay if ending.delay else None,
-            )  # fmt: skip
+            settle(conn, job, ending, actor=self.actor, at=self.clock())
 
     def _finish_dependent(self, job: Waiting, broken: int) -> None:
         with self.registry.write() as conn:
             if jobs.get_job(conn, job.id).state is not JobState.QUEUED:
                 return
-            jobs.move(
-                conn, job.id, job.attempt, JobState.FINISHED, actor=self.actor, at=self.clock(),
-                result=JobResult.CANCELLED, reason=Reason.DEPENDENCY_FAILED, message=f"job {broken} did not succeed",
-            )  # fmt: skip
+            message = f"job {broken} did not succeed"
+            to = Move(JobState.FINISHED, JobResult.CANCELLED, Reason.DEPENDENCY_FAILED, message)
+            jobs.move(conn, job.id, job.attempt, to, actor=self.actor, at=self.clock())
 
     def _idle(self, plan: Plan) -> bool:
         """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Select, String, cast, func, insert, select, update
@@ -42,6 +42,19 @@ class NewJob:
     slots: int
     priority: int
     max_attempts: int
+
+
+@dataclass(frozen=True)
+class Move:
+    """What becomes of a job, and what its history says of that."""
+
+    state: JobState
+    result: JobResult | None = None  #: of a job that is finished now
+    reason: Reason | None = None
+    message: str | None = None
+    counted: bool = True  #: False: a job that is queued again has this try for free
+    not_before: float | None = None  #: and is not tried sooner
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,60 +135,48 @@ def add_jobs(
     return ids
 
 
-def move(
-    conn: Connection,
-    job_id: int,
-    attempt: int,
-    new_state: JobState,
-    *,
-    actor: str,
-    at: float,
-    result: JobResult | None = None,
-    reason: Reason | None = None,
-    message: str | None = None,
-    detail: Mapping[str, Any] | None = None,
-    counted: bool = True,
-    not_before: float | None = None,
-) -> int:
+def move(conn: Connection, job_id: int, attempt: int, to: Move, *, actor: str, at: float) -> int:
     """Change a job's state: the only function that does. Returns the job's attempt, which a claim has raised.
-
-    `counted=False`: a job that is queued again has this try for free. `not_before`: and is not tried sooner.
 
     Raises StaleAttempt when `attempt` does not own the job any more, ValueError for a move that `states.MOVES` lacks.
     """
-    old = conn.execute(select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.attempt == attempt)).scalar()
-    if old is None:
-        raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
-    if not may_move(JobState(old), new_state):
-        raise ValueError(f"job {job_id}: {old} -> {new_state} is not an allowed move")
-    if (result is not None) != (new_state is JobState.FINISHED):
+    old = state_of(conn, job_id, attempt)
+    if not may_move(old, to.state):
+        raise ValueError(f"job {job_id}: {old} -> {to.state} is not an allowed move")
+    if (to.result is not None) != (to.state is JobState.FINISHED):
         raise ValueError(f"job {job_id}: a result belongs to a finished job, and only to it")
-    values: dict[str, Any] = {"state": new_state.value, "result": result, "reason": reason, "message": message}
-    values["not_before"] = not_before
-    free = not counted or reason in UNCOUNTED
-    values |= _side_effects(JobState(old), new_state, at, free=free)
-    if new_state is JobState.QUEUED and (reason is Reason.PREEMPTED or old == JobState.FINISHED.value):
-        values["queued_at"] = at  # it has had its turn: it waits as a new job does
-    guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old)
+    values: dict[str, Any] = {"state": to.state.value, "result": to.result, "reason": to.reason, "message": to.message}
+    values |= {"not_before": to.not_before, **_side_effects(old, to, at)}
+    guard = (jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.state == old.value)
     if conn.execute(update(jobs).where(*guard).values(values)).rowcount != 1:
         raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
-    now_attempt = attempt + (new_state is JobState.STARTING)
-    facts = {"from": old, "result": result, "reason": reason, "message": message, **(detail or {})}
-    record(conn, job_id, now_attempt, at, actor, new_state, {k: v for k, v in facts.items() if v is not None})
+    now_attempt = attempt + (to.state is JobState.STARTING)
+    facts = {"from": old, "result": to.result, "reason": to.reason, "message": to.message, **to.detail}
+    record(conn, job_id, now_attempt, at, actor, to.state, {k: v for k, v in facts.items() if v is not None})
     return now_attempt
 
 
-def _side_effects(old: JobState, new: JobState, at: float, *, free: bool) -> dict[str, Any]:
-    if new is JobState.STARTING:  # counted here: a job that kills its worker is counted too
+def state_of(conn: Connection, job_id: int, attempt: int) -> JobState:
+    """Raises StaleAttempt when `attempt` does not own the job any more."""
+    found = conn.execute(select(jobs.c.state).where(jobs.c.id == job_id, jobs.c.attempt == attempt)).scalar()
+    if found is None:
+        raise StaleAttempt(where=f"job {job_id}, attempt {attempt}")
+    return JobState(found)
+
+
+def _side_effects(old: JobState, to: Move, at: float) -> dict[str, Any]:
+    if to.state is JobState.STARTING:  # counted here: a job that kills its worker is counted too
         started = func.coalesce(jobs.c.started_at, at)
         return {"attempt": jobs.c.attempt + 1, "counted_attempts": jobs.c.counted_attempts + 1, "started_at": started}
-    if new is JobState.FINISHED:
+    if to.state is JobState.FINISHED:
         return {"finished_at": at}
-    if new is JobState.QUEUED and old is JobState.FINISHED:
-        return {"counted_attempts": 0, "started_at": None, "finished_at": None}
-    if new is JobState.QUEUED and free:
-        return {"counted_attempts": jobs.c.counted_attempts - 1}
-    return {}
+    if to.state is not JobState.QUEUED:
+        return {}
+    if old is JobState.FINISHED:
+        return {"counted_attempts": 0, "started_at": None, "finished_at": None, "queued_at": at}
+    had_its_turn = {"queued_at": at} if to.reason is Reason.PREEMPTED else {}  # it waits as a new job does
+    free = not to.counted or to.reason in UNCOUNTED
+    return had_its_turn | ({"counted_attempts": jobs.c.counted_attempts - 1} if free else {})
 
 
 def set_run(conn: Connection, job_id: int, attempt: int, run_id: int) -> None:

@@ -122,10 +122,8 @@ def join(conn: Connection, job_id: int, attempt: int, run_id: int, by: Claimant,
 def _start(
     conn: Connection, job_id: int, attempt: int, run_id: int, by: Claimant, *, at: float, detail: Mapping[str, Any]
 ) -> int:
-    taken = job_verbs.move(
-        conn, job_id, attempt, JobState.STARTING,
-        actor=f"worker:{by.worker_id}", at=at, detail={"run": run_id, **detail},
-    )  # fmt: skip
+    to = job_verbs.Move(JobState.STARTING, detail={"run": run_id, **detail})
+    taken = job_verbs.move(conn, job_id, attempt, to, actor=f"worker:{by.worker_id}", at=at)
     job_verbs.set_run(conn, job_id, taken, run_id)
     return taken
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 from queue_helpers import add_jobs, recipe, wait_until
-from test_queue import Box, box
+from test_queue import Box, box, ptq
 
 from orchestrator import failpoints
 from orchestrator.cli import logs
 from orchestrator.cli.output.views import worker_is_here
-from orchestrator.dispatch.running import runlog
+from orchestrator.dispatch.running import processes, runlog
 from orchestrator.paths import RunPaths
 from orchestrator.recipe.schema import Recipe
 from orchestrator.registry import history, workers
@@ -92,6 +92,41 @@ def test_a_disk_without_room_loses_nothing_that_was_trained(box: Box, armed: Pat
     assert not (armed / "worker.staged").exists()
     box.assert_trained_as_if_undisturbed(job_id)
     assert box.job(job_id).attempt == 1
+
+
+def test_what_has_ended_inside_a_living_run_is_kept_as_soon_as_there_is_room(box: Box, armed: Path) -> None:
+    [short], [long] = add_jobs(box.registry), add_jobs(box.registry, steps=100_000)
+    (armed / "worker.staged").write_text("ENOSPC")
+    box.worker(slots=1)
+    box.assert_trained_as_if_undisturbed(box.until(short, state=JobState.FINISHED).id, alone=False)
+    assert not (armed / "worker.staged").exists()
+    assert (box.job(long).state, box.job(long).run_id) == (JobState.RUNNING, box.job(short).run_id)
+
+
+def test_a_cancel_while_the_worker_is_about_to_queue_the_job_again(box: Box, armed: Path) -> None:
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
+    worker = box.worker()
+    job = box.until(job_id, step=12)
+    (armed / "worker.settling").write_text("SIGSTOP")
+    os.kill(box.supervisor(job)["pid"], signal.SIGKILL)
+    cancel_while_it_halts(box, worker, job_id)
+
+
+def test_a_cancel_while_the_worker_finds_that_it_cannot_start_the_job(box: Box, armed: Path) -> None:
+    [job_id] = add_jobs(box.registry)
+    box.registry.paths.jobs.mkdir()
+    (box.registry.paths.jobs / str(job_id)).write_text("a file where a folder should be")
+    (armed / "worker.claimed").write_text("SIGSTOP")
+    cancel_while_it_halts(box, box.worker(), job_id)
+
+
+def cancel_while_it_halts(box: Box, worker: subprocess.Popen[str], job_id: int) -> None:
+    wait_until(lambda: "T" in {found.state for found in [processes.look(worker.pid)] if found}, what="the halt")
+    assert ptq("cancel", str(job_id)) == f"job {job_id} stopping\n"
+    worker.send_signal(signal.SIGCONT)
+    job = box.until(job_id, state=JobState.FINISHED)
+    assert (job.result, job.reason, job.attempt) == (JobResult.CANCELLED, Reason.CANCELLED_BY_USER, 1)
+    wait_until(box.all_slots_are_free, what="the end of its lease")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small disk")

@@ -103,6 +103,5 @@ def _store(conn: Connection, job: Job, found: News, offset: int, *, actor: str, 
     for message in found.warnings:
         history.note(conn, job.id, job.attempt, actor=actor, at=at, kind="warning", detail={"message": message})
     if found.started and jobs.get_job(conn, job.id).state is JobState.STARTING:
-        jobs.move(
-            conn, job.id, job.attempt, JobState.RUNNING, actor=actor, at=at, detail={"step": found.resumed_from}
-        )  # fmt: skip
+        to = jobs.Move(JobState.RUNNING, detail={"step": found.resumed_from})
+        jobs.move(conn, job.id, job.attempt, to, actor=actor, at=at)

@@ -59,7 +59,7 @@ class Tries:
     most: int
 
 
-_CANCELLED = Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
+CANCELLED = Ending(JobResult.CANCELLED, Reason.CANCELLED_BY_USER, "cancelled")
 
 #: After the first try, the second, … and every later one.
 BACKOFF: dict[Reason, tuple[float, ...]] = {
@@ -100,10 +100,10 @@ def verdict(told: Report, faults: Sequence[str], *, cancelled: bool, tries: Trie
         return Ending(JobResult.FAILED, Reason.INCOMPLETE_ARTIFACT, f"the artifact is not complete: {faults[0]}")
     if told.failed is not None and told.failed.get("alone") is True:
         if cancelled:
-            return _CANCELLED
+            return CANCELLED
         return after(*_own_words(told.failed), tries)
     if told.stopped and told.why in {"cancel", "preempt"}:
-        return _CANCELLED if cancelled else Ending(None, Reason.PREEMPTED, "asked to make room")
+        return CANCELLED if cancelled else Ending(None, Reason.PREEMPTED, "asked to make room")
     return None
 
 
@@ -114,7 +114,7 @@ def judge(
     if exit_record.get("exit_code") == 0 and told.artifact is not None and not faults:
         return Ending(JobResult.SUCCEEDED, None, None)
     if cancelled or exit_record.get("why") == "cancel":
-        return _CANCELLED
+        return CANCELLED
     reason, message = _reason(exit_record, told, faults, log)
     return after(reason, message, tries)
 
@@ -122,7 +122,7 @@ def judge(
 def lost(reason: Reason, message: str, *, cancelled: bool, tries: Tries) -> Ending:
     """The ending of an attempt that left no record."""
     if cancelled:
-        return _CANCELLED
+        return CANCELLED
     return after(reason, message, tries)
 
 
@@ -163,7 +163,7 @@ def in_company(ending: Ending, others: Sequence[int], tries: Tries) -> Ending:
 
 def not_joined(*, cancelled: bool) -> Ending:
     """The ending of an attempt that never reached the run which it was to join."""
-    return _CANCELLED if cancelled else Ending(None, Reason.NOT_JOINED, "the run ended before the job could join it")
+    return CANCELLED if cancelled else Ending(None, Reason.NOT_JOINED, "the run ended before the job could join it")
 
 
 def _reason(record: Mapping[str, Any], told: Report, faults: Sequence[str], log: str) -> tuple[Reason, str]:

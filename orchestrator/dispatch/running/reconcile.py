@@ -31,6 +31,7 @@ from orchestrator.dispatch.running.outcome import (
     verdict,
 )
 from orchestrator.dispatch.running.requests import request_leave, request_stop
+from orchestrator.dispatch.running.settle import settle
 from orchestrator.dispatch.running.start import ticket, time_limit, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.running.supervisor import give_up
@@ -164,13 +165,15 @@ class Runs:
         looked_at = (job.id, job.attempt)
         if looked_at in self._followed and (news is None or not news.ended):
             return False
-        self._followed.add(looked_at)  # the first look is at all its events: an earlier worker may have taken them in
+        # Until it is settled, each look is at all its events: its last words may have been taken in by an earlier
+        # worker, or before a disk was full, and are no news then.
+        self._followed.discard(looked_at)
         told, faults = self._told(job)
         ending = verdict(told, faults, cancelled=_cancelled(job), tries=_tries(job))
         if ending is None:
+            self._followed.add(looked_at)
             return False
         self._settle(run, job, ending, told, at=at)
-        self._followed.discard(looked_at)
         return True
 
     def _arrived(self, paths: RunPaths, job: Job) -> bool:
@@ -324,9 +327,10 @@ class Runs:
         self._lose(run, self.registry.paths.run(run.id), Reason.WORKER_LOST, f"ptq failed on its run: {error}", at=at)
 
     def _settle(self, run: Run, job: Job, ending: Ending, told: Report, *, at: float) -> None:
+        failpoints.reach("worker.settling")
         if ending.result is not JobResult.SUCCEEDED:
             with self.registry.write() as conn:
-                _move(conn, job, ending, actor=self.actor, at=at, run=run)
+                self._write(conn, run, job, ending, at=at)
             return
         try:
             self._keep(run, job, Path(str(told.artifact)), ending, at=at)
@@ -338,7 +342,11 @@ class Runs:
             reason = Reason.INCOMPLETE_ARTIFACT
             failed = Ending(JobResult.FAILED, reason, f"the artifact could not be kept: {error}")
             with self.registry.write() as conn:
-                _move(conn, job, failed, actor=self.actor, at=at, run=run)
+                self._write(conn, run, job, failed, at=at)
+
+    def _write(self, conn: Connection, run: Run, job: Job, ending: Ending, *, at: float) -> None:
+        detail = {"run": run.id, "crashed_with": list(ending.crashed_with) or None}
+        settle(conn, job, ending, actor=self.actor, at=at, detail=detail)
 
     def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
         """Artifact and success are one transaction; the files are copied before it."""
@@ -346,7 +354,7 @@ class Runs:
         failpoints.reach("worker.staged")
         with self.registry.write() as conn:
             artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
-            _move(conn, job, ending, actor=self.actor, at=at, run=run)
+            self._write(conn, run, job, ending, at=at)
         failpoints.reach("worker.settled")
 
     def _told(self, job: Job) -> tuple[Report, list[str]]:
@@ -370,12 +378,3 @@ def _cancelled(job: Job) -> bool:
 
 def _tries(job: Job) -> Tries:
     return Tries(job.counted_attempts, job.max_attempts)
-
-
-def _move(conn: Connection, job: Job, ending: Ending, *, actor: str, at: float, run: Run) -> None:
-    jobs.move(
-        conn, job.id, job.attempt, ending.state,
-        actor=actor, at=at, result=ending.result, reason=ending.reason, message=ending.message,
-        detail={"run": run.id, "crashed_with": list(ending.crashed_with) or None}, counted=ending.counted,
-        not_before=at + ending.delay if ending.delay else None,
-    )  # fmt: skip

@@ -32,6 +32,7 @@ from orchestrator.paths import HomePaths, fsync_file, fsync_folder, place_new, r
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry import reservations
 from orchestrator.registry import runs as run_verbs
+from orchestrator.registry.jobs import Move
 from orchestrator.registry.lineage import with_stored_starts
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.migrations import HEAD, REVISIONS
@@ -236,15 +237,11 @@ def _end_jobs(connection: Connection, now: float) -> int:
     live = job_verbs.list_jobs(connection, states=sorted(LIVE))
     for job in live:
         if job.state is JobState.STOPPING:  # somebody had cancelled it
-            job_verbs.move(
-                connection, job.id, job.attempt, JobState.FINISHED, actor="restore", at=now,
-                result=JobResult.CANCELLED, reason=job.reason, message="cancelled before the backup",
-            )  # fmt: skip
-            continue
-        job_verbs.move(
-            connection, job.id, job.attempt, JobState.QUEUED,
-            actor="restore", at=now, reason=Reason.WORKER_LOST, message="restored from a backup", counted=False,
-        )  # fmt: skip
+            to = Move(JobState.FINISHED, JobResult.CANCELLED, job.reason, "cancelled before the backup")
+        else:
+            lost = Reason.WORKER_LOST
+            to = Move(JobState.QUEUED, reason=lost, message="restored from a backup", counted=False)
+        job_verbs.move(connection, job.id, job.attempt, to, actor="restore", at=now)
     # Its events lie in the old home; a new attempt's file begins at its first byte. `ptq retry` may start others too.
     connection.execute(sa.update(jobs).where(_MAY_START).values(events_offset=0))
     connection.execute(sa.update(jobs).where(jobs.c.state != JobState.FINISHED.value).values(step=0))

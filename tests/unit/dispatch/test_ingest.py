@@ -16,7 +16,7 @@ def test_a_warning_stands_in_the_jobs_history_once(home: Path) -> None:
     registry = open_registry(home)
     (job,) = add_jobs(registry)
     with registry.write() as conn:
-        jobs.move(conn, job, 0, JobState.STARTING, actor="test", at=1.0)
+        jobs.move(conn, job, 0, jobs.Move(JobState.STARTING), actor="test", at=1.0)
     with EventWriter(registry.paths.job(job).events, attempt=1) as events:
         events.write("warning", message="mlflow: no route to host; the job goes on without it")
         for _ in range(2):

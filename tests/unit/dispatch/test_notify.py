@@ -43,10 +43,8 @@ class Queue:
     def ends(self) -> int:
         [job] = add_jobs(self.registry)
         with self.registry.write() as conn:
-            jobs.move(
-                conn, job, 0, JobState.FINISHED, actor="user:ada", at=time.time(),
-                result=JobResult.CANCELLED, reason=Reason.CANCELLED_BY_USER,
-            )  # fmt: skip
+            cancelled = jobs.Move(JobState.FINISHED, JobResult.CANCELLED, Reason.CANCELLED_BY_USER)
+            jobs.move(conn, job, 0, cancelled, actor="user:ada", at=time.time())
         return job
 
     def tell(self, policy: Policy) -> None:

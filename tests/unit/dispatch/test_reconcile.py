@@ -75,6 +75,24 @@ def test_a_fault_of_ours_in_one_job_leaves_its_neighbours_alone(box: Box, monkey
     assert box.leases() == 0
 
 
+def test_a_fault_of_ours_in_keeping_an_artifact_is_forgiven_a_few_times_while_the_run_goes_on(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [short], [long] = add_jobs(box.registry, steps=2), add_jobs(box.registry, steps=1000)
+    tries = []
+
+    def fails(*_: Any) -> None:
+        tries.append(1)
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(reconcile.artifacts, "stage_artifact", fails)
+    box.go_on(20)
+    assert (get(box.registry, short).result, get(box.registry, short).reason) == (JobResult.FAILED, Reason.CRASHED)
+    assert (len(tries), get(box.registry, long).state) == (strikes.MOST, JobState.RUNNING)
+    for program in box.machine.programs():
+        box.machine.kill(program)
+
+
 def test_a_fault_of_ours_in_a_whole_run_costs_a_try_each(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = add_jobs(box.registry, 2, steps=8)
     follow = reconcile.Runs._follow

@@ -139,8 +139,8 @@ def test_a_backup_made_while_others_write_is_restored_whole(registry: Registry, 
 def test_jobs_that_were_under_way_are_queued_again(registry: Registry, tmp_path: Path) -> None:
     (job,) = add_jobs(registry)
     with registry.write() as conn:
-        jobs.move(conn, job, 0, JobState.STARTING, actor="worker:1", at=1.0)
-        jobs.move(conn, job, 1, JobState.RUNNING, actor="worker:1", at=2.0)
+        jobs.move(conn, job, 0, jobs.Move(JobState.STARTING), actor="worker:1", at=1.0)
+        jobs.move(conn, job, 1, jobs.Move(JobState.RUNNING), actor="worker:1", at=2.0)
         jobs.set_progress(conn, job, 1, step=7, steps=40, events_offset=900)
     write_backup(registry, tmp_path / "b.tar", now=5.0)
     settings = settings_at(tmp_path / "new")
@@ -159,8 +159,8 @@ def test_jobs_that_were_under_way_are_queued_again(registry: Registry, tmp_path:
 def test_a_cancelled_job_is_not_trained_again(registry: Registry, tmp_path: Path) -> None:
     (job,) = add_jobs(registry)
     with registry.write() as conn:
-        jobs.move(conn, job, 0, JobState.STARTING, actor="worker:1", at=1.0)
-        jobs.move(conn, job, 1, JobState.STOPPING, actor="user:ann", at=2.0)
+        jobs.move(conn, job, 0, jobs.Move(JobState.STARTING), actor="worker:1", at=1.0)
+        jobs.move(conn, job, 1, jobs.Move(JobState.STOPPING), actor="user:ann", at=2.0)
     write_backup(registry, tmp_path / "b.tar", now=5.0)
     settings = settings_at(tmp_path / "new")
     assert restore(settings, tmp_path / "b.tar", now=6.0) == 0
@@ -206,18 +206,10 @@ def test_what_may_start_starts_from_the_artifacts_of_its_new_home(
         base = {**jobs.get_job(conn, job).base, "path": str(linked / "base")}
         conn.execute(sa.update(job_table).where(job_table.c.id == job).values(recipe=recipe, base=base))
         if failed:
-            jobs.move(conn, job, 0, JobState.STARTING, actor="worker:1", at=1.0)
+            jobs.move(conn, job, 0, jobs.Move(JobState.STARTING), actor="worker:1", at=1.0)
             jobs.set_progress(conn, job, 1, step=0, steps=40, events_offset=300)
-            jobs.move(
-                conn,
-                job,
-                1,
-                JobState.FINISHED,
-                actor="worker:1",
-                at=2.0,
-                result=JobResult.FAILED,
-                reason=Reason.CRASHED,
-            )
+            crashed = jobs.Move(JobState.FINISHED, JobResult.FAILED, Reason.CRASHED)
+            jobs.move(conn, job, 1, crashed, actor="worker:1", at=2.0)
     write_backup(registry, tmp_path / "b.tar", now=5.0)
     settings = settings_at(tmp_path / "new")
     restore(settings, tmp_path / "b.tar", now=6.0)

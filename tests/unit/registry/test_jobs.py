@@ -17,6 +17,7 @@ from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.errors import NotFound, StaleAttempt
 from orchestrator.registry import history, jobs, metrics, runs, workers
+from orchestrator.registry.jobs import Move
 from orchestrator.registry.metrics import Point
 from orchestrator.registry.runs import Claim, Claimant
 from orchestrator.registry.storage.engine import Registry
@@ -43,7 +44,7 @@ def claim(registry: Registry, by: Claimant, job_id: int, *slots: str, attempt: i
 
 def move(registry: Registry, job_id: int, attempt: int, state: JobState, **more: object) -> int:
     with registry.write() as conn:
-        return jobs.move(conn, job_id, attempt, state, actor="test", at=2.0, **more)  # type: ignore[arg-type]
+        return jobs.move(conn, job_id, attempt, Move(state, **more), actor="test", at=2.0)  # type: ignore[arg-type]
 
 
 def put_into(registry: Registry, job_id: int, state: JobState) -> None:
@@ -250,7 +251,7 @@ def _act(registry: Registry, by: Claimant, job: jobs.Job, action: str, slot: str
                 return
             reason = Reason.PREEMPTED if action == "lose" else None
             result = JobResult.FAILED if new is JobState.FINISHED else None
-            jobs.move(conn, job.id, job.attempt, new, actor="t", at=2.0, result=result, reason=reason)
+            jobs.move(conn, job.id, job.attempt, Move(new, result, reason), actor="t", at=2.0)
             if new in {JobState.FINISHED, JobState.QUEUED} and job.run_id is not None:
                 runs.end_run(conn, job.run_id, exit_record=None, at=2.0)
     except ValueError:

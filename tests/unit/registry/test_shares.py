@@ -122,7 +122,7 @@ def test_a_job_that_had_its_turn_waits_as_a_new_one_and_one_that_crashed_does_no
     for job, reason in ((turn, Reason.PREEMPTED), (crash, Reason.WORKER_LOST)):
         made = claim(registry, job, f"gpu:{job}", at=100.0)
         with registry.write() as conn:
-            jobs.move(conn, job, made.attempt, JobState.QUEUED, actor="worker:1", at=500.0, reason=reason)
+            jobs.move(conn, job, made.attempt, jobs.Move(JobState.QUEUED, reason=reason), actor="worker:1", at=500.0)
     with registry.read() as conn:
         since = {job.id: job.since for job in waiting_jobs(conn)}
     assert since[turn] == 500.0
@@ -167,11 +167,11 @@ def test_when_a_live_job_began(registry: Registry) -> None:
     with registry.write() as conn:
         found = jobs.get_job(conn, job)
         assert history.beginnings(conn, {job: found.attempt}) == {job: history.Beginning(100.0, None, 0)}
-        jobs.move(conn, job, made.attempt, JobState.RUNNING, actor="run:1", at=107.0, detail={"step": 40})
+        running = jobs.Move(JobState.RUNNING, detail={"step": 40})
+        jobs.move(conn, job, made.attempt, running, actor="run:1", at=107.0)
         assert history.beginnings(conn, {job: found.attempt}) == {job: history.Beginning(100.0, 107.0, 40)}
-        jobs.move(
-            conn, job, made.attempt, JobState.FINISHED, actor="run:1", at=110.0, result=JobResult.FAILED
-        )  # fmt: skip
+        failed = jobs.Move(JobState.FINISHED, JobResult.FAILED)
+        jobs.move(conn, job, made.attempt, failed, actor="run:1", at=110.0)
         assert [one.id for _, one in jobs.finished_since(conn, 0, limit=9)] == [job]
 
 
