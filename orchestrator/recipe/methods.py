@@ -102,7 +102,7 @@ class PrefixTuning(Strict):
     embedding_only: bool = Field(
         False, description="the paper's ablation: input embeddings in front of the text, and nothing in the layers"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what is trained, while training")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the prefix while training, drawn for each row")
 
 
 class PTuning(Strict):
@@ -140,8 +140,8 @@ class PTuningV2(Strict):
         0.1,
         ge=0,
         lt=1,
-        description="dropout on the keys and values while training; the released code takes the base's "
-        "hidden_dropout_prob, which is 0.1 for BERT and RoBERTa",
+        description="dropout on the keys and values while training, drawn for each row; the released code takes the "
+        "base's hidden_dropout_prob, which is 0.1 for BERT and RoBERTa",
     )
 
 

@@ -18,6 +18,15 @@ class AdamW(Strict):
     eps: float = Field(1e-8, gt=0)
 
 
+class Adam(Strict):
+    """Adam whose weight decay is part of the gradient (Kingma & Ba 2015 with L2), as torch has it."""
+
+    type: Literal["adam"]
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+
+
 class Adafactor(Strict):
     """Adafactor without factors, without scaling by the parameter, without momentum (Lester et al. 2021).
 
@@ -36,6 +45,6 @@ def _named(value: Any) -> Any:
 
 
 Optimizer = Annotated[
-    Annotated[AdamW | Adafactor, Field(discriminator="type")],
-    BeforeValidator(_named, json_schema_input_type=AdamW | Adafactor | Literal["adamw", "adafactor"]),
+    Annotated[AdamW | Adam | Adafactor, Field(discriminator="type")],
+    BeforeValidator(_named, json_schema_input_type=AdamW | Adam | Adafactor | Literal["adamw", "adam", "adafactor"]),
 ]

@@ -94,14 +94,28 @@ class Train(Strict):
         "trains it at lr",
     )
     optimizer: Optimizer = Field(AdamW(type="adamw"), description="a name, or a mapping with its settings")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
         "linear", description="of the learning rate, after the warm-up"
+    )
+    lr_decay: float = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="of `schedule: exponential`: what is left of the learning rate after each pass over the training "
+        "rows (THUDM/P-tuning, LAMA)",
     )
     warmup: int | float = Field(0, ge=0, description="steps, or below 1 a part of all steps")
     weight_decay: float = Field(
         0.0,
         ge=0,
-        description="decoupled from the gradient; AdamW multiplies it by the learning rate, Adafactor not",
+        description="decoupled from the gradient; AdamW multiplies it by the learning rate, Adafactor not; of `adam` "
+        "it is part of the gradient",
+    )
+    base_weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="of the base's own matrices, where it is trained; default: weight_decay. Its biases and the scales "
+        "of its norms never decay",
     )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the job's gradient; null: no clipping")
     mixture: Mixture | None = Field(

@@ -26,7 +26,7 @@ class RandomInit(Strict):
 
 
 class NormalInit(Strict):
-    """Normal around 0 with deviation `std`; with a network, of its inputs."""
+    """Normal around 0 with deviation `std`, as torch starts an embedding; with a network, of its inputs."""
 
     type: Literal["normal"] = "normal"
     std: float = Field(1.0, gt=0)
@@ -132,7 +132,8 @@ class ArtifactInit(Strict):
 
 
 Init = Annotated[
-    RandomInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit | ArtifactInit, Field(discriminator="type")
+    RandomInit | NormalInit | VocabInit | TextInit | LabelsInit | FileInit | PromptInit | ArtifactInit,
+    Field(discriminator="type"),
 ]
 
 #: Of keys and values: with words, what the frozen base computes for them.

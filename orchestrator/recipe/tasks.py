@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.recipe.starts import LocalPath
 from orchestrator.recipe.strict import Strict
@@ -50,7 +50,18 @@ class Generate(Strict):
     max_new_tokens: int = Field(
         64, ge=1, description="longest text that evaluation and prediction write; longer targets lose their end"
     )
+    min_new_tokens: int = Field(0, ge=0, description="shortest text that evaluation and prediction write")
     beams: int = Field(1, ge=1, le=64, description="1 is greedy search")
+    length_penalty: float = Field(
+        1.0, description="with beams: a text's log probability is divided by its length to this power"
+    )
+    no_repeat_ngram: int = Field(0, ge=0, description="so many tokens in a row are written once at most; 0: no limit")
+
+    @model_validator(mode="after")
+    def _room_for_the_shortest(self) -> Generate:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens})")
+        return self
 
 
 class HeadOptions(Strict):

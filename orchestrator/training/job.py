@@ -21,7 +21,7 @@ from orchestrator.paths import JobPaths
 from orchestrator.recipe import methods as recipe_methods
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.methods import Method
-from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.schema import JobRecipe, Train
 from orchestrator.recipe.starts import LabelsInit
 from orchestrator.recipe.tasks import Classify, Task
 from orchestrator.recipe.trained import trained_weights, trains_nothing
@@ -182,9 +182,10 @@ class TrainedJob:
 
     def batch(self) -> list[Example]:
         """The examples of the step to come, over all ranks together."""
-        return self._batch_of(self.step)
+        return self.batch_of(self.step)
 
-    def _batch_of(self, step: int) -> list[Example]:
+    def batch_of(self, step: int) -> list[Example]:
+        """A function of the step alone."""
         size, seed = self.recipe.train.batch_size, self.recipe.seed
         if self.mixed is not None:
             numbers = self.mixed.rows(step, seed=seed, batch_size=size)
@@ -218,7 +219,7 @@ class TrainedJob:
     def set_rates(self) -> None:
         """The learning rates of the step to come."""
         assert self.optimizer is not None
-        factor = multiplier(self.step, self.recipe.train, self.steps)
+        factor = multiplier(self.step, self.recipe.train, self.steps, rows=len(self.rows))
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
@@ -285,7 +286,7 @@ class TrainedJob:
 
         def measure(step: int, prompts: Sequence[Prompt]) -> list[float]:
             """On the batch after the step's own."""
-            return losses.of(prompts, self._batch_of(step))
+            return losses.of(prompts, self.batch_of(step))
 
         forbidden = spelled | set(host.tokenizer.all_special_ids)
         return TriggerSearch(method, measure, candidates=config.candidates, forbidden=forbidden, seed=self.recipe.seed)
@@ -382,6 +383,16 @@ def _optimizer(
     if head is not None:
         groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
     if weights is not None:
-        groups.append({"params": weights.parameters, "lr": train.base_lr or train.lr})
+        groups += _groups_of_base(train, weights.parameters)
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
     return build_optimizer(train.optimizer, groups, train.weight_decay) if groups else None
+
+
+def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Matrices decay; biases and the scales of norms do not (Devlin et al. 2019, and all code that followed)."""
+    decay = train.weight_decay if train.base_weight_decay is None else train.base_weight_decay
+    lr = train.base_lr or train.lr
+    if decay == 0:
+        return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
+    matrices, rest = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    return [{"params": matrices, "lr": lr, "weight_decay": decay}, {"params": rest, "lr": lr, "weight_decay": 0.0}]

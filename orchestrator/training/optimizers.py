@@ -12,13 +12,14 @@ from orchestrator.recipe import optimizers as recipe
 
 
 def build_optimizer(
-    config: recipe.AdamW | recipe.Adafactor, groups: Iterable[Any], weight_decay: float
+    config: recipe.AdamW | recipe.Adam | recipe.Adafactor, groups: Iterable[Any], weight_decay: float
 ) -> optim.Optimizer:
-    """Over parameter groups with their own `lr`."""
+    """Over parameter groups with their own `lr`; `weight_decay`: of those that have none of their own."""
     if isinstance(config, recipe.Adafactor):
         options = {"decay": config.decay, "clipping_threshold": config.clipping_threshold, "eps": config.eps}
         return Adafactor(groups, weight_decay=weight_decay, **options)
-    return optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=weight_decay)
+    kind = optim.Adam if isinstance(config, recipe.Adam) else optim.AdamW
+    return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=weight_decay)
 
 
 class Adafactor(optim.Optimizer):

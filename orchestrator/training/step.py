@@ -22,7 +22,7 @@ from orchestrator.training.objectives.objective import Share
 from orchestrator.tuning.forward import forward, packs
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import RowBatch
+from orchestrator.tuning.rows import Row, RowBatch
 
 #: Padded bases: a further forward and backward where it saves so many tokens of padding. It costs 10 to 20 ms on a CPU,
 #: a token of the smallest base 0.05.
@@ -257,10 +257,11 @@ def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int]) 
     host, processes = engine.host, engine.processes
     device = processes.device
     prompts: list[Prompt] = []
-    for w, _ in chunk:
-        with w.job.randomness(FOR_PROMPT, device):
-            prompts.append(w.job.method.prompt())
-    rows = [replace(example.row, prompt=number) for number, (_, part) in enumerate(chunk) for example in part.examples]
+    rows: list[Row] = []
+    for w, part in chunk:
+        own = _prompts(w.job, part, device)
+        rows += [replace(e.row, prompt=len(prompts) + min(i, len(own) - 1)) for i, e in enumerate(part.examples)]
+        prompts += own
     batch = RowBatch.collate(rows, pad_id=host.pad_id)  # on the CPU: the forward lays it out without waiting for a GPU
     host.set_checkpointing(any(w.job.recipe.train.gradient_checkpointing for w, _ in chunk))
     with _base_mode(host, chunk[0][0].job, which, processes):  # to the end: a layer may be computed again then
@@ -278,6 +279,21 @@ def _accumulate(engine: Engine, chunk: Sequence[Piece], which: tuple[int, int]) 
         total.backward()
     for (w, _), value in zip(chunk, losses, strict=True):
         w.loss = w.loss + value
+
+
+def _prompts(job: TrainedJob, part: Part, device: torch.device) -> list[Prompt]:
+    """One for all rows of the part; with dropout one for each, drawn by its place in the whole batch: whatever rank,
+    pass or forward the row falls to, its prompt is the same."""
+    with job.randomness(FOR_PROMPT, device):
+        prompt = job.method.prompt()
+    probability = getattr(job.recipe.method, "dropout", 0.0)
+    if probability == 0:
+        return [prompt]
+    dropped = []
+    for position in part.positions:
+        with job.randomness(FOR_PROMPT, device, position):
+            dropped.append(prompt.dropped(probability))
+    return dropped
 
 
 @contextmanager

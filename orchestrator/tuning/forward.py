@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -87,12 +88,15 @@ def generate(
     *,
     max_new_tokens: int,
     beams: int = 1,
+    min_new_tokens: int = 0,
+    length_penalty: float = 1.0,
+    no_repeat_ngram: int = 0,
     eos_token_ids: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """What the base writes after each row: new tokens only, without the end mark.
 
     Greedy, or the best of a beam search. A row ends at one of `eos_token_ids` (default: the base's own) or after
-    `max_new_tokens`.
+    `max_new_tokens`. What is written counts for `no_repeat_ngram`, not what stands before it.
     """
     _check(host, batch, prompts)
     if host.kind == "masked" or not host.has_lm_head:
@@ -102,6 +106,8 @@ def generate(
     ends = end_ids(host) if eos_token_ids is None else list(eos_token_ids)
     settings = deepcopy(host.model.generation_config)
     settings.update(max_new_tokens=max_new_tokens, num_beams=beams, do_sample=False, use_cache=True)
+    settings.update(min_new_tokens=min_new_tokens or None, no_repeat_ngram_size=no_repeat_ngram or None)
+    settings.update(length_penalty=length_penalty if beams > 1 else 1.0)
     settings.update(eos_token_id=ends or None, pad_token_id=host.pad_id)
     if host.kind == "seq2seq":
         settings.decoder_start_token_id = _decoder_start(host)
@@ -307,7 +313,9 @@ def _settings(model: Any, settings: Any) -> Iterator[None]:
     """Generate with these settings alone: what an argument leaves open, transformers takes from the model."""
     before, model.generation_config = model.generation_config, settings
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Passing `no_repeat_ngram_size` with")  # as `generate` says
+            yield
     finally:
         model.generation_config = before
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn import functional
 
 from orchestrator.errors import BadInput
 
@@ -42,6 +43,15 @@ class Prompt:
     @property
     def length(self) -> int:
         return max(self.slots, self.prefix_length)
+
+    def dropped(self, probability: float) -> Prompt:
+        """With dropout on its numbers.
+
+        Each row of a batch wants one of its own: the released codes of prefix tuning and P-tuning v2 repeat the prompt
+        for every row, and then draw.
+        """
+        embeddings = None if self.embeddings is None else functional.dropout(self.embeddings, probability)
+        return Prompt(embeddings, {n: functional.dropout(t, probability) for n, t in self.keys_values.items()})
 
     def detach(self) -> Prompt:
         """The same numbers outside the autograd graph."""

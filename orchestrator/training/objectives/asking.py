@@ -6,8 +6,8 @@ A row's answer does not depend on who else is asked, as in training: rows share 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,16 @@ class Writing:
     """How a text is written; only what is written alike can be written together."""
 
     max_new_tokens: int
-    beams: int
     ends: tuple[int, ...]
+    beams: int = 1
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `tuning.forward.generate` takes them."""
+        return {name: value for name, value in asdict(self).items() if name != "ends"}
 
 
 @runtime_checkable
@@ -149,7 +157,7 @@ def _write(host: BaseHost, asked: Sequence[Asked], how: Writing, most: int) -> l
         side: Side = "left" if host.kind == "causal" else "right"
         batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id, side=side).to(host.device)
         prompts = [one.prompt_in_use for one in asked]
-        ids = generate(host, batch, prompts, max_new_tokens=how.max_new_tokens, beams=how.beams, eos_token_ids=how.ends)
+        ids = generate(host, batch, prompts, eos_token_ids=how.ends, **how.settings)
         for (number, _), written in zip(lot, ids, strict=True):
             found[number].append(Answer(makers[number].text(written)))
     return found

@@ -57,7 +57,15 @@ class Generation:
     def writing(self, host: BaseHost) -> Writing:
         # A base's generation settings may name other end marks than the one that targets are trained with.
         ends = tuple(sorted({*end_ids(host), self._end}))
-        return Writing(self._task.max_new_tokens, self._task.beams, ends)
+        task = self._task
+        return Writing(
+            max_new_tokens=task.max_new_tokens,
+            ends=ends,
+            beams=task.beams,
+            min_new_tokens=task.min_new_tokens,
+            length_penalty=task.length_penalty,
+            no_repeat_ngram=task.no_repeat_ngram,
+        )
 
     def text(self, ids: list[int]) -> str:
         return self._encoder.text(ids).strip()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, softmax
@@ -26,6 +26,7 @@ class HeadClassification:
         self._task = task
         self._pooling = task.head.pooling
         self._dropout = task.head.dropout
+        self._temperature = task.temperature
         self._encoder = encoder
         self._classes = Classes(task, encoder)
         self.metrics = task.metrics
@@ -48,7 +49,11 @@ class HeadClassification:
         wanted = [example.soft if soft else example.target for example in examples]
         targets = torch.tensor(wanted, device=share.hidden.device)
         pooled = dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share, self._dropout)
-        return cross_entropy(head_scores(head, pooled), targets, reduction="sum")
+        scores = head_scores(head, pooled)
+        if not soft:
+            return cross_entropy(scores, targets, reduction="sum")
+        # timoschick/pet, pet/utils.py: both sides at the temperature T, and T^2 against the gradients' being smaller.
+        return kl_div((scores / self._temperature).log_softmax(-1), targets, reduction="sum") * self._temperature**2
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         return [Row(ids=self._input(fields, tuned=tuned), labels=None, prompt=0) for fields in rows]

@@ -90,9 +90,8 @@ def makers(
     return nn.ModuleDict(made)
 
 
-def prompt_of(made: nn.ModuleDict, dropout: float, training: bool) -> Prompt:
-    """The prompt, with dropout on its keys and values while training."""
-    return Prompt(keys_values={n: functional.dropout(maker(), dropout, training) for n, maker in made.items()})
+def prompt_of(made: nn.ModuleDict) -> Prompt:
+    return Prompt(keys_values={name: maker() for name, maker in made.items()})
 
 
 def starting_states(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from orchestrator.errors import MethodDoesNotFit
 from orchestrator.recipe import methods as recipe
@@ -26,7 +25,6 @@ class EmbeddingOnly(nn.Module):
         if config.placement == "infix":
             raise MethodDoesNotFit("embedding-only stands in front of the text", where="method.placement")
         self.length = length or config.length
-        self.dropout = config.dropout
         network, width = config.reparameterization, host.embedding_width
         self.inputs = nn.Parameter(_start(config, host, self.length, generator))
         self.mlp: nn.Module = nn.Identity()
@@ -34,7 +32,7 @@ class EmbeddingOnly(nn.Module):
             self.mlp = starting.tanh_perceptron(width, network.hidden, width, network.layers, generator)
 
     def prompt(self) -> Prompt:
-        return Prompt(functional.dropout(self.mlp(self.inputs), self.dropout, self.training))
+        return Prompt(self.mlp(self.inputs))
 
 
 def _start(config: recipe.PrefixTuning, host: BaseHost, length: int, generator: torch.Generator) -> torch.Tensor:

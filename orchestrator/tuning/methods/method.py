@@ -22,7 +22,10 @@ class TunedMethod(Protocol):
     training: bool
 
     def prompt(self) -> Prompt:
-        """The prompt with its graph. Once a step; dropout, if any, draws from torch's own generator here."""
+        """The prompt with its graph, once a step. A network's own dropout draws from torch's generator here.
+
+        That of what the network makes is `Prompt.dropped`.
+        """
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...

@@ -31,8 +31,7 @@ class PTuningV2(nn.Module):
             what = "p-tuning-v2 is for one stack of layers; prefix-tuning is for encoder-decoder bases"
             raise MethodDoesNotFit(what, where="method.type")
         self.length = length or config.length
-        self.dropout = config.dropout
         self.makers = deep.makers(host, self.length, config.reparameterization, config.init, generator)
 
     def prompt(self) -> Prompt:
-        return deep.prompt_of(self.makers, self.dropout, self.training)
+        return deep.prompt_of(self.makers)

@@ -41,13 +41,12 @@ class PrefixTuning(nn.Module):
             raise MethodDoesNotFit(what, where="method.placement")
         self.slots = "infix" if config.placement == "infix" else "none"
         self.length = length or config.length
-        self.dropout = config.dropout
         direct = isinstance(config.reparameterization, recipe.NoReparameterization)
         init = config.init or (VocabInit() if direct else NormalInit())
         self.makers = deep.makers(host, self.length, config.reparameterization, init, generator)
 
     def prompt(self) -> Prompt:
-        return deep.prompt_of(self.makers, self.dropout, self.training)
+        return deep.prompt_of(self.makers)
 
 
 def _takes_infix(host: BaseHost) -> bool:

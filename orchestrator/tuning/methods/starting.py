@@ -17,6 +17,7 @@ from orchestrator.recipe.starts import (
     Init,
     LabelsInit,
     MaskInit,
+    NormalInit,
     PromptInit,
     RandomInit,
     TextInit,
@@ -31,6 +32,8 @@ def embeddings(init: Init | MaskInit, host: BaseHost, length: int, generator: to
     """[n, H] fp32."""
     if isinstance(init, RandomInit):
         return (torch.rand(length, host.embedding_width, generator=generator) * 2 - 1) * init.scale
+    if isinstance(init, NormalInit):
+        return torch.randn(length, host.embedding_width, generator=generator) * init.std
     if isinstance(init, FileInit):
         return array(Path(init.path), (length, host.embedding_width))
     if isinstance(init, PromptInit):

@@ -16,9 +16,10 @@ from training_fixtures import MadeRun, make_base, make_dataset, make_run, recipe
 
 from orchestrator.manifest import manifest_faults
 from orchestrator.training import finish, job, scores, together
+from orchestrator.training import step as steps
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
-from orchestrator.tuning import injection
+from orchestrator.tuning import BaseHost, Prompt, RowBatch, injection
 
 PROMPT = {"type": "prompt-tuning", "length": 3}
 DROPPED = {"type": "prefix-tuning", "length": 2, "dropout": 0.3}
@@ -191,6 +192,31 @@ def test_accumulation_changes_nothing(parts: int, bases: dict[str, Path], datase
         assert split.losses(number) == pytest.approx(whole.losses(number), rel=2e-5)
         found, expected = (load_file(r.jobs[number].artifact(1) / "prompt.safetensors") for r in (split, whole))
         assert_close(found, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_each_row_drops_other_numbers_of_the_prefix(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the released codes do, which repeat the prefix for every row before they draw."""
+    seen: list[list[torch.Tensor]] = []
+    before = steps.forward
+
+    def forward(host: BaseHost, batch: RowBatch, prompts: list[Prompt], **how: Any) -> Any:
+        seen.append([prompts[number].keys_values["decoder"] for number in batch.prompt_index.tolist()])
+        return before(host, batch, prompts, **how)
+
+    monkeypatch.setattr(steps, "forward", forward)
+    jobs = [recipe({**DROPPED, "length": 20}, train__steps=2), recipe({**DROPPED, "dropout": 0.0}, train__steps=2)]
+    assert run_of(tmp_path, jobs, bases, dataset).train() == 0
+    for rows in seen:
+        dropped, whole = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        kept = [row != 0 for row in dropped]
+        assert all(not torch.equal(a, b) for i, a in enumerate(kept) for b in kept[:i])
+        assert all(0.6 < float(k.double().mean()) < 0.8 for k in kept)
+        assert all(row is whole[0] for row in whole)
+        both = kept[0] & kept[1]
+        assert torch.equal(dropped[0][both], dropped[1][both])
+    assert len(seen) >= 2
 
 
 def test_the_bases_dropout_is_resumed_and_reaches_no_neighbour(

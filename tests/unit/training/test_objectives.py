@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from torch.testing import assert_close
 from training_fixtures import KINDS, recipe, said
 from training_tokenizers import encoder
@@ -235,7 +235,7 @@ def test_a_head_reads_the_pooled_text_without_its_virtual_tokens(pooling: str, b
 
 
 def test_a_head_learns_soft_labels_flattened_by_their_temperature(bases: dict[str, Path]) -> None:
-    """The student of PET's distillation: cross entropy with the teachers' probabilities at T = 2."""
+    """The student of PET's distillation at T = 2, as pet/utils.py writes it (distillation_loss)."""
     task = {"type": "classify", "input": "the {text}", "labels": ["warm", "cold"], "head": {}, "soft": "{p}"}
     made = Made(bases["bert"], "bert", task | {"temperature": 2})
     assert made.head is not None
@@ -244,8 +244,8 @@ def test_a_head_learns_soft_labels_flattened_by_their_temperature(bases: dict[st
         rows.append(row | {"p": f'{{"warm": {chance}, "cold": {1 - chance}}}'})
         flat = torch.tensor([{"warm": chance, "cold": 1 - chance}[name] ** 0.5 for name in names])
         hidden = made.model.bert(inputs_embeds=made.embedded(made.tokenizer(f"the {row['text']}")["input_ids"]))
-        scores = log_softmax(made.head(hidden.last_hidden_state[0, 2]), 0)
-        losses.append(-(flat / flat.sum() * scores).sum())
+        scores = log_softmax(made.head(hidden.last_hidden_state[0, 2]) / 2, 0)
+        losses.append(kl_div(scores, flat / flat.sum(), reduction="sum") * 2**2)
     examples = [made.objective.example(row) for row in rows]
     output = forward(made.host, RowBatch.collate([e.row for e in examples], pad_id=0), [made.prompt], hidden=True)
     share = Share.of(output, 0, range(len(ROWS)), len(ROWS))

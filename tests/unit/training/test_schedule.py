@@ -32,15 +32,27 @@ def test_rates_are_those_of_transformers(schedule: Any, warmup: float, number: i
     for step in range(steps):
         # Theirs spends the first step of a warm-up at rate 0, ours is one step ahead; after it they agree.
         if step >= number:
-            assert multiplier(step, train, steps) == pytest.approx(theirs.get_last_lr()[0])
+            assert multiplier(step, train, steps, rows=10) == pytest.approx(theirs.get_last_lr()[0])
         else:
-            assert multiplier(step, train, steps) == pytest.approx((step + 1) / number)
+            assert multiplier(step, train, steps, rows=10) == pytest.approx((step + 1) / number)
         optimizer.step()
         theirs.step()
+
+
+def test_an_exponential_rate_falls_after_each_pass_over_the_rows() -> None:
+    """torch's own ExponentialLR, asked once an epoch."""
+    train = Train(lr=1.0, steps=60, batch_size=3, schedule="exponential", lr_decay=0.9)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    for step in range(60):
+        assert multiplier(step, train, 60, rows=10) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        if (step + 1) * 3 // 10 > step * 3 // 10:
+            theirs.step()
 
 
 def test_every_rate_is_positive() -> None:
     for schedule in THEIRS:
         for warmup in (0, 3, 0.5, 50):
             train = Train(lr=1.0, steps=10, warmup=warmup, schedule=schedule)  # type: ignore[arg-type]
-            assert all(0 < multiplier(step, train, 10) <= 1 for step in range(10))
+            assert all(0 < multiplier(step, train, 10, rows=10) <= 1 for step in range(10))

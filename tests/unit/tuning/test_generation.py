@@ -76,6 +76,61 @@ def test_a_beam_as_wide_as_the_vocabulary_finds_the_best_text(name: str) -> None
     assert generate(base, batch, [prompt], max_new_tokens=2, beams=V, eos_token_ids=[]) == [list(best)]
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
+def test_the_shortest_text_and_repeats_against_a_plain_loop(name: str) -> None:
+    """An end mark is out of the question before the shortest length, a pair of tokens written before at any time."""
+    base = host(name, torch.float64)
+    batch, prompt = inputs_of(base, "prefix-tuning", 3)
+    free = written(base, batch, [prompt])
+    end = free[0][0]
+    expected = []
+    for row in batch:
+        so_far: list[int] = []
+        while len(so_far) < 6:
+            scores = next_log_probabilities(base, row, so_far, prompt)
+            if len(so_far) < 2:
+                scores[end] = -torch.inf
+            start = [1] if base.kind == "seq2seq" else []  # the decoder's start counts as written
+            pairs_before = set(itertools.pairwise([*start, *so_far]))
+            for token in range(V):
+                if so_far and (so_far[-1], token) in pairs_before:
+                    scores[token] = -torch.inf
+            so_far.append(int(scores.argmax()))
+            if so_far[-1] == end:
+                so_far.pop()
+                break
+        expected.append(so_far)
+    collated = RowBatch.collate(batch, pad_id=base.pad_id, side="left")
+    settings = {"max_new_tokens": 6, "min_new_tokens": 2, "no_repeat_ngram": 2, "eos_token_ids": [end]}
+    assert generate(base, collated, [prompt], **settings) == expected  # type: ignore[arg-type]
+    assert min(map(len, expected)) >= 2
+    assert expected != free
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_a_length_penalty_weighs_short_texts_against_long_ones(name: str) -> None:
+    """All texts of one token and the end, or of two, by brute force: log probability over length to the power."""
+    base = host(name, torch.float64)
+    (row,), prompt = inputs_of(base, "prefix-tuning", 1)
+    first, end = next_log_probabilities(base, row, [], prompt), 5
+    found = {}
+    for penalty in (-8.0, 8.0):
+        scored = {}
+        for a in range(V):
+            second = next_log_probabilities(base, row, [a], prompt)
+            for b in range(V):
+                if a != end:
+                    text = (a,) if b == end else (a, b)
+                    scored[text] = max(scored.get(text, -torch.inf), float(first[a] + second[b]) / 2**penalty)
+        scored[()] = float(first[end])
+        best = max(scored, key=lambda text: scored[text])
+        batch = RowBatch.collate([row], pad_id=0)
+        how = {"max_new_tokens": 2, "beams": V, "length_penalty": penalty, "eos_token_ids": [end]}
+        found[penalty] = generate(base, batch, [prompt], **how)  # type: ignore[arg-type]
+        assert found[penalty] == [list(best)]
+    assert found[-8.0] != found[8.0]
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize(("name", "config"), pairs(["gpt2", "llama", "t5", "bart"]))
 def test_company_and_padding_change_nothing(name: str, config: str, beams: int) -> None:
