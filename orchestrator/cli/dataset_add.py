@@ -39,7 +39,10 @@ Seed = Annotated[int, typer.Option(help="Decides with --split which row goes whe
 Format = Annotated[
     str | None,
     typer.Option(
-        "--format", metavar="F", help="csv, tsv, jsonl, json, parquet, text or delimited; else by the suffix."
+        "--format",
+        metavar="F",
+        help="csv, tsv, jsonl, json, parquet, text or delimited; else by the suffix. superglue-copa, -multirc, -record "
+        "and -wsc read SuperGLUE's own files, one row a question.",
     ),
 ]
 Delimiter = Annotated[str | None, typer.Option(help="Between columns, e.g. '||'; '\\t' is a tab.")]

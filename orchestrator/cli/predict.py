@@ -87,6 +87,7 @@ def predict(
     recipes = [_recipe(one) for one in found]
     _refuse_ensemble(ensemble, recipes)
     rows = _rows(input, _fields(recipes))
+    _refuse_choices(recipes, rows, input)
     refuse_unwritable(output)
     spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     names = [one.ref for one in found]
@@ -168,9 +169,31 @@ def _recipe(artifact: Artifact) -> JobRecipe:
 
 def _fields(recipes: Sequence[JobRecipe]) -> list[str]:
     """What the artifacts read of a row."""
+    from orchestrator.recipe.tasks import choices_of, own_choices
     from orchestrator.tasks.template import parse
 
-    return list(dict.fromkeys(name for recipe in recipes for name in parse(recipe.task.input).fields))
+    found: list[str] = []
+    for recipe in recipes:
+        for template in (recipe.task.input, *getattr(recipe.method, "patterns", ())):
+            found += parse(template).fields
+        if own_choices(recipe.task):
+            found += choices_of(recipe.task).read
+    return list(dict.fromkeys(found))
+
+
+def _refuse_choices(recipes: Sequence[JobRecipe], rows: Sequence[dict[str, str]], input: str) -> None:
+    """Rows that bring their own answers are looked at before the first is answered."""
+    from orchestrator.recipe.tasks import choices_of, own_choices
+
+    where = "standard input" if input == "-" else input
+    each = {repr(one.task.labels) + repr(one.task.candidates): one.task for one in recipes if own_choices(one.task)}
+    for choices in map(choices_of, each.values()):
+        for number, row in enumerate(rows, start=1):
+            try:
+                choices.offered(row)
+            except BadData as error:
+                hint = "mend the row; nothing was predicted"
+                raise BadData(error.message, where=f"{where}, row {number:,}", hint=hint) from error
 
 
 def _refuse_ensemble(ensemble: str | None, recipes: Sequence[JobRecipe]) -> None:
@@ -179,8 +202,8 @@ def _refuse_ensemble(ensemble: str | None, recipes: Sequence[JobRecipe]) -> None
     if len(recipes) == 1:
         hint = "name several, or the group of their jobs (g3)"
         raise BadInput("one artifact is no ensemble", where="--ensemble", hint=hint)
-    labels = [sorted(getattr(recipe.task, "labels", ())) for recipe in recipes]
-    if ensemble == "mean" and (not labels[0] or labels.count(labels[0]) < len(labels)):
+    labels = [(sorted(getattr(one.task, "labels", ())), getattr(one.task, "candidates", None)) for one in recipes]
+    if ensemble == "mean" and (not any(labels[0]) or labels.count(labels[0]) < len(labels)):
         what = "the artifacts do not all choose among the same labels, so they have no mean probabilities"
         raise BadInput(what, where="--ensemble", hint="texts can be voted on: `--ensemble vote`")
 

@@ -9,7 +9,8 @@ from orchestrator.data.columns import Columns
 from orchestrator.data.delimited import read_csv, read_delimited, read_text
 from orchestrator.data.json_rows import holds_array, read_json_array, read_json_lines
 from orchestrator.data.parquet import read_parquet
-from orchestrator.data.rows import FORMATS, Advance, Fault, ReadOptions, Record
+from orchestrator.data.rows import FORMATS, SUPERGLUE, Advance, Fault, ReadOptions, Record
+from orchestrator.data.superglue import read_superglue
 from orchestrator.errors import BadInput
 
 _SUFFIXES = {
@@ -53,7 +54,7 @@ def check_options(path: Path, options: ReadOptions) -> None:
             where="--delimiter",
             hint="longer ones: `--format delimited`, where quotes mean nothing",
         )
-    if kind in {"jsonl", "json", "parquet", "text"}:
+    if kind in {"jsonl", "json", "parquet", "text", *SUPERGLUE}:
         given = [name for name, value in _layout(options) if value]
         if given:
             raise BadInput(
@@ -85,6 +86,8 @@ def read_columns(path: Path, options: ReadOptions, advance: Advance) -> Iterator
             return read_text(path, advance)
         case "parquet":
             return read_parquet(path, advance)
+        case kind if kind in SUPERGLUE:
+            return read_superglue(path, kind.removeprefix("superglue-"), advance)
         case _:
             return read_json_array(path, advance) if holds_array(path) else read_json_lines(path, advance)
 

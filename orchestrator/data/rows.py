@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMATS = ("csv", "tsv", "jsonl", "json", "parquet", "text", "delimited")
+SUPERGLUE = ("superglue-copa", "superglue-multirc", "superglue-record", "superglue-wsc")
+FORMATS = ("csv", "tsv", "jsonl", "json", "parquet", "text", "delimited", *SUPERGLUE)
 
 #: Told the bytes read since the last call.
 Advance = Callable[[int], None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.errors import BadData
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.recipe.tasks import Classify, Tag
+from orchestrator.recipe.tasks import Classify, Tag, choices_of, fixed_words, own_choices
 from orchestrator.recipe.vocabulary import unknown_words, words_of_several_tokens
 from orchestrator.registry.datasets import DatasetVersion, distinct_values
 from orchestrator.tasks.lists import listed
@@ -23,6 +24,7 @@ class LabelCheck:
 
     def __init__(self) -> None:
         self._in_data: dict[tuple[str, str], dict[str, str]] = {}
+        self._wrong_rows: dict[tuple[str, str], list[str]] = {}
         self._unfit: dict[tuple[Path, bool, tuple[str, ...]], list[str]] = {}
 
     def faults(self, job: JobRecipe, base: Path, data: DatasetVersion) -> list[str]:
@@ -32,8 +34,21 @@ class LabelCheck:
             return self._missing_tags(task, data)
         if not isinstance(task, Classify):
             return []
-        missing = self._missing(task, data, unlabelled=isinstance(job.method, Pet) and job.method.mlm > 0)
+        unlabelled = isinstance(job.method, Pet) and job.method.mlm > 0
+        missing = [] if task.candidates is not None else self._missing(task, data, unlabelled=unlabelled)
+        if own_choices(task) and not missing:
+            missing = self._choices(task, data, unlabelled=unlabelled)
         return [*missing, *(self._words(job, task, base) if parse(task.input).masks else [])]
+
+    def _choices(self, task: Classify, data: DatasetVersion, *, unlabelled: bool) -> list[str]:
+        """What is wrong with the rows that bring their own answers."""
+        key = (data.ref, repr((task.labels, task.candidates, task.label, task.holds, task.metrics, unlabelled)))
+        if key not in self._wrong_rows:
+            self._wrong_rows[key] = list(_wrong_rows(task, data, unlabelled=unlabelled))
+        wrong = self._wrong_rows[key]
+        path = "task.labels" if task.candidates is None else "task.candidates"
+        more = [f"{path}: {data.ref}: and {len(wrong) - _SHOWN:,} rows more"] if len(wrong) > _SHOWN else []
+        return [*(f"{path}: {data.ref}, {what}" for what in wrong[:_SHOWN]), *more]
 
     def _missing(self, task: Classify, data: DatasetVersion, *, unlabelled: bool) -> list[str]:
         key = (data.ref, task.label)
@@ -54,7 +69,7 @@ class LabelCheck:
 
     def _words(self, job: JobRecipe, task: Classify, base: Path) -> list[str]:
         single = needs_single_tokens(job)
-        words = tuple(word for words in task.labels.values() for word in words)
+        words = tuple(fixed_words(task))
         key = (base, single, words)
         if key not in self._unfit:
             self._unfit[key] = (words_of_several_tokens if single else unknown_words)(base, words)
@@ -77,6 +92,27 @@ def _not_named(held: Mapping[str, str], named: Collection[str], data: DatasetVer
     what = f"{data.ref} holds the label{'s' * (len(wrong) > 1)} {', '.join(wrong[:_SHOWN])}{more}"
     advice = "add what is missing, or mend the dataset or the recipe"
     return [f"task.labels: {what}; the recipe knows {', '.join(named)}; {advice}"]
+
+
+def _wrong_rows(task: Classify, data: DatasetVersion, *, unlabelled: bool) -> Iterator[str]:
+    """`train row 3: what`, for each row whose own answers cannot be used. `unlabelled`: training rows may say nothing
+    of what is right."""
+    choices = choices_of(task)
+    fields = tuple(dict.fromkeys([*choices.read, *choices.judged]))
+    for split in (name for name in SPLITS if data.splits.get(name)):
+        for values, number in distinct_values(data, split, fields).items():
+            row = dict(zip(fields, values, strict=True))
+            if unlabelled and split == TRAIN and choices.unlabelled(row):
+                continue
+            try:
+                right = choices.right(row, list(choices.offered(row)))
+                choices.holds(row)
+            except BadData as error:
+                yield f"{split} row {number:,}: {error.message}"
+                continue
+            if len(right) > 1 and "accuracy" in task.metrics:
+                scores = "accuracy knows one; write metrics: [record_em, record_f1]"
+                yield f"{split} row {number:,}: a row has {len(right)} right answers, and {scores}"
 
 
 def _labels(template: str, data: DatasetVersion, splits: Sequence[str] = SPLITS) -> dict[str, str]:

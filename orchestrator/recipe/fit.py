@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
+from orchestrator.recipe.fit_choices import choice_findings
 from orchestrator.recipe.fit_patterns import pattern_findings
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
 from orchestrator.recipe.fit_trained import base_training_findings, lora_findings, training_findings
@@ -26,7 +27,17 @@ from orchestrator.recipe.methods import (
 )
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import LabelsInit, MaskInit, VocabInit
-from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag, reads_states, task_templates
+from orchestrator.recipe.tasks import (
+    Classify,
+    Cloze,
+    Generate,
+    PlainText,
+    Span,
+    Tag,
+    own_choices,
+    reads_states,
+    task_templates,
+)
 from orchestrator.recipe.trained import trained_weights
 from orchestrator.tasks import captions
 from orchestrator.tasks.template import parse
@@ -134,7 +145,7 @@ def _infix_placement(recipe: Recipe) -> list[Finding]:
 
 
 def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
-    found, masks = [], parse(task.input).masks
+    found, masks = choice_findings(recipe, task), parse(task.input).masks
     if task.head is None:
         found += [Finding(("task", "labels"), fault) for fault in label_faults(task.labels)]
     if task.head is not None and masks:
@@ -143,7 +154,7 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
         )
     if masks > 1:
         found.append(Finding(INPUT, f"{masks} times [MASK]; label words are scored at one"))
-    if isinstance(recipe.method, Head) and task.head is None:
+    if isinstance(recipe.method, Head) and task.head is None and not own_choices(task):
         found.append(Finding(("task", "head"), "is missing; the method `head` trains it: write head: {}"))
     if isinstance(recipe.method, PromptDesign) and task.head is not None:
         what = "prompt-design trains no head; take task.head out, and let the base score the label words"

@@ -13,7 +13,7 @@ from orchestrator.recipe.faults import Finding, KeyPath
 from orchestrator.recipe.methods import Method, PrefixTuning, PTuningV2
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.starts import FileInit, LabelsInit, PromptInit, VocabInit
-from orchestrator.recipe.tasks import Classify
+from orchestrator.recipe.tasks import fixed_words, own_choices
 from orchestrator.weights import tensor_shapes
 
 INIT: KeyPath = ("method", "init")
@@ -28,8 +28,11 @@ def starting_findings(recipe: Recipe, length: int) -> list[Finding]:
     if isinstance(init, VocabInit) and not _in_layers(recipe.method) and length > init.top:
         what = f"{length} virtual tokens cannot start from {init.top} different tokens"
         return [Finding((*INIT, "top"), what)]
-    if isinstance(init, LabelsInit) and init.words is None and not isinstance(recipe.task, Classify):
-        return [Finding((*INIT, "words"), "is missing; only a `classify` task has labels to take them from")]
+    if isinstance(init, LabelsInit) and init.words is None and not fixed_words(recipe.task):
+        what = "only a `classify` task has labels to take them from"
+        if own_choices(recipe.task):
+            what = "the words to choose from differ by row, so there are none to take"
+        return [Finding((*INIT, "words"), f"is missing; {what}")]
     return []
 
 

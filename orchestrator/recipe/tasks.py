@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.recipe.starts import LocalPath
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.text import InputTemplate, TextTemplate, Word, as_text, as_words, is_word
+from orchestrator.tasks.choices import Choices, names_fields
 
 INPUT_HELP = "template: {field} of a row, [P:3] virtual tokens, [MASK]; plain text stays as it is"
 
@@ -64,6 +65,9 @@ class Generate(Strict):
         return self
 
 
+Choosing = Literal["accuracy", "macro_f1", "positive_f1", "cb", "group_exact_match", "record_em", "record_f1", "wsc"]
+
+
 class HeadOptions(Strict):
     """A linear classifier on the encoder's output, trained with the prompt."""
 
@@ -78,15 +82,31 @@ class Classify(Strict):
 
     With `head`: a linear classifier on an encoder. Else with [MASK] in `input`: the label words' scores at the mask
     (a verbalizer, masked bases). Else: the label whose words are the likeliest continuation (causal and
-    encoder-decoder bases).
+    encoder-decoder bases). What there is to choose from may be the row's own: words with its fields in them, or
+    `candidates` in place of labels.
     """
 
     type: Literal["classify"]
     input: InputTemplate = Field(description=INPUT_HELP)
-    label: TextTemplate = Field("{label}", description="template of the row's label")
+    label: TextTemplate = Field(
+        "{label}",
+        description="template of the row's label; with `candidates` of the right one, or of a JSON list of those that "
+        "are: rows are trained on once with each",
+    )
     labels: dict[str, list[str]] = Field(
-        min_length=2,
-        description="label as it stands in the data -> the words that stand for it; with a head, a list of labels does",
+        {},
+        description="label as it stands in the data -> the words that stand for it; with a head, a list of labels "
+        "does. A word with fields in it is the row's own: `{0: '{choice1}', 1: '{choice2}'}` (COPA)",
+    )
+    candidates: TextTemplate | None = Field(
+        None,
+        description="in place of `labels`: template of the row's own answers to choose from, as many as it has, a "
+        "JSON list of texts or a line each (ReCoRD's entities)",
+    )
+    holds: TextTemplate | None = Field(
+        None,
+        description="with `candidates`: template of whether `label` is right, true or false (WSC). Rows where it is "
+        "not are left out of training, and score by `wsc`: right is any other candidate",
     )
     head: HeadOptions | None = Field(None, description="classify with a trained head instead of words")
     separator: str | None = Field(
@@ -103,17 +123,20 @@ class Classify(Strict):
         description="template of what rows belong together, for the scores that need it: MultiRC's question, so that "
         "`group_exact_match` counts questions all of whose answers are right",
     )
-    metrics: list[Literal["accuracy", "macro_f1", "positive_f1", "cb", "group_exact_match"]] = Field(
+    metrics: list[Choosing] = Field(
         ["accuracy"],
         min_length=1,
         description="positive_f1: of the label that is last in the alphabet (`1`, `true`, `yes`), MultiRC's F1a; cb: "
-        "the mean of accuracy and macro_f1",
+        "the mean of accuracy and macro_f1. Of candidates: accuracy (of the only right one), record_em and record_f1 "
+        "(the best over several right ones, as ReCoRD's own script), wsc",
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
 
     @field_validator("labels", mode="before", json_schema_input_type=dict[str, list[Word] | Word] | list[Word])
     @classmethod
     def _labels_as_mapping(cls, value: object) -> object:
+        if isinstance(value, dict | list) and len(value) == 1:
+            raise ValueError("must name two labels at least")
         if isinstance(value, list):
             if len({as_text(label) for label in value if is_word(label)}) != len(value):
                 raise ValueError("a label stands twice, or is not a word")
@@ -195,13 +218,36 @@ class PlainText(Strict):
 Task = Annotated[Generate | Classify | Cloze | Tag | Span | PlainText, Field(discriminator="type")]
 
 #: Keys of a task that hold templates of fields, besides `input`.
-_TEMPLATES = ("label", "target", "tags", "context", "answers", "soft", "group")
+_TEMPLATES = ("label", "target", "tags", "context", "answers", "soft", "group", "candidates", "holds")
 
 
 def task_templates(task: Task) -> list[tuple[str, str]]:
     """(key, template) of everything that names fields of a row, `input` first."""
     found = [(key, getattr(task, key, None)) for key in ("input", *_TEMPLATES)]
-    return [(key, text) for key, text in found if isinstance(text, str)]
+    words = [("labels", word) for word in label_words(task) if names_fields(word)]
+    return [*((key, text) for key, text in found if isinstance(text, str)), *words]
+
+
+def label_words(task: Task) -> list[str]:
+    """The words of all labels in their order, fields and all; none where the task has no labels."""
+    return [word for words in task.labels.values() for word in words] if isinstance(task, Classify) else []
+
+
+def fixed_words(task: Task) -> list[str]:
+    """Those that are the same for all rows."""
+    return [word for word in label_words(task) if not names_fields(word)]
+
+
+def own_choices(task: Task) -> TypeGuard[Classify]:
+    """Whether rows bring what there is to choose from."""
+    return isinstance(task, Classify) and (
+        task.candidates is not None or any(names_fields(word) for word in label_words(task))
+    )
+
+
+def choices_of(task: Classify) -> Choices:
+    """What a row of the task offers, and what is right there."""
+    return Choices(task.labels, task.candidates, task.label, task.holds)
 
 
 def reads_states(task: Task) -> bool:

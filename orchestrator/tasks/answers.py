@@ -7,6 +7,10 @@ import re
 import string
 from collections import Counter
 
+#: Behind a referent among the references of a row: the referent is not one, and right is any other answer. No text of
+#: a dataset holds a NUL.
+NOT_IT = "\0not"
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _DETERMINERS = frozenset(
@@ -28,8 +32,21 @@ def token_f1(prediction: str, reference: str) -> float:
     said, wanted = normalized(prediction).split(), normalized(reference).split()
     if not said or not wanted:
         return float(said == wanted)
+    return _f1(said, wanted)
+
+
+def record_f1(prediction: str, reference: str) -> float:
+    """As `token_f1`, but two answers of which nothing is left have nothing in common (ReCoRD's evaluate.py)."""
+    return _f1(normalized(prediction).split(), normalized(reference).split())
+
+
+def _f1(said: list[str], wanted: list[str]) -> float:
     common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted))
+    if not common:
+        return 0.0
+    # In the scripts' own order: the same to the last digit.
+    precision, recall = common / len(said), common / len(wanted)
+    return (2 * precision * recall) / (precision + recall)
 
 
 def same_referent(prediction: str, referent: str) -> bool:

@@ -104,9 +104,25 @@ def squad_f1(predictions: Predictions, references: References) -> float:
     return 100 * sum(best) / len(best)
 
 
+def record_em(predictions: Predictions, references: References) -> float:
+    """Part of the answers that equal one of their references, articles and punctuation aside. 0-1, as ReCoRD's own."""
+    best = [max(answers.exact(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
+    return sum(best) / len(best)
+
+
+def record_f1(predictions: Predictions, references: References) -> float:
+    """F1 of the words, the best over a row's references, the mean over rows. 0-1, as ReCoRD's own script prints it."""
+    best = [max(answers.record_f1(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
+    return sum(best) / len(best)
+
+
 def wsc(predictions: Predictions, references: References) -> float:
-    """Part of the written referents that are the right ones, by T5's rule. 0-1."""
-    hits = [answers.same_referent(p, row[0]) for p, row in zip(predictions, references, strict=True)]
+    """Part of the rows whose referent is told right, by T5's rule: the first reference, or with `NOT_IT` behind it
+    any other. 0-1."""
+    hits = [
+        answers.same_referent(p, row[0]) != (answers.NOT_IT in row[1:])
+        for p, row in zip(predictions, references, strict=True)
+    ]
     return sum(hits) / len(hits)
 
 
@@ -172,6 +188,8 @@ METRICS: dict[str, Callable[[Predictions, References], float]] = {
     "group_exact_match": group_exact_match,
     "squad_em": squad_em,
     "squad_f1": squad_f1,
+    "record_em": record_em,
+    "record_f1": record_f1,
     "wsc": wsc,
     "p_at_1": accuracy,
     "entity_f1": entity_f1,

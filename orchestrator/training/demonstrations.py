@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from orchestrator.recipe.methods import PromptDesign
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.tasks.template import parse
 from orchestrator.training.objectives.objective import Fields, Objective
+from orchestrator.training.objectives.under_each import origin_of, original
 from orchestrator.training.order import permutation
 from orchestrator.training.texts import TextEncoder
 
@@ -18,9 +20,11 @@ def demonstrations(recipe: JobRecipe, rows: Sequence[Fields]) -> list[Fields]:
     if not isinstance(recipe.method, PromptDesign) or not recipe.method.shots or not rows:
         return []
     shuffled = [int(number) for number in permutation(recipe.seed, 0, len(rows))]
-    if isinstance(recipe.task, Classify):
+    if isinstance(recipe.task, Classify) and recipe.task.labels:
         shuffled = list(_label_by_label(shuffled, rows, recipe.task))
-    return [rows[number] for number in shuffled[: recipe.method.shots]]
+    # A row with several right answers is there once for each; it is shown with the first.
+    once = dict.fromkeys(origin_of(rows, number) for number in shuffled)
+    return [original(rows)[number] for number in islice(once, recipe.method.shots)]
 
 
 def show(encoder: TextEncoder, recipe: JobRecipe, objective: Objective, rows: Sequence[Fields]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import folder_written_atomically, write_json
 from orchestrator.recipe.bases import ORIGIN
+from orchestrator.recipe.tasks import fixed_words
 from orchestrator.tasks.template import fill, parse
 from orchestrator.training.distributed import Processes
 from orchestrator.training.environment import environment
 from orchestrator.training.evaluate import Evaluation
 from orchestrator.training.failures import met_by_all
-from orchestrator.training.job import TrainedJob, label_words
+from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.scores import SPLITS, FinalScores, evaluate_job, evaluation_rows
 from orchestrator.tuning import neighbours
@@ -83,7 +84,7 @@ def _samples(job: TrainedJob, rows: list[Fields], tuned: Evaluation, base: Evalu
 def _neighbours(host: BaseHost, job: TrainedJob) -> dict[str, Any] | None:
     """The words nearest to the virtual tokens; None where they are no input embeddings. On all ranks (ZeRO-3)."""
     embeddings = job.folded().embeddings
-    return None if embeddings is None else neighbours.neighbours(host, embeddings, label_words(job.recipe.task))
+    return None if embeddings is None else neighbours.neighbours(host, embeddings, fixed_words(job.recipe.task))
 
 
 def _write_artifact(host: BaseHost, job: TrainedJob, facts: dict[str, Any], near: dict[str, Any] | None) -> None:

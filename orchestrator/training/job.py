@@ -23,7 +23,7 @@ from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe, Train
 from orchestrator.recipe.starts import LabelsInit
-from orchestrator.recipe.tasks import Classify, Task
+from orchestrator.recipe.tasks import fixed_words
 from orchestrator.recipe.trained import trained_weights, trains_nothing
 from orchestrator.tasks.metrics import SMALLER_IS_BETTER
 from orchestrator.tasks.template import parse
@@ -42,6 +42,7 @@ from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
 from orchestrator.training.objectives.objective import Fields, Share
+from orchestrator.training.objectives.under_each import origin_of
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 from orchestrator.training.rows import Rows
@@ -280,7 +281,7 @@ class TrainedJob:
     def _search(self, method: AutoPrompt, host: BaseHost, processes: Processes) -> TriggerSearch:
         config, train = self.recipe.method, self.recipe.train
         assert isinstance(config, recipe_methods.AutoPrompt)
-        words = [*config.avoid, *label_words(self.recipe.task)]
+        words = [*config.avoid, *fixed_words(self.recipe.task)]
         spelled = {token for word in words for text in (word, f" {word}") for token in self.encoder.tokens(text)}
         losses = Losses(host, self.objective, processes, rows=-(-train.batch_size // train.accumulation))
 
@@ -297,7 +298,8 @@ class TrainedJob:
                 example = self.objective.example(self.rows[number])
             except BadData as error:
                 data = self.spec.dataset
-                where = error.where or f"{data.name}@{data.version}, train row {number + 1}"
+                row = origin_of(self.rows, number) + 1
+                where = error.where or f"{data.name}@{data.version}, train row {row}"
                 raise BadData(error.message, where=where, hint=error.hint) from error
             size = _most_bytes(example)
             if self._cached + size > _CACHE:
@@ -322,7 +324,8 @@ def build_prompt(recipe: JobRecipe, host: BaseHost, *, context: int | None) -> t
 def _most_bytes(example: Example) -> int:
     """As Python keeps lists of numbers: 8 for a place, 28 for a number that nobody else holds."""
     row = example.row
-    parts = (row.ids, row.labels, row.decoder_ids, example.targets, example.soft, example.places)
+    words = [word for theirs in example.words for word in theirs]
+    parts = (row.ids, row.labels, row.decoder_ids, example.targets, example.soft, example.places, *words)
     return 500 + 36 * sum(len(part) for part in parts if part is not None)
 
 
@@ -340,13 +343,8 @@ def _with_labels(recipe: JobRecipe) -> Method:
     init = getattr(recipe.method, "init", None)
     if not isinstance(init, LabelsInit) or init.words is not None:
         return recipe.method
-    started = init.model_copy(update={"words": label_words(recipe.task)})
+    started = init.model_copy(update={"words": fixed_words(recipe.task)})
     return recipe.method.model_copy(update={"init": started})
-
-
-def label_words(task: Task) -> list[str]:
-    """The words of all labels in their order; none where the task has no labels."""
-    return [word for words in task.labels.values() for word in words] if isinstance(task, Classify) else []
 
 
 @contextmanager

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib import util
 from itertools import islice, permutations
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
+from orchestrator.data.readers import read_file
+from orchestrator.data.rows import ReadOptions, Record
 from orchestrator.recipe.document import read_document
 from tests.benchmarks.e2e_forms import forms
 from tests.benchmarks.learning_rows import FEWGLUE, RELATIONS
@@ -20,6 +24,8 @@ Rows = list[dict[str, Any]]
 
 E2E_TRAIN = "src1_train.lines00001-20000.txt"
 E2E_INPUTS, SST2_ROWS, FEWGLUE_ROWS, CHINESE_ROWS = 120, 400, 200, 300  #: that are scored
+MULTIRC_QUESTIONS = 40
+PIECE = 60  #: words of a text that the English base reads at once
 FORM_ROWS = 8000  #: of the training file that the decoders are pretrained on
 
 #: What the masked base has read of a fact, in two orders. Short, so that the hidden word is often the object.
@@ -29,7 +35,7 @@ DECODERS = {32: (1, 2), 64: (2, 4), 96: (3, 3)}  #: width -> (layers, heads)
 
 def add_data(home: Path) -> None:
     there = _names(home, "dataset")
-    if "facts" in there:  # the last one
+    if "english" in there:  # the last one
         return
     _add_e2e(home, there)
     _add_sst2(home, there)
@@ -53,6 +59,46 @@ def add_data(home: Path) -> None:
         for first, second in permutations((row["sub_label"], row["obj_label"]))
     ]
     _add(home, there, "facts", train=[{"text": text} for text in read])
+    _add_choices(home, there)
+
+
+def _add_choices(home: Path, there: set[str]) -> None:
+    """COPA, WSC, ReCoRD and MultiRC, and the plain text that their masked base has read: of no scored question."""
+    few = real_data("fewglue")
+    copa, wsc, record, multirc = (
+        partial(_questions, few / name, name.lower()) for name in ("COPA", "WSC", "ReCoRD", "MultiRC")
+    )
+    _add(home, there, "copa-rows", train=copa("train"), validation=copa("val"))
+    # What else a training row's pronoun might refer to stands in rows without a label.
+    told = [row for row in wsc("train", "unlabeled") if row["label"] is True]
+    _add(home, there, "wsc-rows", train=told, validation=wsc("val"))
+    _add(home, there, "wsc-labels", train=wsc("dev32"), validation=wsc("val"))
+    _add(home, there, "record-rows", "candidates", train=record("train"), validation=record("dev32"))
+    scored = multirc("val")
+    groups = set(list(dict.fromkeys(row["group"] for row in scored))[:MULTIRC_QUESTIONS])
+    _add(home, there, "multirc-rows", train=multirc("train"), validation=[r for r in scored if r["group"] in groups])
+    ends = [f"{row['begun']} {row[end]} ." for row in copa("train", "unlabeled") for end in ("end1", "end2")]
+    passages = [row["passage"] for rows in (record("train", "dev32"), multirc("train", "dev32")) for row in rows]
+    plain = [
+        line for path in real_data("text").glob("wikitext*") for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    texts = [*ends, *(row["text"] for row in wsc("train", "unlabeled")), *dict.fromkeys(passages), *plain]
+    pieces = [" ".join(words) for text in texts for words in batched(text.split(), PIECE)]
+    _add(home, there, "english", train=[{"text": piece} for piece in pieces if len(piece) > 20])
+
+
+def _questions(folder: Path, task: str, *files: str) -> Rows:
+    """The rows of SuperGLUE's files read as one, as `ptq dataset add --format superglue-…` does."""
+    with NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8") as joined:
+        joined.writelines((folder / f"{name}.jsonl").read_text(encoding="utf-8") for name in files)
+        joined.flush()
+        read = read_file(Path(joined.name), ReadOptions(format=f"superglue-{task}"), lambda _: None)
+        return [dict(zip(one.names, one.values, strict=True)) for one in read if isinstance(one, Record)]
+
+
+def batched(words: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(words), size):
+        yield words[start : start + size]
 
 
 def add_bases(home: Path, wanted: set[str], *, quick: bool) -> None:
@@ -81,7 +127,7 @@ def base_recipes() -> dict[str, dict[str, Any]]:
     *others, prose = whole["documents"]
     made = [_decoder(whole, f"e2e-{width}", width, [*others, prose]) for width in DECODERS]
     made.append(_decoder(whole, "e2e-forms-only", max(DECODERS), others))
-    return {one["pretrain"]: one for one in (*made, _shipped("lama"), _shipped("zh"))}
+    return {one["pretrain"]: one for one in (*made, *map(_shipped, ("lama", "zh", "superglue")))}
 
 
 def _shipped(folder: str) -> dict[str, Any]:
@@ -132,10 +178,10 @@ def _pairs(path: Path, delimiter: str, names: tuple[str, str]) -> Rows:
     return [dict(zip(names, (part.strip() for part in pair), strict=True)) for pair in pairs]
 
 
-def _add(home: Path, there: set[str], name: str, **splits: Sequence[dict[str, Any]]) -> None:
+def _add(home: Path, there: set[str], name: str, required: str = "", **splits: Sequence[dict[str, Any]]) -> None:
     if name in there:
         return
-    files = []
+    files = ["--required", required] if required else []
     for split, rows in splits.items():
         path = home / f"{name}-{split}.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

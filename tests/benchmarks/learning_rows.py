@@ -179,21 +179,82 @@ FEWGLUE: dict[str, tuple[str, list[Any], str]] = {
 }
 
 
+ON_MINILM: list[tuple[str, Settings, Settings]] = [
+    ("head alone", {"type": "head"}, {"lr": 1e-2}),
+    ("prompt tuning, n 10", {"type": "prompt-tuning", "length": 10}, {"lr": 3e-2}),
+    ("fine-tuning", FINE_TUNING, {"lr": 1e-4, "head_lr": 3e-3}),
+]
+
+
 def fewglue_rows() -> list[Plan]:
-    found = []
+    return [
+        _headed(f"FewGLUE {name}", name.lower(), {"input": text, "labels": labels, "metrics": [metric]}, *row)
+        for name, (text, labels, metric) in FEWGLUE.items()
+        for row in ON_MINILM
+    ]
+
+
+def _headed(part: str, dataset: str, said: Settings, row: str, method: Settings, change: Settings) -> Plan:
+    task = {"type": "classify", "head": {"pooling": "mean"}, "max_input_tokens": 48, **said}
     train = {"steps": 30, "batch_size": 8, "head_lr": 1e-2, "warmup": 3}
-    for name, (text, labels, metric) in FEWGLUE.items():
-        task = {
-            "type": "classify", "input": text, "labels": labels, "head": {"pooling": "mean"}, "max_input_tokens": 48,
-            "metrics": [metric],
-        }  # fmt: skip
-        for row, method, change in (
-            ("head alone", {"type": "head"}, {"lr": 1e-2}),
-            ("prompt tuning, n 10", {"type": "prompt-tuning", "length": 10}, {"lr": 3e-2}),
-            ("fine-tuning", FINE_TUNING, {"lr": 1e-4, "head_lr": 3e-3}),
-        ):
-            found.append(Plan(f"FewGLUE {name}", row, "minilm", name.lower(), task, method, train | change))
+    return Plan(part, row, "minilm", dataset, task, method, train | change)
+
+
+# ---- the other FewGLUE tasks: answers that are a row's own, on a masked base that is pretrained here; heads
+
+#: task -> (its template, the same with slots, what it chooses from, max_input_tokens)
+CHOICES: dict[str, tuple[str, str, Settings, int]] = {
+    "COPA": (
+        "{begun} [MASK] .", "[P:2] {begun} [P:2] [MASK] .",
+        {"labels": {"0": ["{end1}"], "1": ["{end2}"]}, "metrics": ["accuracy"]}, 60,
+    ),
+    "WSC": (
+        "{marked} the pronoun {pronoun} refers to [MASK] .", "[P:2] {marked} the pronoun {pronoun} [P:2] [MASK] .",
+        {"candidates": "{candidates}", "label": "{span}", "holds": "{label}", "metrics": ["wsc"]}, 60,
+    ),
+    "ReCoRD": (
+        "{passage} {before} [MASK] {after}", "[P:2] {passage} [P:2] {before} [MASK] {after}",
+        {"candidates": "{candidates}", "label": "{answers}", "metrics": ["record_f1", "record_em"]}, 80,
+    ),
+}  # fmt: skip
+
+
+def choice_rows() -> list[Plan]:
+    found = []
+    train = {"steps": 60, "batch_size": 8, "warmup": 5, "eval_batch_size": 16}
+    for name, (plain, slots, choice, limit) in CHOICES.items():
+        rows: list[tuple[str, str, Settings, Settings]] = [
+            ("prompt design", plain, DESIGN, {"eval_batch_size": 16}),
+            ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 3e-3}),
+            ("P-tuning v2, n 8", plain, {"type": "p-tuning-v2", "length": 8}, train | {"lr": 1e-2}),
+            ("fine-tuning", plain, FINE_TUNING, train | {"lr": 5e-4}),
+        ]
+        for row, text, method, change in rows:
+            task = {"type": "classify", "input": text, "max_input_tokens": limit, **choice}
+            seeds = SEEDS if "steps" in change else ONE
+            found.append(
+                Plan(f"FewGLUE {name}", row, "small-english", f"{name.lower()}-rows", task, method, change, seeds)
+            )
     return found
+
+
+#: task -> (input, labels, what else it says)
+HEADS: dict[str, tuple[str, list[Any], Settings]] = {
+    "WSC (a head)": ("{span} ; {pronoun} ; {marked}", ["false", "true"], {"max_input_tokens": 48}),
+    "MultiRC": (
+        "{question} ; {answer} ; {passage}", [0, 1],
+        {"group": "{group}", "metrics": ["positive_f1", "group_exact_match"], "max_input_tokens": 96},
+    ),
+}  # fmt: skip
+
+
+def more_head_rows() -> list[Plan]:
+    datasets = {"WSC (a head)": "wsc-labels", "MultiRC": "multirc-rows"}
+    return [
+        _headed(f"FewGLUE {name}", datasets[name], {"input": text, "labels": labels, **more}, row, method, change)
+        for name, (text, labels, more) in HEADS.items()
+        for row, method, change in ON_MINILM
+    ]
 
 
 # ---- [MASK] in masked bases that are pretrained here
@@ -278,6 +339,7 @@ def _slots(template: str) -> str:
 
 def all_rows() -> list[Plan]:
     of_sizes = [plan for plans in sizes().values() for plan in plans]
-    main = [*e2e_rows(), *sst2_rows(), *fewglue_rows(), *lama_rows(), *chinese_rows()]
+    few = [*fewglue_rows(), *choice_rows(), *more_head_rows()]
+    main = [*e2e_rows(), *sst2_rows(), *few, *lama_rows(), *chinese_rows()]
     studies = [*prefix_lengths(), *prompt_lengths(), *prompt_starts(), *prefix_starts(), *networks(), *places()]
     return [*main, *studies, *adapted_bases(), *of_sizes]

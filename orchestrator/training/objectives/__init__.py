@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.recipe.tasks import Classify, Cloze, Generate, PlainText, Span, Tag
+from orchestrator.recipe.tasks import (
+    Classify,
+    Cloze,
+    Generate,
+    PlainText,
+    Span,
+    Tag,
+    label_words,
+    own_choices,
+)
 from orchestrator.training.objectives.cloze import ClozeWord
 from orchestrator.training.objectives.generation import Generation
 from orchestrator.training.objectives.head import HeadClassification
@@ -49,7 +58,7 @@ def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder) -> Object
         return LabelVectors(task, encoder)
     templates = [task.input, *(recipe.method.patterns if isinstance(recipe.method, Pet) else [])]
     masked = encoder.has_mask(task.input)
-    if masked and any(encoder.one_token(word) is None for words in task.labels.values() for word in words):
+    if masked and (own_choices(task) or any(encoder.one_token(word) is None for word in label_words(task))):
         return MaskedWords(task, encoder, templates)
     kind = VerbalizerClassification if masked else LabelScoring
     if len(templates) == 1:

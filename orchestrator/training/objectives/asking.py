@@ -32,13 +32,13 @@ class Chooses(Protocol):
     reads_hidden: bool
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
-        """What the base is asked about each row in turn, equally often for every row."""
+        """What the base is asked about each row in turn."""
 
     def measured(self, share: Share, head: nn.Module | None) -> Tensor:
         """One line for each question of the share."""
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
-        """The answer for each row, from the lines of all questions."""
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
+        """The answer for each of `rows`, from the lines of all questions about them."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ def _choose(host: BaseHost, asked: Sequence[Asked], most: int) -> list[list[Answ
             count = owners.count(number)
             share = Share.of(output, owners.index(number), range(count), count)
             lines[number].append(makers[number].measured(share, asked[number].head))
-    return [maker.chosen(torch.cat(found)) if found else [] for maker, found in zip(makers, lines, strict=True)]
+    each = zip(makers, lines, asked, strict=True)
+    return [maker.chosen(torch.cat(found), one.rows) if found else [] for maker, found, one in each]
 
 
 def _write(host: BaseHost, asked: Sequence[Asked], how: Writing, most: int) -> list[list[Answer]]:

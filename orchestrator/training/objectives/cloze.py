@@ -52,7 +52,7 @@ class ClozeWord:
         words = torch.tensor(self._words, device=share.logits.device)
         return words[share.logits[:, words].argmax(-1)]
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         return [Answer(self._encoder.text([token]).strip()) for token in measured.tolist()]
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:

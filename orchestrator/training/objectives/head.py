@@ -62,7 +62,7 @@ class HeadClassification:
         assert share.hidden is not None
         return head_scores(head, pool(widened(share.hidden), share.text_mask, self._pooling))
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         return softmax(self._classes.names, measured)
 
     def _input(self, fields: Fields, *, tuned: bool) -> list[int]:

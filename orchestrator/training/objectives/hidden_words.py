@@ -17,8 +17,7 @@ from torch.nn.functional import cross_entropy
 from orchestrator.errors import BadData
 from orchestrator.recipe.methods import Pet
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.recipe.tasks import Classify
-from orchestrator.tasks.template import parse
+from orchestrator.recipe.tasks import Classify, choices_of
 from orchestrator.training.objectives.objective import Example, Fields, Objective, Share, widened
 from orchestrator.training.objectives.running_text import hide
 from orchestrator.training.order import batch_rows, mixed_seed
@@ -74,8 +73,8 @@ def hidden_words(
     method, task = recipe.method, recipe.task
     if not isinstance(method, Pet) or not method.mlm or not isinstance(task, Classify):
         return rows, None
-    template = parse(task.label)
-    has_label = [bool(template.render_text(fields).strip()) for fields in rows]
+    choices = choices_of(task)
+    has_label = [not choices.unlabelled(fields) for fields in rows]
     labelled = [fields for fields, has in zip(rows, has_label, strict=True) if has]
     plain = [fields for fields, has in zip(rows, has_label, strict=True) if not has]
     if not labelled:

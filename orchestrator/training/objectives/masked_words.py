@@ -3,12 +3,13 @@
 A word of k tokens is asked for with k masks in place of one. The base fills in one token at a time, first the one that
 it is surest of, and the word's score is the sum of their log-probabilities. Training takes one forward: as many masks
 as the longest word has, each token at its own mask, and a margin of 1 between the right label and every other one
-(what is scored so are no probabilities, so there is no cross entropy of them).
+(what is scored so are no probabilities, so there is no cross entropy of them). The words may be the row's own, and as
+many as it has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, softmax
-from orchestrator.training.objectives.classes import Classes, refuse_alike
-from orchestrator.training.objectives.objective import Example, Fields, Share, widened
+from orchestrator.training.objectives.classes import Classes, refuse_alike, refuse_silent
+from orchestrator.training.objectives.objective import Example, Fields, Share, Words, widened
 from orchestrator.training.objectives.under_each import UnderEach, pattern_of
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
@@ -37,9 +38,10 @@ class MaskedWords:
         """`templates`: one, or PET's patterns, over which a label's score is the mean."""
         self._task, self._encoder, self._templates = task, encoder, templates
         self._classes = Classes(task, encoder)
-        self._words = [[word_tokens(encoder, word) for word in words] for words in task.labels.values()]
-        refuse_alike(task.labels, self._words)
-        self._longest = max(len(word) for words in self._words for word in words)
+        self._fixed: Words | None = None
+        if not self._classes.own:
+            self._fixed = [[word_tokens(encoder, word) for word in words] for words in task.labels.values()]
+            refuse_alike(task.labels, self._fixed)
         self.metrics = task.metrics
         self.references = self._classes.references
 
@@ -47,19 +49,33 @@ class MaskedWords:
         return None
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
+        rows = self._classes.usable(rows)
         return rows if len(self._templates) == 1 else UnderEach(rows, len(self._templates))
 
     def example(self, fields: Fields) -> Example:
-        number = self._classes.number_of(fields)
-        ids = self._ids(self._templates[pattern_of(fields)], fields, self._longest, tuned=True)
-        return Example(Row(ids, [number if i == self._encoder.mask else IGNORED for i in ids], prompt=0), units=1)
+        """Of several right candidates one is trained on, and the others are left out."""
+        offered = self._classes.offered(fields)
+        right, *others = self._classes.right(fields, offered)
+        each = zip(offered, self._words(offered), strict=True)
+        kept = {name: words for name, words in each if name not in others}
+        number, words = list(kept).index(right), list(kept.values())
+        ids = self._ids(self._templates[pattern_of(fields)], fields, _longest(words), words, tuned=True)
+        labels = [number if i == self._encoder.mask else IGNORED for i in ids]
+        return Example(Row(ids, labels, prompt=0), units=1, target=number, words=words)
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        chances = widened(share.logits).log_softmax(-1).view(len(examples), self._longest, -1)
-        scores = torch.stack([_together(chances, words) for words in self._words], dim=1)
-        right = share.labels.view(len(examples), self._longest)[:, :1]
-        lacking = (MARGIN - scores.gather(1, right) + scores).clamp_min(0)
-        return lacking.scatter(1, right, 0.0).sum()
+        chances = widened(share.logits).log_softmax(-1)
+        scores = _together(chances, [example.words for example in examples])
+        others, rights, at = [], [], 0
+        for example in examples:
+            words, right = example.words, example.target
+            for number, theirs in enumerate(words):
+                if number != right and theirs != words[right]:  # nothing can be learnt of what the base reads alike
+                    others.append(at + number)
+                    rights.append(at + right)
+            at += len(words)
+        places = torch.tensor([others, rights], dtype=torch.long, device=scores.device)
+        return (MARGIN - scores[places[1]] + scores[places[0]]).clamp_min(0).sum()
 
     def answers(
         self,
@@ -73,41 +89,64 @@ class MaskedWords:
     ) -> list[Answer]:
         """At most `most` rows in a forward. The untuned base is asked in the words of `task.input` alone."""
         templates = self._templates if tuned else self._templates[:1]
-        words = [word for theirs in self._words for word in theirs]
-        asked = [
-            _Asked(self._ids(template, fields, len(word), tuned=tuned), list(word))
-            for fields in rows
-            for template in templates
-            for word in words
-        ]
-        self._fill(host, prompt if tuned else Prompt.empty(), asked, most)
-        scores = torch.tensor([one.score for one in asked]).view(-1, len(templates), len(words)).mean(1)
-        each = scores.split([len(theirs) for theirs in self._words], dim=1)
-        return softmax(self._classes.names, torch.stack([theirs.mean(1) for theirs in each], dim=1))
+        asked: list[list[list[list[_Asked]]]] = []  # of each row, template, name and word
+        offered = [self._classes.offered(fields) for fields in rows]
+        for fields, its in zip(rows, offered, strict=True):
+            words = self._words(its)
+            asked.append([self._asked(template, fields, words, tuned=tuned) for template in templates])
+        every = [one for row in asked for template in row for words in template for one in words]
+        self._fill(host, prompt if tuned else Prompt.empty(), every, most)
+        found = []
+        for its, row in zip(offered, asked, strict=True):
+            each = [[torch.tensor([one.score for one in words]).mean() for words in template] for template in row]
+            scores = torch.stack([torch.stack(names) for names in each]).mean(0)
+            found += softmax(list(its), scores[None])
+        return found
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
-        limit = self._task.max_input_tokens
-        words = [self._words[self._classes.number_of(fields)][0] for fields in rows]
+        limit, found = self._task.max_input_tokens, []
+        for fields in rows:
+            offered = self._classes.offered(fields)
+            number = list(offered).index(self._classes.right(fields, offered)[0])
+            word = self._words(offered)[number][0]
+            found.append(self._encoder.body(self._templates[0], fields, limit=limit, mask=word))
+        return found
+
+    def _words(self, offered: Mapping[str, Sequence[str]]) -> Words:
+        """The tokens of each name's words."""
+        if self._fixed is not None:
+            return self._fixed
+        found = [[own_tokens(self._encoder, word) for word in words] for words in offered.values()]
+        refuse_silent(offered, found)
+        return found
+
+    def _asked(self, template: str, fields: Fields, words: Words, *, tuned: bool) -> list[list[_Asked]]:
         return [
-            self._encoder.body(self._templates[0], fields, limit=limit, mask=word)
-            for fields, word in zip(rows, words, strict=True)
+            [_Asked(self._ids(template, fields, len(word), words, tuned=tuned), list(word)) for word in theirs]
+            for theirs in words
         ]
 
     @torch.no_grad()
     def _fill(self, host: BaseHost, prompt: Prompt, asked: Sequence[_Asked], most: int) -> None:
+        """Words that ask the same of the base, as all of equally many tokens do at first, share a row."""
         while open_ := [one for one in asked if one.left]:
-            for start in range(0, len(open_), most):
-                lot = open_[start : start + most]
-                batch = RowBatch.collate([one.row(self._encoder.mask) for one in lot], pad_id=host.pad_id)
+            alike: dict[tuple[int, ...], list[_Asked]] = {}
+            for one in open_:
+                alike.setdefault(tuple(one.ids), []).append(one)
+            lots = list(alike.values())
+            for start in range(0, len(lots), most):
+                lot = lots[start : start + most]
+                batch = RowBatch.collate([those[0].row(self._encoder.mask) for those in lot], pad_id=host.pad_id)
                 output = forward(host, batch.to(host.device), [prompt])
                 chances = widened(output.logits).log_softmax(-1)
-                for number, one in enumerate(lot):
-                    one.take(chances[output.starts[number] : output.starts[number + 1]], self._encoder.mask)
+                for number, those in enumerate(lot):
+                    for one in those:
+                        one.take(chances[output.starts[number] : output.starts[number + 1]], self._encoder.mask)
 
-    def _ids(self, template: str, fields: Fields, masks: int, *, tuned: bool) -> list[int]:
+    def _ids(self, template: str, fields: Fields, masks: int, words: Words, *, tuned: bool) -> list[int]:
         """The text with `masks` masks, cut as for the longest word: all words are asked for behind the same text."""
         limit, mask = self._task.max_input_tokens, self._encoder.mask
-        ids = self._encoder.input_ids(template, fields, limit=limit, after=self._longest - 1, tuned=tuned)
+        ids = self._encoder.input_ids(template, fields, limit=limit, after=_longest(words) - 1, tuned=tuned)
         return [token for i in ids for token in ([mask] * masks if i == mask else [i])]
 
 
@@ -131,10 +170,15 @@ class _Asked:
         self.score += float(own[best])
 
 
-def word_tokens(encoder: TextEncoder, word: str) -> list[int]:
-    """As the word stands in running text: one token where it can be one. BadRecipe for what the base cannot read."""
+def own_tokens(encoder: TextEncoder, word: str) -> list[int]:
+    """As the word stands in running text: one token where it can be one."""
     one = encoder.one_token(word)
-    tokens = [one] if one is not None else encoder.tokens(" " + word)
+    return [one] if one is not None else encoder.tokens(" " + word.lstrip())
+
+
+def word_tokens(encoder: TextEncoder, word: str) -> list[int]:
+    """The same of a recipe's word. BadRecipe for what the base cannot read."""
+    tokens = own_tokens(encoder, word)
     if not tokens or encoder.unknown in tokens:
         raise BadRecipe(
             f"the label word {word!r} is not in the vocabulary of this base",
@@ -144,7 +188,25 @@ def word_tokens(encoder: TextEncoder, word: str) -> list[int]:
     return tokens
 
 
-def _together(chances: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
-    """[rows, masks, V] -> [rows]: the mean over a label's words of their tokens' log-probabilities, all at once."""
-    each = [chances[:, range(len(word)), list(word)].sum(-1) for word in words]
-    return torch.stack(each).mean(0)
+def _longest(words: Words) -> int:
+    return max(len(word) for theirs in words for word in theirs)
+
+
+def _together(chances: Tensor, asked: Sequence[Words]) -> Tensor:
+    """[masks of all rows, V] -> [names of all rows]: the mean over a name's words of their tokens' log-probabilities,
+    all at once. A row has as many masks as its longest word has tokens."""
+    names, first = [], 0
+    for words in asked:
+        names += [[[(first + i, token) for i, token in enumerate(word)] for word in theirs] for theirs in words]
+        first += _longest(words)
+    most = max(len(words) for words in names)
+    size = max(len(word) for words in names for word in words)
+    none = (-1, 0)
+    padded = [
+        [[*word, *[none] * (size - len(word))] for word in [*words, *[[]] * (most - len(words))]] for words in names
+    ]
+    places = torch.tensor(padded, dtype=torch.long, device=chances.device)  # [names, words, tokens, 2]
+    there = places[..., 0] >= 0
+    picked = chances[places[..., 0].clamp_min(0), places[..., 1]].where(there, chances.new_zeros(()))
+    counts = torch.tensor([len(words) for words in names], device=chances.device)
+    return picked.sum((1, 2)) / counts

@@ -15,6 +15,7 @@ from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.rows import Row
 
 Fields = Mapping[str, str]
+Words = Sequence[Sequence[list[int]]]  #: the tokens of each name's words
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Example:
     targets: tuple[int, ...] = ()  #: the same where there are several,
     soft: tuple[float, ...] = ()  #: the labels' probabilities, where they are learned instead of one label
     places: tuple[int, ...] = ()  #: and the tokens of the row that they are about
+    words: Words = ()  #: of what the row chooses from, `target` among them
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,16 @@ class PatternEnsemble:
     def measured(self, share: Share, head: nn.Module | None) -> Tensor:
         return self._patterns[0].measured(share, head)
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         """The mean of log-probabilities: that of the patterns' scores, up to a number that all labels share."""
-        each = self._patterns[0].chosen(measured)
-        names = list(each[0].probabilities or ())
-        chances = torch.tensor([[(one.probabilities or {})[name] for name in names] for one in each])
-        means = chances.clamp_min(_LEAST).log().view(-1, len(self._patterns), len(names)).mean(1)
-        return softmax(names, means)
+        count = len(self._patterns)
+        each = self._patterns[0].chosen(measured, [fields for fields in rows for _ in range(count)])
+        found = []
+        for start in range(0, len(each), count):
+            under = [one.probabilities or {} for one in each[start : start + count]]
+            chances = torch.tensor([list(one.values()) for one in under])
+            found += softmax(list(under[0]), chances.clamp_min(_LEAST).log().mean(0, keepdim=True))
+        return found
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
-        return UnderEach(rows, len(self._patterns))
+        return UnderEach(self._patterns[0].usable(rows), len(self._patterns))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from orchestrator.training.objectives.each_answer import EachAnswer
 from orchestrator.training.objectives.objective import Fields
 
 _PATTERN = "\0pattern"  # no column of a dataset can be called so
@@ -33,7 +34,25 @@ class UnderEach(Sequence[Fields]):
         row, pattern = divmod(index, self.patterns)
         return {**self.rows[row], _PATTERN: str(pattern)}
 
+    def origin(self, number: int) -> int:
+        """The row's number among `rows`."""
+        return number // self.patterns
+
 
 def pattern_of(fields: Fields) -> int:
     """The number of the row's pattern."""
     return int(fields.get(_PATTERN, "0"))
+
+
+def origin_of(rows: Sequence[Fields], number: int) -> int:
+    """The number of a row among those that it was repeated from."""
+    while isinstance(rows, UnderEach | EachAnswer):
+        number, rows = rows.origin(number), rows.rows
+    return number
+
+
+def original(rows: Sequence[Fields]) -> Sequence[Fields]:
+    """The rows that these were repeated from."""
+    while isinstance(rows, UnderEach | EachAnswer):
+        rows = rows.rows
+    return rows

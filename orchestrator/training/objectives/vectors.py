@@ -55,5 +55,5 @@ class LabelVectors:
         assert share.scored is not None
         return head_scores(head, share.scored)
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         return softmax(self._words.names, measured)

@@ -49,7 +49,7 @@ class VerbalizerClassification:
     def measured(self, share: Share, head: nn.Module | None) -> Tensor:
         return self._scores(share.logits)
 
-    def chosen(self, measured: Tensor) -> list[Answer]:
+    def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         return softmax(self._classes.names, measured)
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:

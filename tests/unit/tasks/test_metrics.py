@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import json
 import math
 import random
+import re
+import string
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from metric_rows import SAID, WANTED
 
 from orchestrator.errors import BadInput
 from orchestrator.tasks import captions
+from orchestrator.tasks.answers import NOT_IT
 from orchestrator.tasks.metrics import METRICS, score
 
 
@@ -187,3 +192,63 @@ def test_entities_are_scored_whole() -> None:
 
 def test_perplexity_is_over_all_tokens() -> None:
     assert score(["perplexity"], ["2.0 1", "4.0 5"], [["a"], ["b"]])["perplexity"] == pytest.approx(math.e)
+
+
+def official_record(predictions: list[str], references: list[list[str]]) -> tuple[float, float]:
+    """ReCoRD's own evaluate.py, line by line (sheng-z.github.io/ReCoRD-explorer; SuperGLUE uses it too)."""
+
+    def normalize_answer(s: str) -> str:
+        def remove_articles(text: str) -> str:
+            return re.sub(r"\b(a|an|the)\b", " ", text)
+
+        def white_space_fix(text: str) -> str:
+            return " ".join(text.split())
+
+        def remove_punc(text: str) -> str:
+            exclude = set(string.punctuation)
+            return "".join(ch for ch in text if ch not in exclude)
+
+        return white_space_fix(remove_articles(remove_punc(s.lower())))
+
+    def f1_score(prediction: str, ground_truth: str) -> float:
+        prediction_tokens = normalize_answer(prediction).split()
+        ground_truth_tokens = normalize_answer(ground_truth).split()
+        common = Counter(prediction_tokens) & Counter(ground_truth_tokens)
+        num_same = sum(common.values())
+        if num_same == 0:
+            return 0
+        precision = 1.0 * num_same / len(prediction_tokens)
+        recall = 1.0 * num_same / len(ground_truth_tokens)
+        return (2 * precision * recall) / (precision + recall)
+
+    f1 = exact_match = total = 0.0
+    for prediction, ground_truths in zip(predictions, references, strict=True):
+        total += 1
+        exact_match += max(normalize_answer(prediction) == normalize_answer(one) for one in ground_truths)
+        f1 += max(f1_score(prediction, one) for one in ground_truths)
+    return exact_match / total, f1 / total
+
+
+def test_record_is_scored_as_its_own_script_does(shared_data: Path) -> None:
+    """To the last bit: real questions, answered with any of their entities; and what little is left of `The`."""
+    draw, said, wanted = random.Random(3), ["The", "the U.S.", "a b c d e f g"], [["A"], ["US", "x"], ["b c q", "g"]]
+    for name in ("train", "dev32"):
+        for line in (shared_data / "fewglue" / "ReCoRD" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            text = row["passage"]["text"]
+            for question in row["qas"]:
+                for entity in draw.sample(row["passage"]["entities"], 5):
+                    said.append(text[entity["start"] : entity["end"] + draw.choice((0, 1, 9))])
+                    wanted.append([answer["text"] for answer in question["answers"]])
+    em, f1 = official_record(said, wanted)
+    assert 0.05 < em < f1 < 0.9
+    assert score(["record_em", "record_f1"], said, wanted) == {
+        "record_em": em,
+        "record_f1": pytest.approx(f1, rel=1e-15),
+    }
+
+
+def test_winograd_rows_whose_referent_is_none() -> None:
+    """SuperGLUE's accuracy: a row that says `false` of its span is right where another one is chosen."""
+    wanted = [["the cat"], ["the cat", NOT_IT], ["the cat", NOT_IT], ["the cat"]]
+    assert score(["wsc"], ["The cat", "cat", "the dog", "the dog"], wanted) == {"wsc": 0.5}

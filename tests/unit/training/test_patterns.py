@@ -236,7 +236,8 @@ def test_patterns_are_an_ensemble_of_mean_scores(name: str, bases: dict[str, Pat
             for made in single:
                 inner = build_objective(made.recipe, encoder)
                 (answer,) = inner.chosen(  # type: ignore[attr-defined]
-                    torch.cat([_lines(made, inner, question) for question in inner.questions([row], tuned=False)])  # type: ignore[attr-defined]
+                    torch.cat([_lines(made, inner, question) for question in inner.questions([row], tuned=False)]),  # type: ignore[attr-defined]
+                    [row],
                 )
                 total += torch.tensor([answer.probabilities[label] for label in ("warm", "cold")]).log()
             expected.append(["warm", "cold"][int(total.argmax())])
