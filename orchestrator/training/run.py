@@ -37,7 +37,7 @@ from orchestrator.states import Reason
 from orchestrator.training.calibrate import TooBusy, calibrate, device_name
 from orchestrator.training.cards import check_cards
 from orchestrator.training.company import TIMEOUT, Company
-from orchestrator.training.distributed import Processes, join, place
+from orchestrator.training.distributed import Processes, join, load_as, place
 from orchestrator.training.environment import environment
 from orchestrator.training.failures import JobFailed, met_by_all, reason_of
 from orchestrator.training.finish import finish
@@ -160,6 +160,7 @@ class Run:
                     f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
                     "add the base again with `ptq base add` and submit again",
                 )
+            load_as(self.processes, recipe.base.dtype)
             host = BaseHost.load(
                 Path(base.path),
                 kind=cast(Kind, base.kind),
