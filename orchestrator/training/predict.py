@@ -63,6 +63,7 @@ class Loaded:
         head = objective.head(host)
         if head is not None:
             _fill(head, tensors, artifact)
+            head.to(host.device)
         return cls(objective, prompt, head, recipe.train.eval_batch_size, load_weights(artifact, host))
 
 
@@ -74,7 +75,7 @@ class Predictor:
     loaded: Sequence[Loaded]
 
     @classmethod
-    def load(cls, artifact: Path, base: Path, *others: Path) -> Predictor:
+    def load(cls, artifact: Path, base: Path, *others: Path, device: str = "cpu") -> Predictor:
         """Raises BadInput when an artifact is damaged or the base's weights are not those it was trained on."""
         found = fingerprint(base)
         read = [(folder, *_checked(folder, base, found)) for folder in (artifact, *others)]
@@ -84,7 +85,8 @@ class Predictor:
                 what = f"it was trained on the base as {its.base.dtype}, the first artifact as {recipe.base.dtype}"
                 raise BadInput(what, where=str(folder), hint="predict with it in a command of its own")
         remote = recipe.base.trust_remote_code and load_settings().allow_remote_code
-        host = BaseHost.load(base, kind=facts["base"]["kind"], dtype=recipe.base.dtype, trust_remote_code=remote)
+        kind, dtype = facts["base"]["kind"], recipe.base.dtype
+        host = BaseHost.load(base, kind=kind, dtype=dtype, device=device, trust_remote_code=remote)
         context = read_base_facts(base).max_positions
         return cls(host, [Loaded.load(folder, its, theirs, host, context) for folder, theirs, its in read])
 

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     paths = RunPaths(Path(arguments[0]))
     spec = RunSpec.read(paths.spec)
     torch.set_num_threads(spec.threads)
+    if spec.device == "cuda":
+        _in_full_precision()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     processes = join(device=spec.device, processes=spec.processes, zero=spec.zero)
@@ -285,6 +287,11 @@ def _even_on_a_full_disk() -> Iterator[None]:
         yield
     except OSError as error:
         print(f"events cannot be written: {error}", flush=True)
+
+
+def _in_full_precision() -> None:
+    """An LSTM in fp32 as on a CPU: cuDNN would round its factors to TF32's 10 bits, as matrix products are not."""
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _cpu_tokens(host: BaseHost) -> int:
