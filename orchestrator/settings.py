@@ -29,7 +29,13 @@ class Settings:
     grace_seconds: float  #: PTQ_GRACE: between TERM (checkpoint and leave) and KILL
     run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none
     tracking: tuple[str, ...] = ()  #: PTQ_TRACKING: trackers of the jobs whose recipes name none
-    fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: stands for this box's GPUs (dispatch.scheduling.gpus.FakeGpus)
+    fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: a file that stands for this box's GPUs, to try the queue out
+    threads: int = (
+        1  #: PTQ_THREADS: of what a command computes here itself on the CPU (`ptq predict`); see fair_threads
+    )
+    visible_gpus: tuple[str, ...] | None = (
+        None  #: CUDA_VISIBLE_DEVICES: cards granted to this shell; None: it says nothing
+    )
 
 
 def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None) -> Settings:
@@ -53,7 +59,21 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
         run_memory=int(_positive(env, "PTQ_RUN_MEMORY", 0.0)) or None,
         tracking=tuple(name for part in env.get("PTQ_TRACKING", "").split(",") if (name := part.strip())),
         fake_gpus=Path(env["PTQ_FAKE_GPUS"]) if env.get("PTQ_FAKE_GPUS") else None,
+        threads=int(_positive(env, "PTQ_THREADS", 0.0)) or fair_threads(env, shared=sharing.is_shared(home)),
+        visible_gpus=_visible(env.get("CUDA_VISIBLE_DEVICES")),
     )
+
+
+def fair_threads(env: Mapping[str, str], *, shared: bool) -> int:
+    """What OMP_NUM_THREADS says; else the cores that this process may use, in a shared home a quarter of them."""
+    said = env.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return max(1, cores // _SHARED_PART) if shared else cores
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,7 @@ def failpoints() -> str | None:
 
 
 GRACE_SECONDS = 30.0
+_SHARED_PART = 4  #: colleagues' runs and shells have the other three quarters
 _NEEDED = frozenset(
     "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TMP LD_LIBRARY_PATH LD_PRELOAD VIRTUAL_ENV CC CXX "
     "MAX_JOBS TOKENIZERS_PARALLELISM HOSTNAME "
@@ -152,8 +173,8 @@ _NEEDED = frozenset(
     "MLFLOW_TRACKING_SERVER_CERT_PATH WANDB_MODE WANDB_BASE_URL WANDB_ENTITY WANDB_PROJECT".split()
 )
 _NEEDED_FAMILIES = tuple(
-    "LC_ PYTHON PTQ_ HF_ TRANSFORMERS_ TORCH PYTORCH_ CUDA CUBLAS_ CUDNN_ NVIDIA_ NCCL_ GLOO_ OMP_ MKL_ OPENBLAS_ "
-    "KMP_ GOMP_ XDG_ DS_ DEEPSPEED_ ACCELERATE_ TRITON_ CONDA_ COVERAGE_".split()
+    "LC_ PYTHON PTQ_ HF_ TRANSFORMERS_ TORCH CUDA NVIDIA_ NCCL_ GLOO_ OMP_ MKL_ OPENBLAS_ KMP_ GOMP_ XDG_ DS_ "
+    "ACCELERATE_ TRITON_ CONDA_ COVERAGE_".split()
 )
 _SHORTEST_SECRET = 6  #: characters; a shorter value would blot out words
 _SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|KEYS?|CREDENTIALS?|AUTH|REGISTRY)(_|$)|APIKEY")
@@ -161,6 +182,14 @@ _SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|KEYS?|CREDENT
 
 def _is_harmless(name: str) -> bool:
     return (name in _NEEDED or name.startswith(_NEEDED_FAMILIES)) and not _SECRET.search(name.upper())
+
+
+def _visible(text: str | None) -> tuple[str, ...] | None:
+    """As CUDA reads it: nothing behind a -1 counts."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return tuple(names[: next((i for i, name in enumerate(names) if name in {"", "-1", "NoDevFiles"}), len(names))])
 
 
 def _positive(env: dict[str, str], name: str, otherwise: float) -> float:

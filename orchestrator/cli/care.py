@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.box import look_at_the_box, tell_box
 from orchestrator.cli.common import Json, size
 from orchestrator.cli.output import render
 
@@ -26,7 +27,7 @@ def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Hash no files.")] = False,
     json: Json = False,
 ) -> None:
-    """Check the registry, its files and this box. Exit code 1 when something is wrong."""
+    """Check the registry, its files, this box, and what torch sees of its GPUs. Exit code 1 when something is wrong."""
     from orchestrator.registry.care.doctor import examine
 
     registry = _registry()
@@ -36,13 +37,13 @@ def doctor(
             advance(done, total)  # elsewhere than on a terminal each name would be a line
 
         found = examine(registry, now=time.time(), hashes=not quick, fix=fix, advance=told)
-    box = _box(registry)
+    box = look_at_the_box(registry)
     bad = [one for one in found if one.fault and not one.fixed]
     if json:
         render.print_json({"whole": not bad, "findings": [vars(one) for one in found], "box": box})
     else:
         _tell(found, box)
-    if bad:
+    if bad or box["torch_fault"]:
         raise typer.Exit(1)
 
 
@@ -114,24 +115,7 @@ def _tell(found: list[Finding], box: dict[str, Any]) -> None:
             render.say(f"  {one.hint}")
     if not any(one.fault for one in found):
         render.say("the registry is whole")
-    render.say(f"GPUs: {', '.join(box['gpus']) or box['no_gpu']}")
-    render.say(f"disk: {size(box['free'])} free in {box['home']}")
-
-
-def _box(registry: Registry) -> dict[str, Any]:
-    import shutil
-
-    from orchestrator.dispatch.scheduling.gpus import NoGpu, fault_of, gpu_source, used_by
-
-    facts: dict[str, Any] = {"home": str(registry.paths.root), "gpus": [], "no_gpu": ""}
-    facts["free"] = shutil.disk_usage(registry.paths.root).free
-    try:
-        for gpu in gpu_source(registry.settings).look():
-            said = [f"in use by {user}" if (user := used_by(gpu)) else "", fault_of(gpu)]
-            facts["gpus"].append(", ".join([f"{gpu.name} ({gpu.slot})", *(one for one in said if one)]))
-    except NoGpu as error:
-        facts["no_gpu"] = f"none ({error.message})" if error.message else "none"
-    return facts
+    tell_box(box)
 
 
 def _registry() -> Registry:

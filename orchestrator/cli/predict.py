@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ import typer
 
 from orchestrator.cli.output import render
 from orchestrator.cli.output.predict_output import Answers, Unfinished, lines_of, refuse_unwritable, shape_of, write_out
+from orchestrator.cli.predict_place import Place, place
 from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
     from orchestrator.registry.storage.engine import Registry
 
+Where = Callable[[], AbstractContextManager[Place]]
 
 Artifacts = Annotated[
     list[str],
@@ -57,6 +60,14 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction` (of several: `predictions`)")
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: the row's fields and the same as columns")]
+OnGpu = Annotated[
+    bool | None,
+    typer.Option(
+        "--gpu/--cpu",
+        help="--gpu: on a free GPU, reserved through the queue for as long as this runs; default: on the GPU that "
+        "CUDA_VISIBLE_DEVICES names, else on the CPU",
+    ),
+]
 Ensemble = Annotated[
     Literal["vote", "mean"] | None,
     typer.Option(
@@ -77,6 +88,7 @@ def predict(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     ensemble: Ensemble = None,
+    gpu: OnGpu = None,
 ) -> None:
     """Predict with trained prompts: one line for each input row, in the same order."""
     shape = shape_of(output, as_json=as_json, as_csv=as_csv)
@@ -92,28 +104,30 @@ def predict(
     spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     names = [one.ref for one in found]
     lines = partial(lines_of, rows, names=names, shape=shape, ensemble=ensemble)
+    where = partial(place, registry, gpu=gpu, note=f"ptq predict {' '.join(artifacts)}")
     if output is None:
-        _straight(spec, rows, lines, render.write)
+        _straight(spec, where, rows, lines, render.write)
         return
     if output.exists() and not output.is_file():  # /dev/null, a pipe: there is nothing to go on from
         with output.open("w", encoding="utf-8") as file:
-            _straight(spec, rows, lines, file.write)
+            _straight(spec, where, rows, lines, file.write)
         return
     with Unfinished.open(output, [one.digest for one in found], rows) as unfinished:
         if len(unfinished.answers) < len(rows):
-            _go_on(spec, rows, unfinished)
+            _go_on(spec, where, rows, unfinished)
         write_out(output, lines(unfinished.answers))
         unfinished.done()
 
 
 def _straight(
     spec: dict[str, Any],
+    where: Where,
     rows: Sequence[dict[str, str]],
     lines: Callable[[Iterable[Answers]], Iterator[str]],
     write: Callable[[str], object],
 ) -> None:
     """Predict all rows and write each as it comes."""
-    with program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with where() as here, _predictor(spec, here) as process:
         _feed(process, rows)
         for line in lines(json.loads(found) for found in pipe_of(process.stdout)):
             write(line)
@@ -121,16 +135,20 @@ def _straight(
         raise typer.Exit(process.returncode)
 
 
-def _go_on(spec: dict[str, Any], rows: Sequence[dict[str, str]], unfinished: Unfinished) -> None:
+def _predictor(spec: dict[str, Any], here: Place) -> AbstractContextManager[subprocess.Popen[str]]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return program(
+        "orchestrator.training.predict", spec | {"device": here.device, "gpus": here.gpus}, cards=here.cards, **pipes
+    )
+
+
+def _go_on(spec: dict[str, Any], where: Where, rows: Sequence[dict[str, str]], unfinished: Unfinished) -> None:
     """Predict what is not yet there; every answer is kept as it comes."""
     done = len(unfinished.answers)
     if done:
         render.note(f"{done} of {len(rows)} rows are in {unfinished.path} already")
     try:
-        with (
-            render.progress("predicting") as advance,
-            program("orchestrator.training.predict", spec, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
-        ):
+        with where() as here, render.progress("predicting") as advance, _predictor(spec, here) as process:
             _feed(process, rows[done:])
             for line in pipe_of(process.stdout):
                 unfinished.keep(line)

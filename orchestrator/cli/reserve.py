@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import subprocess
 import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.complete import complete_reservations
+from orchestrator.cli.holding import card_environment, get, holding, slots_of, take_out, wait_for
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from orchestrator.registry.reservations import Reservation
     from orchestrator.registry.storage.engine import Registry
 
-POLL = 0.3
-
 
 def register(app: typer.Typer) -> None:
     app.command("reserve")(reserve)
@@ -29,40 +29,41 @@ def register(app: typer.Typer) -> None:
 
 
 def reserve(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[-- COMMAND...]", help="run this with the GPUs and give them back at its end, however it ends"
+        ),
+    ] = None,
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="how many GPUs (or CPU slots)")] = 1,
-    duration: Annotated[str, typer.Option("--for", metavar="TIME", help="for how long: 30m, 2h, 1d")] = "30m",
+    duration: Annotated[
+        str, typer.Option("--for", metavar="TIME", help="for how long: 30m, 2h, 1d; with COMMAND only to plan with")
+    ] = "30m",
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="what for; everybody sees it")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait here until they are yours")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
 ) -> None:
     """Take GPUs for work by hand: they stand in line as a job does, and nobody's job is started on them.
 
-    Prints the line that makes your shell use them: eval "$(ptq reserve --gpus 1 --for 2h)".
+    Prints the line that makes your shell use them: eval "$(ptq reserve --gpus 1 --for 2h)". Or runs a command with
+    them: ptq reserve --gpus 1 -- python notebook.py.
     """
     from orchestrator.cli.output.views import open_registry
-    from orchestrator.dispatch.signals import ended_by
-    from orchestrator.dispatch.submit import check_possible
-    from orchestrator.registry import reservations
 
     seconds = _seconds(duration)
+    if command:
+        _check_command(command, wait=wait, as_json=as_json)
+        registry = open_registry(create=True)
+        with holding(registry, gpus, seconds=seconds, note=note or " ".join(command)) as names:
+            code = _run(command, card_environment(names))
+        raise typer.Exit(code)
     registry = open_registry(create=True)
-    user = registry.settings.user
-    check_possible(registry, gpus, user=user, now=time.time())
-    asked: list[int] = []  # a flag, not an exception: between the entry and the wait it would leave the entry behind
-    with ended_by(asked.append, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if wait else ()):
-        with registry.write() as conn:
-            number = reservations.add(
-                conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
-            )  # fmt: skip
-        found = _wait(registry, number, asked) if wait else _get(registry, number)
-    if asked:  # just when the slots came
-        _take_out(registry, number)
-        sys.exit(128 + asked[0])
+    found = _ask(registry, gpus, seconds, note, wait=wait)
     if as_json:
         render.print_json(_as_json(registry, found))
     elif found.started_at is None:
-        render.say(f"reservation r{number}")
-        render.note(f"it waits in line; `ptq status` shows it, `ptq release r{number}` takes it out")
+        render.say(f"reservation r{found.id}")
+        render.note(f"it waits in line; `ptq status` shows it, `ptq release r{found.id}` takes it out")
     else:
         _tell(registry, found)
 
@@ -100,64 +101,61 @@ def _seconds(duration: str) -> float:
     return seconds
 
 
-def _wait(registry: Registry, number: int, asked: Sequence[int]) -> Reservation:
-    """Until it has its slots. Ctrl-C and every other end leave the line: nobody would be there to use them."""
-    from orchestrator.cli.output.views import NO_WORKER, worker_is_here
+def _ask(registry: Registry, gpus: int, seconds: float, note: str, *, wait: bool) -> Reservation:
+    """The reservation, with `wait` as soon as it has its slots."""
+    from orchestrator.dispatch.signals import ended_by
+    from orchestrator.dispatch.submit import check_possible
+    from orchestrator.registry import reservations
 
-    try:
-        if not worker_is_here(registry):
-            render.note(NO_WORKER)
-        with render.progress(f"reservation r{number}") as advance:
-            while True:
-                if asked:
-                    sys.exit(128 + asked[0])
-                found = _get(registry, number)
-                if found.started_at is not None or found.ended_at is not None:
-                    return found
-                advance(0, None, "waits in line; Ctrl-C leaves it")
-                time.sleep(POLL)
-    except BaseException:
-        _take_out(registry, number)
-        raise
+    user = registry.settings.user
+    check_possible(registry, gpus, user=user, now=time.time())
+    asked: list[int] = []  # a flag, not an exception: between the entry and the wait it would leave the entry behind
+    with ended_by(asked.append, (signal.SIGHUP, signal.SIGINT, signal.SIGTERM) if wait else ()):
+        with registry.write() as conn:
+            number = reservations.add(
+                conn, user=user, uid=registry.settings.uid, slots=gpus, seconds=seconds, note=note, at=time.time()
+            )  # fmt: skip
+        found = wait_for(registry, number, asked) if wait else get(registry, number)
+    if asked:  # just when the slots came
+        take_out(registry, number)
+        sys.exit(128 + asked[0])
+    return found
 
 
-def _take_out(registry: Registry, number: int) -> None:
-    from orchestrator.dispatch.control import release as release_all
+def _check_command(command: Sequence[str], *, wait: bool, as_json: bool) -> None:
+    from orchestrator.errors import BadInput, NotFound
 
-    release_all(registry, [number], user=registry.settings.user, now=time.time())
-    with suppress(OSError):  # the terminal may be gone
-        render.note(f"reservation r{number} released")
+    if as_json or not wait:
+        raise BadInput("a command waits for its GPUs and writes its own output", hint="leave --json and --no-wait out")
+    if shutil.which(command[0]) is None:
+        raise NotFound(f"there is no command {command[0]!r}")
+
+
+def _run(command: Sequence[str], cards: dict[str, str]) -> int:
+    """Its exit code. Ctrl-C reaches it as it does us; other ends are handed on to it, and it is waited for."""
+    from orchestrator.dispatch.signals import ended_by
+    from orchestrator.settings import child_environment
+
+    def nothing(_number: int) -> None: ...
+
+    with ended_by(nothing, (signal.SIGINT,)):
+        process = subprocess.Popen(command, env=child_environment(**cards))
+        with ended_by(process.send_signal, (signal.SIGHUP, signal.SIGTERM)):
+            code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def _tell(registry: Registry, one: Reservation) -> None:
     from orchestrator.cli.output.views import clock
-    from orchestrator.errors import NotFound
 
-    if one.ended_at is not None:
-        raise NotFound(f"reservation r{one.id} was released before it had its GPUs")
-    names = _slots(registry, one)
+    names = slots_of(registry, one)
     render.note(f"reservation r{one.id}: {', '.join(names)} until {clock(one.until)}; `ptq release r{one.id}` ends it")
-    uuids = [name.removeprefix("gpu:") for name in names if name.startswith("gpu:")]
-    if uuids:
-        render.say(f"export CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES={','.join(uuids)}")
+    if cards := card_environment(names):
+        render.say("export " + " ".join(f"{name}={value}" for name, value in cards.items()))
 
 
 def _as_json(registry: Registry, one: Reservation) -> dict[str, Any]:
-    return {**vars(one), "until": one.until, "holds": _slots(registry, one) if one.ended_at is None else []}
-
-
-def _slots(registry: Registry, one: Reservation) -> list[str]:
-    from orchestrator.registry import reservations
-
-    with registry.read() as conn:
-        return reservations.slots_of(conn, one)
-
-
-def _get(registry: Registry, number: int) -> Reservation:
-    from orchestrator.registry import reservations
-
-    with registry.read() as conn:
-        return reservations.get(conn, number)
+    return {**vars(one), "until": one.until, "holds": slots_of(registry, one) if one.ended_at is None else []}
 
 
 def _number(name: str) -> int:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from orchestrator.dispatch.running import processes
 from orchestrator.registry import reservations
+from orchestrator.registry.reservations import Reservation
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.storage.engine import Registry
+
+#: A command that holds slots and goes on is expected to need so many seconds more, said so long before.
+MORE, SOON = 600.0, 60.0
 
 
 @dataclass
@@ -28,14 +32,27 @@ class Reservations:
         self.log(f"reservation r{number}: has {', '.join(names)}")
 
     def end_those_that_are_over(self, *, half_life: float) -> None:
+        """Those whose time is over, and those whose command is gone, also where they wait."""
         now = self.clock()
         with self.registry.read() as conn:
-            holding = [one for one in reservations.unfinished(conn) if one.until is not None]
-        over = [one for one in holding if one.until is not None and one.until <= now]
-        self.hold_slots = len(holding) > len(over)
-        for one in over:
-            with self.registry.write() as conn:
-                reservations.end(
-                    conn, one.id, by="its time is over", at=now, up_since=processes.booted_at(), half_life=half_life
-                )  # fmt: skip
-            self.log(f"reservation r{one.id} of {one.user} is over")
+            found = reservations.unfinished(conn)
+        over = {one.id: why for one in found if (why := _why_over(one, now))}
+        self.hold_slots = any(one.started_at is not None and one.id not in over for one in found)
+        for one in found:
+            if one.id in over:
+                with self.registry.write() as conn:
+                    reservations.end(
+                        conn, one.id, by=over[one.id], at=now, up_since=processes.booted_at(), half_life=half_life
+                    )  # fmt: skip
+                self.log(f"reservation r{one.id} of {one.user} is over: {over[one.id]}")
+            elif one.holder is not None and one.until is not None and one.until - now < SOON:
+                with self.registry.write() as conn:
+                    reservations.prolong(conn, one.id, one.seconds + MORE)
+
+
+def _why_over(one: Reservation, now: float) -> str:
+    """Empty: it goes on."""
+    alive = None if one.holder is None else processes.lives(one.holder)
+    if alive is False:
+        return "its command is gone"
+    return "its time is over" if alive is None and one.until is not None and one.until <= now else ""

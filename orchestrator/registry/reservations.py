@@ -2,6 +2,9 @@
 
 One that waits stands in line like a job, under minus its number. When it starts, a run without any process holds its
 leases, so that the database itself keeps jobs off those slots.
+
+One with a holder belongs to a command (`ptq predict --gpu`): it lasts as long as that process does, and `seconds` is
+only for planning.
 """
 
 from __future__ import annotations
@@ -33,14 +36,26 @@ class Reservation:
     run_id: int | None
     ended_at: float | None
     ended_by: str | None
+    holder: str | None = None  #: the process that it ends with
 
     @property
     def until(self) -> float | None:
         return None if self.started_at is None else self.started_at + self.seconds
 
 
-def add(conn: Connection, *, user: str, uid: int, slots: int, seconds: float, note: str, at: float) -> int:
+def add(
+    conn: Connection,
+    *,
+    user: str,
+    uid: int,
+    slots: int,
+    seconds: float,
+    note: str,
+    at: float,
+    holder: str | None = None,
+) -> int:
     row = {"user": user, "uid": uid, "slots": slots, "seconds": seconds, "note": note, "submitted_at": at}
+    row["holder"] = holder
     return int(conn.execute(insert(reservations).values(row)).inserted_primary_key[0])  # type: ignore[index]
 
 
@@ -91,6 +106,11 @@ def start(conn: Connection, number: int, slots: Sequence[str], by: Claimant, *, 
     return True
 
 
+def prolong(conn: Connection, number: int, seconds: float) -> None:
+    """Plan with another length."""
+    conn.execute(update(reservations).where(reservations.c.id == number).values(seconds=seconds))
+
+
 def end(
     conn: Connection,
     number: int,
@@ -109,7 +129,8 @@ def end(
         return False
     conn.execute(update(reservations).where(reservations.c.id == number).values(ended_at=at, ended_by=by))
     if one.run_id is not None:
-        run_verbs.release(conn, one.run_id, at=at, used_until=one.until, up_since=up_since, half_life=half_life)
+        until = one.until if one.holder is None else None
+        run_verbs.release(conn, one.run_id, at=at, used_until=until, up_since=up_since, half_life=half_life)
     return True
 
 

@@ -2,7 +2,8 @@
 
     python -m orchestrator.training.predict SPEC.json < rows.jsonl > answers.jsonl
 
-SPEC.json: {"artifacts": [folder, …], "base": folder, "threads": n}. Standard input: one JSON object of fields a line.
+SPEC.json: {"artifacts": [folder, …], "base": folder, "threads": n, "device": "cpu" | "cuda", "gpus": [uuid, …]}; the
+last two may be left out: on the CPU, and on whatever card CUDA shows. Standard input: one JSON object of fields a line.
 Standard output, in the same order and batch by batch: a line for each row with a list that holds each artifact's
 answer, {"text": …, "probabilities": {label: p} or null}.
 """
@@ -29,6 +30,7 @@ from orchestrator.paths import read_json
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
+from orchestrator.training.cards import check_a_card
 from orchestrator.training.demonstrations import show
 from orchestrator.training.objectives import Objective, build_objective
 from orchestrator.training.objectives.asking import Answer, Asked, answer
@@ -156,11 +158,18 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
+    device = str(spec.get("device", "cpu"))
     try:
+        if device == "cuda":
+            check_a_card(spec.get("gpus", ()))
         first, *others = map(Path, spec["artifacts"])
-        for found in Predictor.load(first, Path(spec["base"]), *others).answers(_rows(sys.stdin)):
+        for found in Predictor.load(first, Path(spec["base"]), *others, device=device).answers(_rows(sys.stdin)):
             sys.stdout.write(json.dumps([vars(one) for one in found], ensure_ascii=False) + "\n")
             sys.stdout.flush()
+    except torch.OutOfMemoryError as error:
+        hint = "what is on the card beside this? `nvidia-smi`; a smaller `train.eval_batch_size` takes less"
+        sys.stderr.write(f"ptq: the GPU's memory does not suffice: {error}\n  {hint}\n")
+        return PtqError.exit_code
     except PtqError as error:
         sys.stderr.write(f"ptq: {error}\n")
         return error.exit_code

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,8 +18,11 @@ from training_fixtures import make_base, make_dataset, make_run, recipe
 from orchestrator.cli import main
 from orchestrator.cli.output.predict_output import Unfinished
 from orchestrator.paths import read_json
+from orchestrator.registry import runs
 from orchestrator.registry.artifacts import get_artifact, keep_artifact, stage_artifact
 from orchestrator.registry.storage import tables
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import load_settings
 from orchestrator.training.predict import Predictor
 from orchestrator.weights import fingerprint
 
@@ -96,3 +103,53 @@ def test_what_cannot_be_is_said_before_anything_starts(
     for arguments, said in refused.items():
         assert ptq(monkeypatch, "predict", *arguments, "--input", "-", stdin='{"text": "cat"}\n') == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_card_is_used_when_asked_for_and_nobody_is_stepped_on(
+    artifacts: list[Path],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """On cards that a file stands for; in the program's place something that looks at what it is given."""
+    (tmp_path / "gpus.json").write_text(json.dumps([{"uuid": "GPU-a", "processes": [{"pid": 1, "user": "bob"}]}, {}]))
+    monkeypatch.setenv("PTQ_FAKE_GPUS", str(tmp_path / "gpus.json"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    started: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def watched(module: str, spec: dict[str, Any], **options: Any) -> Iterator[Any]:
+        with Registry.open(load_settings()).read() as conn:
+            held = [lease.slot for lease in runs.live_leases(conn)]
+        cards = options["cards"]
+        started.append({"device": spec["device"], "gpus": spec["gpus"], "held": held, "cards": dict(cards)})
+        answer = json.dumps([{"text": "warm", "probabilities": None}])
+        yield SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(answer + "\n"), returncode=0)
+
+    def asked(*options: str) -> int:
+        return ptq(monkeypatch, "predict", "1", "--input", "-", *options, stdin='{"text": "cat"}\n')
+
+    monkeypatch.setattr("orchestrator.cli.predict.program", watched)
+    assert asked() == 0
+    assert "on the CPU with 1 thread: `--gpu` reserves a free GPU" in capfd.readouterr().err
+    assert started.pop() == {"device": "cpu", "gpus": [], "held": [], "cards": {"CUDA_VISIBLE_DEVICES": ""}}
+    assert asked("--gpu") == 0
+    said = capfd.readouterr()
+    assert said.out == "warm\n"
+    assert "reservation r1: gpu:GPU-fake-1 for as long as this runs" in said.err
+    assert "reservation r1 released" in said.err
+    cards = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-fake-1"}
+    held = ["gpu:GPU-fake-1"]
+    assert started.pop() == {"device": "cuda", "gpus": ["GPU-fake-1"], "held": held, "cards": cards}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-fake-1")  # granted: nothing more is reserved
+    assert asked() == 0
+    assert "on GPU GPU-fake-1, which CUDA_VISIBLE_DEVICES names" in capfd.readouterr().err
+    assert started.pop() == {"device": "cuda", "gpus": [], "held": [], "cards": {}}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
+    assert asked() == 2
+    assert "gpu:GPU-a is in use: bob, pid 1" in capfd.readouterr().err
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert asked("--gpu") == 2
+    assert "it hides all GPUs" in capfd.readouterr().err
+    assert started == []

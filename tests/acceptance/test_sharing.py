@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, recipe_file, wait_until
 
-from orchestrator.cli import reserve
+from orchestrator.cli import holding
 from orchestrator.cli.main import main
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.running import processes
@@ -206,7 +206,7 @@ def test_run_works_itself_when_the_worker_leaves_that_it_had_waited_for(
 def test_a_signal_at_the_moment_the_cards_come_gives_them_back(
     box: Box, ptq: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    get_one = reserve._get
+    get_one = holding.get
 
     def comes_just_now(registry: Registry, number: int) -> Any:
         with registry.write() as conn:
@@ -215,7 +215,7 @@ def test_a_signal_at_the_moment_the_cards_come_gives_them_back(
         os.kill(os.getpid(), signal.SIGHUP)
         return get_one(registry, number)
 
-    monkeypatch.setattr(reserve, "_get", comes_just_now)
+    monkeypatch.setattr(holding, "get", comes_just_now)
     assert "reservation r1 released" in ptq("reserve", "--for", "2h", code=128 + signal.SIGHUP)
     assert _unfinished(box) == []
     with box.registry.read() as conn:

@@ -67,6 +67,26 @@ def alive(pid: int, started: float) -> bool:
     return process is not None and process.started == int(started) and not process.dead
 
 
+def mark(pid: int) -> str:
+    """Names a process for as long as this boot lasts, and beyond containers: see `lives`."""
+    return f"{boot_id()}/{_namespace()}/{pid}/{start_time(pid)}"
+
+
+def lives(marked: str) -> bool | None:
+    """Whether a marked process lives; None where that cannot be seen: it is in another container, or /proc hides it."""
+    boot, namespace, pid, started = marked.split("/")
+    if boot != boot_id():
+        return False
+    if namespace != _namespace() or look(1) is None:
+        return None
+    return alive(int(pid), int(started))
+
+
+def _namespace() -> str:
+    """Within which pids count."""
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
 def everyone() -> dict[int, Process]:
     found = (look(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return {process.pid: process for process in found if process is not None}

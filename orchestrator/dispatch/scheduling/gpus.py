@@ -59,6 +59,19 @@ def gpu_source(settings: Settings) -> GpuSource:
     return Nvml() if settings.fake_gpus is None else FakeGpus(settings.fake_gpus)
 
 
+def driver_version() -> str | None:
+    """NVIDIA's, with the newest CUDA that it runs: `580.95.05, up to CUDA 13.0`; None where it does not say."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        version, cuda = pynvml.nvmlSystemGetDriverVersion(), int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+    return f"{version}, up to CUDA {cuda // 1000}.{cuda % 1000 // 10}"
+
+
 def used_by(gpu: Gpu) -> str:
     """Who uses a GPU that no job of ours holds: `bob, pid 8812, 2.0 GiB`; empty when nobody does."""
     strangers = [process for process in gpu.processes if not process.run]

@@ -221,6 +221,7 @@ reservations = Table(
     Column("run_id", ForeignKey("runs.id"), nullable=True),  #: a run without processes, which holds the leases
     Column("ended_at", Float, nullable=True),
     Column("ended_by", String(100), nullable=True),
+    Column("holder", String(100), nullable=True),  #: the process that it ends with (dispatch.running.processes.mark)
     Index(None, "ended_at"),
 )
 

@@ -8,14 +8,18 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from queue_helpers import open_registry
 
+from orchestrator.cli import box
+from orchestrator.cli.main import main
 from orchestrator.dispatch.running.launcher import run_environment, threads_per_process, training_command
-from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess, NoGpu, Nvml, gpu_source, used_by
+from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess, NoGpu, Nvml, driver_version, gpu_source, used_by
 from orchestrator.dispatch.scheduling.slots import CpuSlots, GpuSlots
 from orchestrator.errors import BadInput
 from orchestrator.jobspec import RunSpec
@@ -89,6 +93,8 @@ class Driver:
             "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=71),
             "nvmlDeviceGetComputeRunningProcesses": [SimpleNamespace(pid=self.pid, usedGpuMemory=GIB)],
             "nvmlDeviceGetRemappedRows": self.rows,
+            "nvmlSystemGetDriverVersion": "550.54.15",
+            "nvmlSystemGetCudaDriverVersion_v2": 12040,
         }
         return lambda *_, **__: answers.get(name)
 
@@ -98,11 +104,48 @@ def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     [gpu] = Nvml().look()
     me = GpuProcess(os.getpid(), getpass.getuser(), GIB)
     assert gpu == Gpu(0, "GPU-x", "H200", 139 * GIB, 2 * GIB, (me,), utilisation=71)
+    assert driver_version() == "550.54.15, up to CUDA 12.4"
     monkeypatch.setattr(Driver, "rows", (0, 1, 1, 0))
     assert "needs a reset" in Nvml().look()[0].fault
     monkeypatch.setattr(Driver, "nvmlDeviceGetRemappedRows", _refuses, raising=False)
     monkeypatch.setattr(Driver, "nvmlDeviceGetUtilizationRates", _refuses, raising=False)
     assert (Nvml().look()[0].fault, Nvml().look()[0].utilisation) == ("", None)
+    monkeypatch.setattr(Driver, "nvmlSystemGetCudaDriverVersion_v2", _refuses, raising=False)
+    assert driver_version() is None
+
+
+def test_the_doctor_says_what_torch_sees_of_the_cards(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two cards of a real driver, a torch without CUDA; then one that sees both. No driver: torch is not asked."""
+
+    def doctor(*options: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["ptq", "doctor", *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), capsys.readouterr().out
+
+    seen: dict[str, Any] = {"torch": "2.13.0+cpu", "built_for": None, "gpus": [], "why_none": "a build without CUDA"}
+    registry = open_registry(home)
+    registry.close()
+    monkeypatch.setattr(box, "_what_torch_sees", lambda: seen)
+    assert doctor()[0] == 0
+    driver = Driver()
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    code, said = doctor()
+    assert code == 1
+    assert "torch 2.13.0+cpu, built without CUDA, sees 0 of 1; driver 550.54.15, up to CUDA 12.4" in said
+    assert "wrong: jobs find no card here: a build without CUDA" in said
+    seen |= {"torch": "2.13.0+cu126", "built_for": "12.6", "gpus": ["x"], "why_none": ""}
+    code, said = doctor("--json")
+    assert (code, json.loads(said)["box"]["torch"]) == (0, seen)
+    assert "torch 2.13.0+cu126, built for CUDA 12.6, sees 1 of 1" in doctor()[1]
+
+
+def test_the_program_that_the_doctor_starts_says_what_torch_sees() -> None:
+    found = box._what_torch_sees()
+    assert found["torch"] == metadata.version("torch")
+    assert bool(found["gpus"]) is not bool(found["why_none"])
 
 
 def _refuses(*_: object) -> None:

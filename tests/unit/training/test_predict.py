@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from training_fixtures import MadeRun, make_run, recipe
 
@@ -182,3 +183,28 @@ def test_artifacts_of_different_precision_are_not_mixed(artifact: Path, bases: d
     write_manifest(folder)
     with pytest.raises(BadInput, match="bf16, the first artifact as fp32"):
         Predictor.load(artifact, bases["bert"], folder)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"), [(["GPU-a"], "leased were GPU-a; torch sees none"), ([], "torch sees no GPU")]
+)
+def test_a_card_that_torch_does_not_see_is_said_before_anything_is_loaded(
+    gpus: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.training.cards.visible", lambda: [])
+    spec = {"artifacts": ["nowhere"], "base": "nowhere", "threads": 1, "device": "cuda", "gpus": gpus}
+    assert run_main(spec, "", tmp_path, monkeypatch) == (1, [])
+    assert said in capsys.readouterr().err
+
+
+def test_a_card_that_is_too_small_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_folders: Path, device: str) -> Any:
+        raise torch.OutOfMemoryError(f"{device} out of memory")
+
+    monkeypatch.setattr("orchestrator.training.cards.visible", lambda: ["a"])
+    monkeypatch.setattr(Predictor, "load", load)
+    spec = {"artifacts": ["nowhere"], "base": "nowhere", "threads": 1, "device": "cuda", "gpus": ["GPU-a"]}
+    assert run_main(spec, "", tmp_path, monkeypatch) == (1, [])
+    assert "ptq: the GPU's memory does not suffice: cuda out of memory" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Cards for a command, for as long as it runs: asked for in the line where a worker gives cards away, else taken free.
+
+Both are reservations with a holder: they end when the command gives them back, and when it is gone without doing so.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, NoGpu, fault_of, gpu_source, used_by
+from orchestrator.dispatch.submit import check_possible
+from orchestrator.errors import BadInput, NotAllowed, PtqError
+from orchestrator.registry import controls, reservations, runs, workers
+from orchestrator.registry.runs import Claimant, Lease
+from orchestrator.registry.storage.engine import Registry
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+CPU_HINT = "leave --gpu out, and it runs on the CPU"
+
+
+class NoFreeGpu(PtqError):
+    """Every GPU is in use."""
+
+
+def ask(registry: Registry, count: int, *, seconds: float, note: str) -> int:
+    """Stand in line; the number of a reservation that ends with this process. `seconds`: for planning."""
+    now = time.time()
+    check_possible(registry, count, user=registry.settings.user, now=now)
+    with registry.write() as conn:
+        return _add(registry, conn, count, seconds, note, now)
+
+
+def take(registry: Registry, count: int, *, seconds: float, note: str) -> int:
+    """The same where no worker would give cards: free ones, at once. Raises NoFreeGpu, NoGpu."""
+    now, host = time.time(), socket.gethostname()
+    check_possible(registry, count, user=registry.settings.user, now=now)
+    gpus = _gpus(gpu_source(registry.settings))
+    with registry.write() as conn:
+        _end_what_is_left(conn, now)
+        paused = controls.get(conn, controls.PAUSED)
+        if paused is not None:
+            raise NoFreeGpu(f"the queue is paused by {paused.by}: nothing starts", hint="`ptq resume` lets it go on")
+        held = {lease.slot: lease for lease in runs.live_leases(conn, host)}
+        why = {gpu.slot: _why_not(gpu, held.get(gpu.slot)) for gpu in gpus}
+        free = [gpu.slot for gpu in gpus if not why[gpu.slot]]
+        if len(free) < count:
+            said = "; ".join(f"{slot}: {reason}" for slot, reason in why.items() if reason)
+            raise NoFreeGpu(f"{count} asked for, {len(free)} free ({said})", hint=f"try again later, or {CPU_HINT}")
+        number = _add(registry, conn, count, seconds, note, now)
+        reservations.start(conn, number, free[:count], _claimant(conn, host, now), at=now)
+    return number
+
+
+def check_granted(registry: Registry, visible: Sequence[str]) -> None:
+    """A card that CUDA_VISIBLE_DEVICES names is nobody else's. Raises NotAllowed, which says whose it is."""
+    try:
+        gpus = gpu_source(registry.settings).look()
+    except NoGpu:
+        return  # torch will say
+    uid, user = registry.settings.uid, registry.settings.user
+    for gpu in gpus:
+        if visible[0] not in {str(gpu.index), gpu.uuid}:
+            continue
+        with registry.read() as conn:
+            held = {lease.slot: lease for lease in runs.live_leases(conn, socket.gethostname())}
+            mine = {one.run_id for one in reservations.unfinished(conn) if one.uid == uid}
+        lease = held.get(gpu.slot)
+        others = sorted({process.user for process in gpu.processes if process.user not in {"", user}})
+        if not others if lease is None else lease.run_id in mine:
+            return
+        hint = "`ptq predict --gpu` takes a free card where that variable is unset; with --cpu it runs on the CPU"
+        where = f"CUDA_VISIBLE_DEVICES={visible[0]}"
+        raise NotAllowed(f"{gpu.slot} is in use: {_why_not(gpu, lease)}", where=where, hint=hint)
+
+
+def gives_cards(registry: Registry) -> bool:
+    """Whether a worker here has cards to give."""
+    with registry.read() as conn:
+        present = workers.present(conn, now=time.time())
+    return any(slot.startswith("gpu:") for worker in present for slot in worker.slots)
+
+
+def _add(registry: Registry, conn: Connection, count: int, seconds: float, note: str, now: float) -> int:
+    mine = registry.settings
+    return reservations.add(
+        conn, user=mine.user, uid=mine.uid, slots=count, seconds=seconds, note=note, at=now,
+        holder=processes.mark(os.getpid()),
+    )  # fmt: skip
+
+
+def _gpus(source: GpuSource) -> list[Gpu]:
+    try:
+        return source.look()
+    except NoGpu as error:
+        raise BadInput(error.message, where=error.where, hint=CPU_HINT) from error
+
+
+def _why_not(gpu: Gpu, lease: Lease | None) -> str:
+    """Empty: it is free."""
+    if lease is None:
+        return used_by(gpu) or fault_of(gpu)
+    return "reserved" if lease.job_id is None else f"job {lease.job_id} of {lease.user}"
+
+
+def _end_what_is_left(conn: Connection, now: float) -> None:
+    """Of commands that were killed while no worker looked."""
+    for one in reservations.unfinished(conn):
+        if one.holder is not None and processes.lives(one.holder) is False:
+            reservations.end(conn, one.id, by="its command is gone", at=now, up_since=processes.booted_at())
+
+
+def _claimant(conn: Connection, host: str, now: float) -> Claimant:
+    """In whose name the slots are held: a worker's that gives away other slots, or one that comes and goes at once."""
+    boot, pid = processes.boot_id(), os.getpid()
+    here = [worker for worker in workers.present(conn, now=now) if worker.host == host]
+    if here:
+        return Claimant(here[0].id, host, boot)
+    started = processes.start_time(pid)
+    number = workers.register(conn, host=host, pid=pid, pid_started=started, boot_id=boot, slots=[], at=now)
+    workers.leave(conn, number, at=now)
+    return Claimant(number, host, boot)

@@ -1,0 +1,183 @@
+"""Cards held by a command for as long as it runs, however it ends; on cards that a file stands for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queue_helpers import FAKE_TRAINING, wait_until
+
+from orchestrator.cli.main import main
+from orchestrator.dispatch import hold
+from orchestrator.dispatch.people import MORE, Reservations
+from orchestrator.dispatch.running import processes
+from orchestrator.registry import controls, reservations, runs, usage
+from orchestrator.registry.runs import Claimant
+from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import load_settings
+
+WORKER = [sys.executable, str(FAKE_TRAINING.with_name("fake_worker.py")), str(FAKE_TRAINING), "gpus"]
+PTQ = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
+#: What a command sees while it runs: its cards, and what the registry says is held.
+LOOK = """
+import os, sqlite3, sys
+file = sqlite3.connect(sys.argv[1])
+held = file.execute("select slot from leases where released_at is null").fetchall()
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), held)
+file.close()
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def registry(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    monkeypatch.setenv("PTQ_FAKE_GPUS", str(home.parent / "gpus.json"))
+    monkeypatch.setenv("PTQ_USER", "ada")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    has(home, {"uuid": "GPU-a", "processes": [{"pid": 8812, "user": "bob"}]}, {"uuid": "GPU-b"})
+    made = Registry.open(load_settings(), create=True)
+    made.create()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    with ExitStack() as stack:
+
+        def begin(command: list[str]) -> subprocess.Popen[bytes]:
+            pipe = subprocess.PIPE
+            made = subprocess.Popen(command, stdin=pipe, stderr=pipe, start_new_session=True)
+            stack.callback(made.communicate)  # closes what `cat` reads
+            stack.callback(made.kill)
+            return made
+
+        yield begin
+
+
+def has(home: Path, *cards: dict[str, Any]) -> None:
+    draft = home.parent / "gpus.new"
+    draft.write_text(json.dumps(cards))
+    draft.replace(home.parent / "gpus.json")
+
+
+def ptq(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["ptq", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def unfinished(registry: Registry) -> list[reservations.Reservation]:
+    with registry.read() as conn:
+        found = reservations.unfinished(conn)
+        assert bool(runs.live_leases(conn)) == any(one.run_id for one in found)
+        return found
+
+
+def test_without_a_worker_a_command_takes_a_free_card_and_gives_it_back(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = str(home / "registry.db")
+    assert ptq(monkeypatch, "reserve", "--", sys.executable, "-c", LOOK, database) == 7
+    said = capfd.readouterr()
+    assert said.out == "GPU-b [('gpu:GPU-b',)]\n"
+    assert "reservation r1: gpu:GPU-b for as long as this runs" in said.err
+    assert "reservation r1 released" in said.err
+    assert unfinished(registry) == []
+    assert ptq(monkeypatch, "reserve", "--gpus", "2", "--", "true") == 1
+    assert "2 asked for, 1 free (gpu:GPU-a: bob, pid 8812)" in capfd.readouterr().err
+    assert ptq(monkeypatch, "reserve", "--", "no-such-command") == 3
+    assert ptq(monkeypatch, "reserve", "--json", "--", "true") == 2
+    with registry.write() as conn:
+        controls.put(conn, controls.PAUSED, "a new driver", by="root", at=0.0)
+    assert ptq(monkeypatch, "reserve", "--", "true") == 1
+    assert "the queue is paused by root" in capfd.readouterr().err
+    with registry.read() as conn:
+        assert conn.exec_driver_sql("select count(*) from reservations").scalar() == 1
+
+
+def test_what_a_killed_command_held_is_taken_by_the_next(registry: Registry, start: Any) -> None:
+    """No worker looks: the next command that wants a card does."""
+    killed = start([*PTQ, "reserve", "--", "cat"])
+    wait_until(lambda: any(one.run_id for one in unfinished(registry)), what="its card")
+    with pytest.raises(hold.NoFreeGpu, match="gpu:GPU-b: reserved"):
+        hold.take(registry, 1, seconds=60, note="")
+    killed.kill()
+    killed.wait()
+    assert hold.take(registry, 1, seconds=60, note="mine") == 2
+    [mine] = unfinished(registry)
+    assert mine.note == "mine"
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_worker_notices_that_a_command_was_killed(registry: Registry, home: Path, start: Any, waits: bool) -> None:
+    bob = [{"pid": 8812, "user": "bob"}] if waits else []
+    has(home, {"uuid": "GPU-a"}, {"uuid": "GPU-b", "processes": bob})
+    start([*WORKER])
+    wait_until(lambda: hold.gives_cards(registry), what="a worker")
+    command = start([*PTQ, "reserve", "--gpus", "2", "--", "cat"])
+    wait_until(lambda: [bool(one.run_id) for one in unfinished(registry)] == [not waits], what="its place")
+    [one] = unfinished(registry)
+    command.kill()
+    wait_until(lambda: unfinished(registry) == [], what="its end")
+    with registry.read() as conn:
+        assert reservations.get(conn, one.id).ended_by == "its command is gone"
+        assert bool(usage.used(conn, half_life=1e9, now=0.0)) is not waits
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_asked_to_end_takes_its_child_along(
+    registry: Registry, start: Any, number: signal.Signals
+) -> None:
+    command = start([*PTQ, "reserve", "--", "cat"])
+    wait_until(lambda: processes.descendants(command.pid, processes.everyone()) != set(), what="its child")
+    if number == signal.SIGINT:
+        os.killpg(command.pid, number)  # as a terminal does
+    else:
+        command.send_signal(number)
+    said = command.communicate(timeout=30)[1]
+    assert command.returncode == 128 + number, said
+    assert b"reservation r1 released" in said
+    assert unfinished(registry) == []
+
+
+def test_a_command_that_lives_keeps_its_card_beyond_what_was_planned(registry: Registry) -> None:
+    number = hold.take(registry, 1, seconds=0.0, note="")
+    people = Reservations(registry, Claimant(1, "box", "boot"), lambda _: None, lambda _: None, lambda: 1e10)
+    people.end_those_that_are_over(half_life=1e9)
+    [one] = unfinished(registry)
+    assert (one.id, one.seconds, people.hold_slots) == (number, MORE, True)
+
+
+def test_a_mark_names_one_process_of_one_boot() -> None:
+    mine = processes.mark(os.getpid())
+    boot, namespace, pid, started = mine.split("/")
+    assert processes.lives(mine) is True
+    assert processes.lives(f"{boot}/{namespace}/{pid}/{int(started) + 1}") is False
+    assert processes.lives(f"another/{namespace}/{pid}/{started}") is False
+    assert processes.lives(f"{boot}/pid:[1]/{pid}/{started}") is None  # another container's: not to be seen from here
+
+
+def test_a_granted_card_must_be_nobody_elses(registry: Registry, home: Path) -> None:
+    hold.check_granted(registry, ["GPU-b"])
+    hold.check_granted(registry, ["MIG-of-some-card"])
+    for name in ("GPU-a", "0"):
+        with pytest.raises(hold.NotAllowed, match="gpu:GPU-a is in use: bob, pid 8812"):
+            hold.check_granted(registry, [name])
+    hold.take(registry, 1, seconds=60, note="")
+    hold.check_granted(registry, ["GPU-b"])  # by my own reservation
+    with registry.write() as conn:
+        conn.exec_driver_sql("update reservations set uid = uid + 1")
+    with pytest.raises(hold.NotAllowed, match="gpu:GPU-b is in use: reserved"):
+        hold.check_granted(registry, ["GPU-b"])
+    (home.parent / "gpus.json").unlink()
+    hold.check_granted(registry, ["GPU-a"])  # no driver: torch will say
