@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from torch import Tensor, nn
 
 from orchestrator.training.extensions import clear_stale_locks, extensions_folder
 from orchestrator.tuning.host import BaseHost
+
+#: How long ranks wait for one of them. NCCL's default are 10 minutes, and the first rank alone reads all of a large
+#: base's weights for its fingerprint: 140 GB from a slow network disk take 20.
+PATIENCE = timedelta(hours=1)
 
 
 @dataclass
@@ -77,11 +82,12 @@ class Processes:
 def join(*, device: str, processes: int, zero: int | None) -> Processes:
     """Join the group that `accelerate launch` made (or be alone)."""
     grouped = processes > 1 or zero is not None
-    backend = [InitProcessGroupKwargs(backend="gloo")] if device == "cpu" and grouped else []
+    backend = {"backend": "gloo"} if device == "cpu" else {}  # accelerate's own choice would be none, on a card nccl
+    group = [InitProcessGroupKwargs(timeout=PATIENCE, **backend)] if grouped else []
     if zero is not None:
         clear_stale_locks(extensions_folder())
     # `Accelerator(cpu=True)` silently drops DeepSpeed; with DeepSpeed the launcher has already chosen the device.
-    accelerator = Accelerator(cpu=device == "cpu" and zero is None, kwargs_handlers=backend)
+    accelerator = Accelerator(cpu=device == "cpu" and zero is None, kwargs_handlers=group)
     if (zero is not None) != (accelerator.distributed_type == DistributedType.DEEPSPEED):
         raise RuntimeError(f"asked for ZeRO {zero}, accelerate gave {accelerator.distributed_type}")
     return Processes(
@@ -91,6 +97,14 @@ def join(*, device: str, processes: int, zero: int | None) -> Processes:
         device=torch.device("cpu") if device == "cpu" else accelerator.device,
         zero=zero,
     )
+
+
+def load_as(processes: Processes, dtype: str) -> None:
+    """Before the base is loaded: in which precision. ZeRO-3 makes every weight fp32 as it comes, unless it is told."""
+    if processes.zero == 3:
+        plugin = processes.accelerator.state.deepspeed_plugin
+        plugin.deepspeed_config.update({kind: {"enabled": kind == dtype} for kind in ("bf16", "fp16")})
+        plugin.set_deepspeed_weakref()  # transformers reads a copy, made anew here
 
 
 def place(host: BaseHost, processes: Processes) -> None:

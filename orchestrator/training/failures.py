@@ -15,6 +15,9 @@ from orchestrator.training.distributed import Processes
 
 Told = tuple[str, str]  #: reason and message of an error, as it is told to the other ranks
 
+#: What CUDA's own libraries say, which take their memory beside torch's allocator.
+_CUDA_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
 
 class JobFailed(PtqError):
     """A job ended for a reason of its own; the others of its run go on."""
@@ -32,7 +35,7 @@ def reason_of(error: Exception) -> Reason:
         return Reason.BAD_DATA
     if isinstance(error, BadRecipe | BadInput):
         return Reason.BAD_RECIPE
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _CUDA_FULL):
         return Reason.CUDA_OOM
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return Reason.DISK_FULL

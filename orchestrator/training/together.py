@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from orchestrator.training.job import TrainedJob
+from orchestrator.tuning.transfer import sent
 
 
 def apply_together(jobs: Sequence[TrainedJob]) -> Tensor:
@@ -42,7 +43,7 @@ def clip_together(groups: Sequence[Sequence[nn.Parameter]], clips: Sequence[floa
         return norms
     limits = torch.tensor([float("inf") if clip is None else clip for clip in clips], dtype=norms.dtype)
     # As clip_grad_norm_ rounds: a number over a tensor is the number times the tensor's inverse.
-    factors = ((norms + 1e-6).reciprocal() * limits.to(norms.device, non_blocking=True)).clamp(max=1.0).unbind()
+    factors = ((norms + 1e-6).reciprocal() * sent(limits, norms.device)).clamp(max=1.0).unbind()
     torch._foreach_mul_(flat, [f for f, group in zip(factors, gradients, strict=True) for _ in group])
     return norms
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from orchestrator.errors import BadInput
-from orchestrator.tuning import rotary
+from orchestrator.tuning import injection, rotary
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.injection import Prefixes
 from orchestrator.tuning.layout import labelled, lay_out, row_lengths, seen_rows, starts_of, window
 from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
+from orchestrator.tuning.transfer import numbers, sent
 
 
 @dataclass(frozen=True)
@@ -150,26 +151,26 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     lengths = row_lengths(host, batch, [prompt.prefix_length for prompt in prompts])
     asked = labelled(host, rows)
     starts = starts_of(asked[0], len(rows))
-    row_of, columns, labels = (t.to(host.device, non_blocking=True) for t in asked)
-    rows, batch = rows.to(host.device), batch.to(host.device)
+    row_of, columns, labels = (sent(t, host.device) for t in asked)
+    rows, text_mask = rows.to(host.device), sent(batch.text_mask, host.device)
     inputs = _inputs(host, rows, prompts)
     whole = rows.labels is not None or host.kind != "seq2seq"
     if whole:
         inputs |= _decoder_inputs(host, rows)
     active = _prefixes(host, rows, prompts)
-    with rotary.of_rows(lengths):
+    with rotary.of_rows(lengths), injection.padded(rows.padded):
         logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
     given = None if states is None else _as_given(states, rows, batch)
-    return Output(logits, labels, row_of, given, batch.text_mask, starts, scored)
+    return Output(logits, labels, row_of, given, text_mask, starts, scored)
 
 
 def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
     """[1, T] tokens through the base: what it is not asked for is left out."""
     layout = lay_out(host, rows, batch, [prompt.prefix_length for prompt in prompts])
-    row_of, labels, asked, positions = (
-        t.to(host.device, non_blocking=True) for t in (layout.row_of, layout.labels, layout.asked, layout.positions)
+    row_of, labels, asked, positions, text_mask = (
+        sent(t, host.device) for t in (layout.row_of, layout.labels, layout.asked, layout.positions, layout.text_mask)
     )
-    line, batch = layout.line.to(host.device), batch.to(host.device)
+    line = layout.line.to(host.device)
     inputs: dict[str, Any] = {
         "inputs_embeds": _embedded(host, line.ids[None], line.prompts[None], prompts),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=host.device),  # taken as it is, and not read
@@ -183,7 +184,7 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
-    return Output(logits, labels, row_of, states, batch.text_mask, layout.starts, scored)
+    return Output(logits, labels, row_of, states, text_mask, layout.starts, scored)
 
 
 def _called(
@@ -215,7 +216,7 @@ def _called(
 def _prefixes(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> Prefixes | None:
     seen_from = None
     if any(batch.infix_at):
-        infix = torch.tensor(batch.infix_at, device=host.device)
+        infix = numbers(batch.infix_at, host.device)
         seen_from = torch.where(infix > 0, batch.starts + infix, 0)
     return Prefixes.of(prompts, batch.prompt_index, host.dtype, seen_from)
 
@@ -227,10 +228,10 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:
-        shifts = torch.tensor([prompt.prefix_length for prompt in prompts], device=host.device)[batch.prompt_index]
+        shifts = numbers([prompt.prefix_length for prompt in prompts], host.device)[batch.prompt_index]
         counted = (batch.attention_mask.cumsum(1) - 1).clamp_min(0)
         if any(batch.infix_at):  # what stands before an infix keeps its place
-            shift = shifts[:, None] * (counted >= torch.tensor(batch.infix_at, device=host.device)[:, None])
+            shift = shifts[:, None] * (counted >= numbers(batch.infix_at, host.device)[:, None])
         else:
             shift = shifts[:, None]
         inputs["position_ids"] = counted + shift + host.first_position
@@ -244,7 +245,7 @@ def _embedded(host: BaseHost, ids: Tensor, prompt_of: Tensor, prompts: Sequence[
     if not tables:
         return text
     sizes = [prompt.slots for prompt in prompts]
-    firsts = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))], device=text.device)
+    firsts = numbers([sum(sizes[:i]) for i in range(len(sizes))], text.device)
     virtual = ids < 0
     index = torch.where(virtual, firsts[prompt_of] - ids - 1, 0)
     # Not index_select: the backward of an embedding adds up in a fixed order on CUDA too.

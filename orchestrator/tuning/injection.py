@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.transfer import numbers
 
 NAME = "ptq"  #: of our attention function in transformers' table
 
@@ -179,7 +180,27 @@ class Injector:
 def register() -> None:
     """Make our attention function known to transformers; doing it again changes nothing."""
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+@contextmanager
+def padded(known: bool) -> Iterator[None]:
+    """Whether any row of the forwards inside is padded, for `mask`."""
+    token = _PADDED.set(known)
+    try:
+        yield
+    finally:
+        _PADDED.reset(token)
+
+
+def mask(*sizes: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """transformers' own, which leaves a mask out where no row is padded, and waits for a GPU to say whether."""
+    known = _PADDED.get()
+    if attention_mask is not None and known is False:
+        attention_mask = None
+    if attention_mask is not None and known:
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*sizes, attention_mask=attention_mask, **options)
 
 
 @contextmanager
@@ -247,6 +268,7 @@ def checkpoint_layers(model: nn.Module, injector: Injector, on: bool) -> None:
 
 
 _RECORDING: ContextVar[list[Call] | None] = ContextVar("ptq_recording", default=None)
+_PADDED: ContextVar[bool | None] = ContextVar("ptq_padded", default=None)  # None: nobody has said
 
 
 def _checkpointed(injector: Injector, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -268,7 +290,7 @@ def _stack(prefixes: Sequence[Tensor | None], device: torch.device, dtype: torch
     stacked = torch.stack([functional.pad(prefix, (0, 0, 0, longest - prefix.shape[3])) for prefix in moved])
     if min(lengths) == longest:
         return stacked, None
-    return stacked, torch.tensor([[column < length for column in range(longest)] for length in lengths], device=device)
+    return stacked, numbers([[column < length for column in range(longest)] for length in lengths], device)
 
 
 def _is_causal(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:

@@ -25,6 +25,7 @@ class Layout:
     asked: Tensor  #: [M]: the token of the line that predicts it
     starts: list[int]  #: [B + 1]: where each row's labels begin
     lengths: Tensor | None  #: [1, T]: of the token's row, where rotary angles depend on it
+    text_mask: Tensor  #: [B, S] of the caller's batch
 
 
 def lay_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: Sequence[int]) -> Layout:
@@ -47,6 +48,7 @@ def lay_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: Sequence[
         asked=line.at[row_of, columns],
         starts=starts_of(row_of, len(rows)),
         lengths=None if lengths is None else lengths[line.rows, 0][None],
+        text_mask=batch.text_mask,
     )
 
 

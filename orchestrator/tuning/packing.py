@@ -12,7 +12,7 @@ A span's padding repeats the span's own tokens, never another row's: 0 times a n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from orchestrator.tuning import varlen
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import RowBatch
+from orchestrator.tuning.transfer import each, sent
 
 #: Spans are grouped by size while each further group saves so many cells of attention (a cell: one token looking at
 #: one token). A group costs about ten small operations a layer, 100 microseconds.
@@ -82,7 +83,11 @@ class Line:
     causal: bool
 
     def to(self, device: torch.device) -> Line:
-        return self if self.ids.device == device else _moved(self, device)
+        """All that a forward asks for; `columns` and `rows` only the layout does."""
+        if self.ids.device == device:
+            return self
+        moved: Line = each(self, lambda tensor: sent(tensor, device), but=("columns", "rows"))
+        return moved
 
     @classmethod
     def of(
@@ -277,17 +282,3 @@ def _alike(spans: Sequence[Span]) -> list[list[Span]]:
                 continue
         groups.append([span])
     return groups
-
-
-def _moved(one: Any, device: torch.device) -> Any:
-    """A frozen dataclass with all its tensors on `device`."""
-    moved: dict[str, Any] = {}
-    for field in fields(one):
-        value = getattr(one, field.name)
-        if isinstance(value, Tensor):
-            moved[field.name] = value.to(device, non_blocking=True)
-        elif is_dataclass(value):
-            moved[field.name] = _moved(value, device)
-        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
-            moved[field.name] = tuple(_moved(part, device) for part in value)
-    return replace(one, **moved)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from orchestrator.tuning.transfer import sent
+
 
 def install(model: nn.Module) -> bool:
     """Give each row its own angles wherever they depend on its length; whether they do anywhere."""
@@ -80,13 +82,13 @@ def _angles(
     regimes, plain = _regimes(module, kind, layer_type, lengths), inspect.unwrap(type(module).forward)
     made: Any = None
     for regime in regimes.unique().tolist():
-        _forget(module, layer_type)
+        _forget(module, layer_type, x.device)
         forward(x, position_ids.new_full((1, 1), regime - 1), **named)  # a last position chooses the frequencies
         angles = plain(module, x, position_ids, **named)
         own = angles if isinstance(angles, tuple) else (angles,)
-        here = (regimes == regime)[..., None].to(x.device, non_blocking=True)
+        here = sent((regimes == regime)[..., None], x.device)
         made = own if made is None else [torch.where(here, new, old) for new, old in zip(own, made, strict=True)]
-    _forget(module, layer_type)
+    _forget(module, layer_type, x.device)
     return tuple(made) if len(made) > 1 else made[0]
 
 
@@ -99,9 +101,12 @@ def _regimes(module: Any, kind: str, layer_type: str | None, lengths: Tensor) ->
     return lengths.clamp_min(module.original_max_seq_len)
 
 
-def _forget(module: Any, layer_type: str | None) -> None:
+def _forget(module: Any, layer_type: str | None, device: torch.device) -> None:
     """As it was made: dynamic NTK goes on with the angles of the longest row it has seen."""
     before = "" if layer_type is None else f"{layer_type}_"
     original = getattr(module, f"{before}original_inv_freq")
+    if original.device != device:  # no buffer: where the model goes it stays behind, to be copied at every forward
+        original = original.to(device)
+        setattr(module, f"{before}original_inv_freq", original)
     getattr(module, f"{before}inv_freq").copy_(original)
     setattr(module, f"{before}max_seq_len_cached", module.original_max_seq_len)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from orchestrator.tuning.transfer import each, sent
 
 Side = Literal["left", "right"]
 
@@ -48,6 +50,7 @@ class RowBatch:
     side: Side  #: where the padding is
     slots: tuple[tuple[int, int], ...]  #: of each row: its prompt and how many of its virtual tokens it reaches
     infix_at: tuple[int, ...]  #: of each row
+    padded: bool  #: on the host: whether any row is shorter than the longest
 
     @classmethod
     def collate(cls, rows: Sequence[Row], *, pad_id: int, side: Side = "right") -> RowBatch:
@@ -69,17 +72,14 @@ class RowBatch:
             side=side,
             slots=tuple((row.prompt, max(0, -min(row.ids))) for row in rows),
             infix_at=tuple(row.infix_at for row in rows),
+            padded=min(lengths) < width,
         )
 
     def to(self, device: torch.device | str) -> RowBatch:
         if self.input_ids.device == torch.device(device):
             return self
-        # To the CPU a copy has to be awaited: who reads it at once would read what lay there before.
-        late = torch.device(device).type != "cpu"
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=late) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        moved: RowBatch = each(self, lambda tensor: sent(tensor, device))
+        return moved
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -112,7 +112,8 @@ class RowBatch:
         lengths = torch.minimum(asked.amax(1).clamp_min(1), self.lengths)
         width = int(lengths.max())
         mask = (torch.arange(width, device=lengths.device) < lengths[:, None]).long()
-        return replace(self, input_ids=self.input_ids[:, :width], attention_mask=mask, lengths=lengths)
+        padded = int(lengths.min()) < width
+        return replace(self, input_ids=self.input_ids[:, :width], attention_mask=mask, lengths=lengths, padded=padded)
 
     def columns_from(self, side: Side) -> Tensor:
         """[B, S]: for each column with the padding on `side`, the column it has here."""

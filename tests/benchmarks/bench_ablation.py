@@ -1,6 +1,6 @@
 """Each part of the fast path turned off alone, and all of them: one process, the training program itself, in turns.
 
-    python -m tests.benchmarks.bench_ablation FOLDER BASE N TOKENS JOBS STEPS THREADS
+    python -m tests.benchmarks.bench_ablation FOLDER BASE DTYPE DEVICE N TOKENS JOBS STEPS THREADS
 
 Prints one JSON line: {variant: seconds a step}.
 """
@@ -20,27 +20,27 @@ from orchestrator.training import run
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.host import BaseHost
 from tests.benchmarks.bench_measure import step_seconds
-from tests.benchmarks.bench_page import PARTS
+from tests.benchmarks.bench_page import parts_of
 from tests.benchmarks.bench_world import Shape, World
 
 ROUNDS = 2
 
 
-def main(root: str, base: str, *numbers: str) -> None:
+def main(root: str, base: str, dtype: str, device: str, *numbers: str) -> None:
     length, tokens, jobs, steps, threads = map(int, numbers)
-    world, shape = World(Path(root)), Shape(base, length, tokens, jobs, steps)
+    world, shape = World(Path(root)), Shape(base, length, tokens, jobs, steps, dtype=dtype)
     off = dict.fromkeys((field.name for field in dataclasses.fields(Fast)), False)
-    variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in PARTS}, "none": Fast(**off)}
+    variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in parts_of(device)}, "none": Fast(**off)}
     found: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(ROUNDS):
         for name, fast in variants.items():
             BaseHost.fast = fast
             folder = Path(root) / f"ablation-{turn}-{name}"
-            made = world.ptq_run(folder, shape, threads=threads, device="cpu")
+            made = world.ptq_run(folder, shape, threads=threads, device=device)
             with contextlib.redirect_stdout(io.StringIO()):
                 if run.main([str(made.root)]):
                     sys.exit(f"the run of variant {name} failed")
-            found[name] += step_seconds(folder)
+            found[name] += step_seconds(folder, device)
             shutil.rmtree(folder)
     print(json.dumps({name: median(seconds) for name, seconds in found.items()}))
 

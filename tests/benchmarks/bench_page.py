@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 
+from orchestrator.training.environment import hardware
 from orchestrator.tuning.fast import Fast
 from tests.benchmarks.bench_floor import Work
 from tests.benchmarks.report import conditions
 
-#: What can be turned off on a CPU and a base that packs; the others are for a GPU, and for bases that pad.
-PARTS = [field.name for field in fields(Fast) if field.name not in ("varlen", "buckets")]
 Row = Mapping[str, Any]
 #: Between these two lines of docs/explanation/fused-runs.md stands what the page says in short.
 FIGURES, END = "<!-- written by make bench -->", "<!-- until here -->"
+
+
+def parts_of(device: str) -> list[str]:
+    """What can be turned off on this device and a base that packs; `buckets` is for bases that pad."""
+    others = {"buckets"} if device == "cuda" else {"buckets", "varlen"}
+    return [field.name for field in fields(Fast) if field.name not in others]
 
 
 def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int, device: str) -> str:
@@ -26,16 +31,18 @@ def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int
     peaks = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
     where = conditions()
     if device == "cuda":
-        where = where.replace("no GPU", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+        here = hardware(device, 1)
+        card = f"{torch.cuda.get_device_name()}, CUDA {here['cuda']}, driver {here['driver']}"
+        where = where.replace("no GPU", card)
     text = f"""# Against PEFT
 
 The same prompt-tuning jobs (same random base, rows, order, start, AdamW, linear schedule, clip 1.0) as a user of PEFT
 and accelerate trains them, padded by batch, and through ptq's training program. Rows have half to one and a half times
-`tokens` tokens, a quarter of them the target; 8 rows a step, 4 at 512 tokens. {threads} threads. `losses`: the largest
+`tokens` tokens, a quarter of them the target; {_BATCH[device]}. {threads} threads. `losses`: the largest
 relative difference of a job's last loss. The floor: what an exact step needs (prompt once, no padding, logits at labels
 only) where the machine does the best it showed in this run: matrix products {peaks}, memory
 {limits["bandwidth"] / 1e9:.1f} GB/s; the weights are read once in the forward and once in the backward. Tokens are real
-ones, of ptq: neither padding nor repeated prompts. A program's memory is the largest resident size that it ever had.
+ones, of ptq: neither padding nor repeated prompts. A program's memory is {_MEMORY[device]}.
 Ratios above 1: ptq is better.
 """
     if alone and many:
@@ -45,9 +52,12 @@ Ratios above 1: ptq is better.
     if many:
         text += f"\n## Several jobs\n{_SEVERAL}\n\n{_many_table(many, alone, limits)}\n"
     if parts:
-        text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts)}\n"
-    return text + f"\n{where} Made by `make bench{'' if device == 'cpu' else ' --gpu'}`.\n"
+        text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts, parts_of(device))}\n"
+    return text + f"\n{where} Made by `make bench{'' if device == 'cpu' else '-gpu'}`.\n"
 
+
+_BATCH = {"cpu": "8 rows a step, 4 at 512 tokens", "cuda": "8 rows a step"}
+_MEMORY = {"cpu": "the largest resident size that it ever had", "cuda": "the most that torch's allocator ever held"}
 
 _SEVERAL = """\
 PEFT one after another, and side by side as k processes that share the cores. A step is a step of all jobs. Where
@@ -139,12 +149,12 @@ def _many_table(rows: Sequence[Row], alone: Sequence[Row], limits: Row) -> str:
     return _table(columns, lines)
 
 
-def _parts_table(rows: Sequence[Row]) -> str:
-    columns = ["base", "n", "tokens", "k", "ms, everything", *(f"no {part}" for part in PARTS), "none"]
+def _parts_table(rows: Sequence[Row], parts: Sequence[str]) -> str:
+    columns = ["base", "n", "tokens", "k", "ms, everything", *(f"no {part}" for part in parts), "none"]
     lines = []
     for row in rows:
         found = row["seconds"]
-        worth = [f"{found[part] / found['all']:.2f}" for part in PARTS]
+        worth = [f"{found[part] / found['all']:.2f}" for part in parts]
         lines.append(
             [*_head(row, "jobs"), f"{1000 * found['all']:.0f}", *worth, f"**{found['none'] / found['all']:.2f}**"]
         )

@@ -63,8 +63,8 @@ class World:
         folder = self.root / f"base-{name}-{dtype}"
         if not folder.exists():
             torch.manual_seed(1)
-            model = _model(name)
-            model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]).save_pretrained(folder)
+            model = _model(name, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
+            model.save_pretrained(folder)
             _tokenizer(model.config.vocab_size).save_pretrained(folder)
         return folder
 
@@ -160,7 +160,17 @@ def _row(draw: random.Random, tokens: int, vocabulary: int) -> tuple[str, str]:
     return " ".join(words[target:]), " ".join(words[:target])
 
 
-def _model(name: str) -> Any:
+def _model(name: str, dtype: torch.dtype) -> Any:
+    """Random weights, made in the precision in which they are saved: 7B in fp32 would take 28 GB."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return _made(name)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _made(name: str) -> Any:
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if name in BASES:
         vocabulary, width, layers, heads = BASES[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.settings import load_settings, without_secrets
+from orchestrator.settings import load_settings, training_environment, without_secrets
 
 
 def test_home_is_the_variable_else_the_nearest_registry_else_here(tmp_path: Path) -> None:
@@ -64,6 +64,16 @@ def test_a_user_without_a_name_is_a_number(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("os.getuid", lambda: 12345)
     assert load_settings({}, tmp_path).user == "12345"
     assert load_settings({"PTQ_USER": "ada"}, tmp_path).user == "ada"
+
+
+def test_a_run_gets_the_settings_of_its_libraries_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = ("PYTORCH_CUDA_ALLOC_CONF", "CUBLAS_WORKSPACE_CONFIG", "NCCL_DEBUG", "DEEPSPEED_TIMEOUT")
+    for name in (*passed, "HF_TOKEN", "AWS_PROFILE"):
+        monkeypatch.setenv(name, "x")
+    found = training_environment(MORE="y")
+    assert {name: found.get(name) for name in passed} == dict.fromkeys(passed, "x")
+    assert found["MORE"] == "y"
+    assert not {"HF_TOKEN", "AWS_PROFILE"} & found.keys()
 
 
 def test_threads_are_what_is_said_else_a_fair_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

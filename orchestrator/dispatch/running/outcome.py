@@ -16,6 +16,8 @@ _KILLED = re.compile(r"failed \(exitcode: -(\d+)\)|died with <Signals\.SIG\w+: (
 _TOLD_BY_LOG = {
     "CUDA out of memory": Reason.CUDA_OOM,
     "torch.OutOfMemoryError": Reason.CUDA_OOM,
+    "CUDA error: out of memory": Reason.CUDA_OOM,
+    "CUBLAS_STATUS_ALLOC_FAILED": Reason.CUDA_OOM,
     "No space left on device": Reason.DISK_FULL,
     "DefaultCPUAllocator: can't allocate memory": Reason.HOST_OOM,
     "DefaultCPUAllocator: not enough memory": Reason.HOST_OOM,

@@ -139,7 +139,7 @@ def _choose(host: BaseHost, asked: Sequence[Asked], most: int) -> list[list[Answ
     lines: list[list[Tensor]] = [[] for _ in asked]
     for lot in _lots(questions, most):
         owners = [number for number, _ in lot]
-        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id).to(host.device)
+        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id)  # laid out on the CPU
         hidden = any(makers[number].reads_hidden for number in owners)
         output = forward(host, batch, [one.prompt_in_use for one in asked], hidden=hidden)
         for number in dict.fromkeys(owners):
@@ -156,7 +156,7 @@ def _write(host: BaseHost, asked: Sequence[Asked], how: Writing, most: int) -> l
     found: list[list[Answer]] = [[] for _ in asked]
     for lot in _lots(beginnings, most):
         side: Side = "left" if host.kind == "causal" else "right"
-        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id, side=side).to(host.device)
+        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id, side=side)
         prompts = [one.prompt_in_use for one in asked]
         ids = generate(host, batch, prompts, eos_token_ids=how.ends, **how.settings)
         for (number, _), written in zip(lot, ids, strict=True):

@@ -16,6 +16,7 @@ from orchestrator.training.objectives.objective import Example, Fields, Share, a
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.rows import Row
+from orchestrator.tuning.transfer import numbers
 
 
 class HeadClassification:
@@ -47,7 +48,7 @@ class HeadClassification:
         assert share.hidden is not None
         soft = self._task.soft is not None
         wanted = [example.soft if soft else example.target for example in examples]
-        targets = torch.tensor(wanted, device=share.hidden.device)
+        targets = numbers(wanted, share.hidden.device)
         pooled = dropped(pool(widened(share.hidden), share.text_mask, self._pooling), share, self._dropout)
         scores = head_scores(head, pooled)
         if not soft:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from orchestrator.training.objectives.running_text import hide
 from orchestrator.training.order import batch_rows, mixed_seed
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.rows import Row
+from orchestrator.tuning.transfer import numbers
 
 _BESIDE = 0  #: units of such a row: the loss is averaged over the labelled ones, and these are as many
 
@@ -43,21 +45,23 @@ class HiddenWords:
     def loss_sum(
         self, objective: Objective, share: Share, examples: Sequence[Example], head: nn.Module | None
     ) -> Tensor:
-        extra = torch.tensor([example.units == _BESIDE for example in examples], device=share.row_of.device)
-        lines, total = extra[share.row_of], share.logits.new_zeros(())
-        labelled = [example for example in examples if example.units != _BESIDE]
-        if labelled:
+        device, total = share.logits.device, share.logits.new_zeros(())
+        beside = [example.units == _BESIDE for example in examples]
+        labelled = _Rows.of(share, [row for row, extra in enumerate(beside) if not extra])
+        if labelled.rows:
+            lines = numbers(labelled.lines, device, torch.long)
             part = replace(
                 share,
-                logits=share.logits[~lines],
-                labels=share.labels[~lines],
-                row_of=((~extra).cumsum(0) - 1)[share.row_of[~lines]],
+                logits=share.logits[lines],
+                labels=share.labels[lines],
+                row_of=numbers(labelled.row_of, device, torch.long),
+                starts=labelled.starts,
             )
-            total = total + (1 - self._weight) * objective.loss_sum(part, labelled, head)
-        rows = share.row_of[lines]
+            total = total + (1 - self._weight) * objective.loss_sum(part, [examples[i] for i in labelled.rows], head)
+        hidden = _Rows.of(share, [row for row, extra in enumerate(beside) if extra])
+        lines = numbers(hidden.lines, device, torch.long)
         losses = cross_entropy(widened(share.logits[lines]), share.labels[lines], reduction="none")
-        counts = torch.bincount(rows, minlength=len(examples))
-        return total + self._weight * (losses / counts[rows]).sum()
+        return total + self._weight * (losses / numbers(hidden.counts, device)).sum()
 
     def _example(self, fields: Fields, draw: random.Random) -> Example:
         ids = self._encoder.input_ids(draw.choice(self._templates), fields, limit=self._limit)
@@ -80,3 +84,25 @@ def hidden_words(
     if not labelled:
         raise BadData("no training row has a label", where="task.label")
     return labelled, HiddenWords(method, task, encoder, plain or labelled, recipe.seed)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a share and their lines of logits, counted on the host: a mask would have it wait for a GPU."""
+
+    rows: list[int]
+    lines: list[int]
+    row_of: list[int]  #: of each line, among these rows
+    counts: list[int]  #: of each line: lines of its row
+    starts: list[int]
+
+    @classmethod
+    def of(cls, share: Share, rows: list[int]) -> _Rows:
+        spans = [range(share.starts[row], share.starts[row + 1]) for row in rows]
+        return cls(
+            rows,
+            lines=[line for span in spans for line in span],
+            row_of=[number for number, span in enumerate(spans) for _ in span],
+            counts=[len(span) for span in spans for _ in span],
+            starts=[0, *accumulate(map(len, spans))],
+        )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from orchestrator.training.objectives.objective import Share, widened
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.transfer import numbers
 
 
 def new_linear(host: BaseHost, outputs: int) -> nn.Linear:
@@ -31,6 +32,6 @@ def dropped(states: Tensor, share: Share, probability: float) -> Tensor:
     """
     if probability == 0:
         return states
-    drawn = torch.rand(share.batch, states.shape[-1], device=states.device)[share.positions]
+    drawn = torch.rand(share.batch, states.shape[-1], device=states.device)[numbers(share.positions, states.device)]
     kept = (drawn >= probability) / (1 - probability)
     return states * kept.view(len(kept), *[1] * (states.dim() - 2), -1)

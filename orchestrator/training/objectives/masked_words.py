@@ -26,6 +26,7 @@ from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.transfer import numbers
 
 IGNORED = -100
 MARGIN = 1.0
@@ -74,7 +75,7 @@ class MaskedWords:
                     others.append(at + number)
                     rights.append(at + right)
             at += len(words)
-        places = torch.tensor([others, rights], dtype=torch.long, device=scores.device)
+        places = numbers([others, rights], scores.device, torch.long)
         return (MARGIN - scores[places[1]] + scores[places[0]]).clamp_min(0).sum()
 
     def answers(
@@ -137,7 +138,7 @@ class MaskedWords:
             for start in range(0, len(lots), most):
                 lot = lots[start : start + most]
                 batch = RowBatch.collate([those[0].row(self._encoder.mask) for those in lot], pad_id=host.pad_id)
-                output = forward(host, batch.to(host.device), [prompt])
+                output = forward(host, batch, [prompt])
                 chances = widened(output.logits).log_softmax(-1)
                 for number, those in enumerate(lot):
                     for one in those:
@@ -163,7 +164,7 @@ class _Asked:
 
     def take(self, chances: Tensor, mask: int) -> None:
         """`chances` [masks, V]: fill in the token that is the likeliest at its mask."""
-        own = chances[torch.arange(len(self.left)), torch.tensor(self.left, device=chances.device)]
+        own = chances[torch.arange(len(self.left), device=chances.device), numbers(self.left, chances.device)]
         best = int(own.argmax())
         places = [place for place, token in enumerate(self.ids) if token == mask]
         self.ids[places[best]] = self.left.pop(best)
@@ -205,8 +206,8 @@ def _together(chances: Tensor, asked: Sequence[Words]) -> Tensor:
     padded = [
         [[*word, *[none] * (size - len(word))] for word in [*words, *[[]] * (most - len(words))]] for words in names
     ]
-    places = torch.tensor(padded, dtype=torch.long, device=chances.device)  # [names, words, tokens, 2]
+    places = numbers(padded, chances.device, torch.long)  # [names, words, tokens, 2]
     there = places[..., 0] >= 0
     picked = chances[places[..., 0].clamp_min(0), places[..., 1]].where(there, chances.new_zeros(()))
-    counts = torch.tensor([len(words) for words in names], device=chances.device)
+    counts = numbers([len(words) for words in names], chances.device)
     return picked.sum((1, 2)) / counts

@@ -43,6 +43,7 @@ class Share:
     positions: Sequence[int]  #: of the rows in the job's batch of this step
     batch: int  #: rows of that batch, on all ranks and in all passes together
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with
+    starts: Sequence[int] = ()  #: [rows + 1], on the host: where each row's lines begin, and their number
 
     @classmethod
     def of(cls, output: Output, first: int, positions: Sequence[int], batch: int) -> Share:
@@ -59,6 +60,7 @@ class Share:
             positions=positions,
             batch=batch,
             scored=None if output.scored is None else output.scored[mine],
+            starts=[start - mine.start for start in output.starts[first : first + rows + 1]],
         )
 
 

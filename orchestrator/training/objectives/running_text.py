@@ -64,7 +64,7 @@ class RunningText:
     ) -> list[str]:
         """`<sum of losses> <tokens>` of each row: what `tasks.metrics.perplexity` reads."""
         batch = RowBatch.collate([self.example(fields).row for fields in rows], pad_id=host.pad_id)
-        output = forward(host, batch.to(host.device), [prompt if tuned else Prompt.empty()])
+        output = forward(host, batch, [prompt if tuned else Prompt.empty()])
         losses = cross_entropy(output.logits.float(), output.labels, reduction="none").double()
         sums = torch.zeros(len(rows), device=losses.device, dtype=torch.float64).index_add(0, output.row_of, losses)
         counts = torch.bincount(output.row_of, minlength=len(rows))

@@ -23,6 +23,7 @@ from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.transfer import numbers
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class SpanFinding:
         hidden = dropped(share.hidden, share, self._task.head.dropout)
         total = hidden.new_zeros((), dtype=torch.float32)
         for number, example in enumerate(examples):
-            scores = head_scores(head, hidden[number, list(example.places)])
-            wanted = torch.tensor([example.places.index(place) for place in example.targets], device=scores.device)
+            scores = head_scores(head, hidden[number, numbers(example.places, hidden.device)])
+            wanted = numbers([example.places.index(place) for place in example.targets], scores.device)
             total = total + cross_entropy(scores.T, wanted)
         return total
 
@@ -80,7 +81,7 @@ class SpanFinding:
         best: dict[int, tuple[float, str]] = {}
         for start in range(0, len(owners), len(rows)):  # as many at a time as the recipe's eval_batch_size
             part = owners[start : start + len(rows)]
-            batch = RowBatch.collate([window.row for _, window in part], pad_id=host.pad_id).to(host.device)
+            batch = RowBatch.collate([window.row for _, window in part], pad_id=host.pad_id)
             hidden = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True).hidden
             assert hidden is not None
             for states, (number, window) in zip(hidden, part, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +19,7 @@ from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.transfer import numbers
 
 
 class Tagging:
@@ -50,15 +50,16 @@ class Tagging:
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
         assert share.hidden is not None
         hidden = dropped(share.hidden, share, self._task.head.dropout)
-        states = torch.cat([hidden[i, list(example.places)] for i, example in enumerate(examples)])
-        targets = torch.tensor([number for example in examples for number in example.targets], device=states.device)
-        return cross_entropy(head_scores(head, states), targets, reduction="sum")
+        places = [(i, place) for i, example in enumerate(examples) for place in example.places]
+        row, column = numbers(places, hidden.device).unbind(1)
+        targets = numbers([number for example in examples for number in example.targets], hidden.device)
+        return cross_entropy(head_scores(head, hidden[row, column]), targets, reduction="sum")
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
     ) -> list[str]:
         made = [self._row(fields, tuned=tuned) for fields in rows]
-        batch = RowBatch.collate([row for row, _ in made], pad_id=host.pad_id).to(host.device)
+        batch = RowBatch.collate([row for row, _ in made], pad_id=host.pad_id)
         output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
         assert output.hidden is not None
         found = []

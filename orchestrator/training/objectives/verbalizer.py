@@ -16,6 +16,7 @@ from orchestrator.training.objectives.classes import Classes, refuse_alike
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, no_head, widened
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.rows import Row
+from orchestrator.tuning.transfer import Constants
 
 IGNORED = -100
 
@@ -30,6 +31,7 @@ class VerbalizerClassification:
         self.names = self._classes.names
         self.tokens = [[_one_token(encoder, word) for word in words] for words in task.labels.values()]
         refuse_alike(task.labels, [[[token] for token in tokens] for tokens in self.tokens])
+        self._columns = Constants(self.tokens)
         self.metrics = task.metrics
         self.head = no_head
         self.references = self._classes.references
@@ -62,7 +64,7 @@ class VerbalizerClassification:
 
     def _scores(self, logits: Tensor) -> Tensor:
         """[rows, V] -> [rows, labels]."""
-        return torch.stack([widened(logits[:, words]).mean(-1) for words in self.tokens], dim=-1)
+        return torch.stack([widened(logits[:, words]).mean(-1) for words in self._columns.on(logits.device)], dim=-1)
 
     def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
         ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)

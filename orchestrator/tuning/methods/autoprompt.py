@@ -16,6 +16,7 @@ from orchestrator.recipe import methods as recipe
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import starting
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.transfer import numbers
 
 _AT_A_TIME = 8192  #: words whose embeddings are looked up in one call, as in `neighbours`
 
@@ -41,7 +42,8 @@ class AutoPrompt(nn.Module):
     def prompt_with(self, slot: int, token: int) -> Prompt:
         """The prompt with another word at one slot."""
         embeddings = self.embeddings.detach().clone()
-        embeddings[slot] = starting.embedded(self._host, torch.tensor([token]))[0].to(embeddings)
+        with torch.no_grad():
+            embeddings[slot] = self._host.embed(numbers([[token]], self._host.device))[0, 0].to(embeddings)
         return Prompt(embeddings)
 
     @torch.no_grad()
@@ -52,11 +54,12 @@ class AutoPrompt(nn.Module):
     @torch.no_grad()
     def promising(self, slot: int, gradient: Tensor, count: int, forbidden: Iterable[int]) -> list[int]:
         """The words whose embeddings lower the loss most to first order (Ebrahimi et al. 2018, HotFlip): [H] -> ids."""
-        size = min(self._host.vocab_size, len(self._host.tokenizer))
-        gains = torch.empty(size)
-        for start in range(0, size, _AT_A_TIME):
-            ids = torch.arange(start, min(start + _AT_A_TIME, size))
-            gains[start : start + _AT_A_TIME] = -starting.embedded(self._host, ids) @ gradient.float().cpu()
-        gains[[token for token in {*forbidden, int(self.tokens[slot])} if token < size]] = float("-inf")
+        size, device = min(self._host.vocab_size, len(self._host.tokenizer)), self._host.device
+        pieces = [
+            torch.arange(start, min(start + _AT_A_TIME, size), device=device) for start in range(0, size, _AT_A_TIME)
+        ]
+        gains = torch.cat([-self._host.embed(ids[None])[0].float() @ gradient.float() for ids in pieces])
+        gains[numbers([token for token in forbidden if token < size], device, torch.long)] = float("-inf")
+        gains[self.tokens[slot : slot + 1]] = float("-inf")
         best = gains.topk(min(count, size))
-        return [int(i) for i, gain in zip(best.indices, best.values, strict=True) if gain > float("-inf")]
+        return [i for i, gain in zip(best.indices.tolist(), best.values.tolist(), strict=True) if gain > float("-inf")]

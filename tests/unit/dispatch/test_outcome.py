@@ -60,6 +60,8 @@ def test_work_that_was_done_when_the_cancel_came_counts() -> None:
         ({"log": LOG_AFTER_ANOTHER_RANKS_FAULT}, (JobResult.FAILED, Reason.CRASHED)),
         ({"told": Report(stopped=True)}, (None, Reason.PROCESS_KILLED)),
         ({"log": "torch.OutOfMemoryError: CUDA out of memory"}, (JobResult.FAILED, Reason.CUDA_OOM)),
+        ({"log": "torch.AcceleratorError: CUDA error: out of memory"}, (JobResult.FAILED, Reason.CUDA_OOM)),
+        ({"log": "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"}, (JobResult.FAILED, Reason.CUDA_OOM)),
         ({"told": Report(failed={"reason": "nan_loss", "message": ""})}, (JobResult.FAILED, Reason.NAN_LOSS)),
         ({"told": Report(failed={"reason": "crashed"}), "log": LOG_OF_TORCHRUN}, (None, Reason.PROCESS_KILLED)),
         ({"told": Report(failed={"reason": "what?"})}, (JobResult.FAILED, Reason.CRASHED)),

@@ -13,7 +13,7 @@ from orchestrator.errors import BadData, PtqError
 from orchestrator.states import Reason
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
-from orchestrator.training.failures import reason_of
+from orchestrator.training.failures import out_of_memory, reason_of
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.tuning import Prompt
 
@@ -173,3 +173,17 @@ def test_an_evaluation_that_runs_out_of_memory_goes_on_in_halves(size: int) -> N
 def test_an_evaluation_whose_single_row_does_not_fit_ends() -> None:
     with pytest.raises(RuntimeError, match="allocate memory"):
         scored(Greedy(room=0), 3, processes())
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_what_wants_memory_is_told_from_other_faults(error: Exception, full: bool) -> None:
+    assert out_of_memory(error) is full

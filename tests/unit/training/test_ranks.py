@@ -6,17 +6,22 @@ import errno
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import DeepSpeedPlugin
 from ranks import on_two_ranks
 from training_fixtures import MadeRun, make_run, recipe
+from transformers.integrations import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import deepspeed_config
 
 from orchestrator.cost import Cost
 from orchestrator.events import EventWriter
 from orchestrator.jobspec import RunSpec
 from orchestrator.training import calibrate, evaluate, finish, job, run, search, step
+from orchestrator.training.distributed import Processes, load_as
 from orchestrator.training.job import TrainedJob
 from orchestrator.tuning.host import BaseHost
 
@@ -171,10 +176,24 @@ def test_ranks_with_a_sharded_base_run_every_forward(
                 file.write(f"{list(ids.shape)}\n")
             return asked(self, ids)
 
-        run.place = lambda *_: None
+        run.load_as = run.place = lambda *_: None
         BaseHost.embed = embed
 
     assert on_two_ranks(made, count, zero=3) == [0, 0]
     same(made, whole, 0, 1)
     first, second = ((counts / str(number)).read_text().splitlines() for number in range(2))
     assert len(first) == len(second) > 10
+
+
+@pytest.mark.parametrize(("dtype", "narrow"), [("bf16", ["bf16"]), ("fp32", []), ("fp16", ["fp16"])])
+def test_zero_3_loads_a_base_in_its_own_precision(dtype: str, narrow: list[str]) -> None:
+    """What transformers hands to `deepspeed.zero.Init`, which makes everything fp32 unless this says otherwise."""
+    plugin = DeepSpeedPlugin(zero_stage=3)
+    state = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    load_as(Processes(state, 0, 2, torch.device("cpu"), 3), dtype)  # type: ignore[arg-type]
+    try:
+        told = deepspeed_config()
+        assert [kind for kind in ("bf16", "fp16") if told[kind]["enabled"]] == narrow
+        assert told["zero_optimization"]["stage"] == 3
+    finally:
+        unset_hf_deepspeed_config()
