@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from orchestrator.training.extensions import clear_stale_locks, extensions_folder
+from orchestrator.training.extensions import alone_in, extensions_folder, load_communication
 from orchestrator.tuning.host import BaseHost
 
 #: How long ranks wait for one of them. NCCL's default are 10 minutes, and the first rank alone reads all of a large
@@ -84,8 +84,11 @@ def join(*, device: str, processes: int, zero: int | None) -> Processes:
     grouped = processes > 1 or zero is not None
     backend = {"backend": "gloo"} if device == "cpu" else {}  # accelerate's own choice would be none, on a card nccl
     group = [InitProcessGroupKwargs(timeout=PATIENCE, **backend)] if grouped else []
-    if zero is not None:
-        clear_stale_locks(extensions_folder())
+    if zero is not None and device == "cpu":
+        load_communication()
+    elif zero is not None:
+        with alone_in(extensions_folder()):
+            pass  # no lock file of a dead process is left
     # `Accelerator(cpu=True)` silently drops DeepSpeed; with DeepSpeed the launcher has already chosen the device.
     accelerator = Accelerator(cpu=device == "cpu" and zero is None, kwargs_handlers=group)
     if (zero is not None) != (accelerator.distributed_type == DistributedType.DEEPSPEED):

@@ -1,37 +1,66 @@
 """The lock files of torch's compiled extensions (DeepSpeed builds one for its communication on CPU).
 
-torch marks a build or a load by a file named `lock`, and everybody else waits until it is gone. A process that is
-killed meanwhile leaves it behind, and every later run with DeepSpeed would wait for ever, silently.
+torch marks a build or a load by a file named `lock` (`torch.utils.file_baton`), and everybody else waits until it is
+gone. A process that is killed meanwhile leaves it behind, and every later run with DeepSpeed would wait for ever,
+silently.
 """
 
 from __future__ import annotations
 
 import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from torch.utils.cpp_extension import _get_build_directory
 
+_OP = "deepspeed_shm_comm"
+_LOOK_SECONDS = 0.2  # at another program's lock
+
+
+def load_communication() -> None:
+    """DeepSpeed's op for sums between processes on CPU, compiled the first time on a machine (about 25 s).
+
+    Loaded here, before DeepSpeed does, which then takes what is loaded: nobody waits for torch's lock file.
+    """
+    from deepspeed.comm.torch import build_shm_op  # heavy, and needed with DeepSpeed only
+
+    with alone_in(extensions_folder(), _OP):
+        build_shm_op()
+
 
 def extensions_folder() -> Path:
     """Where this torch keeps the extensions that it compiles, one folder each."""
-    return Path(_get_build_directory("deepspeed_shm_comm", verbose=False)).parent
+    return Path(_get_build_directory(_OP, verbose=False)).parent
 
 
-def clear_stale_locks(folder: Path) -> list[Path]:
-    """Remove the lock files below `folder` that nobody holds; returns them.
+@contextmanager
+def alone_in(folder: Path, extension: str | None = None) -> Iterator[None]:
+    """One process of ptq at a time inside, and no lock file below `folder` of a process that was killed.
 
-    A holder keeps its lock file open. While a stale one exists nobody can make a new one, and stale ones are removed
-    under a lock of our own, so a live one is never taken for stale.
+    The kernel takes our lock from a holder that dies, however it dies: whoever waits goes on, and finds the file that
+    the dead one has left. `extension`: nobody else works on it either: another program knows nothing of our lock.
     """
     with (folder / ".ptq-guard").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        locks = [lock.resolve() for lock in folder.glob("*/lock")]
-        held = _held() if locks else set()
-        stale = [lock for lock in locks if lock not in held]
-        for lock in stale:
-            lock.unlink()
-    return stale
+        _clear_stale_locks(folder)
+        while extension is not None and (folder / extension / "lock").exists():
+            time.sleep(_LOOK_SECONDS)
+            _clear_stale_locks(folder)
+        yield
+
+
+def _clear_stale_locks(folder: Path) -> None:
+    """A holder keeps its lock file open, so what no process has open is stale. While a stale one exists nobody can make
+    a new one, and stale ones are removed under our lock, so a live one is never taken for stale."""
+    locks = [lock.resolve() for lock in folder.glob("*/lock")]
+    held = _held() if locks else set()
+    for lock in locks:
+        if lock not in held:
+            lock.unlink(missing_ok=True)  # it may have been let go of in the meantime
+            print(f"removed {lock}: whoever compiled or loaded there was killed", flush=True)
 
 
 def _held() -> set[Path]:

@@ -22,10 +22,12 @@ def test_two_processes_train_what_one_does(zero: int | None, tmp_path: Path) -> 
     # 3 rows do not divide by 2, and the second rank has rows for one of the two passes only.
     wanted = recipe(METHOD, train__steps=8, train__batch_size=3, train__accumulation=2, train__lr=0.01)
     one = launch(tmp_path / "one", [wanted], base=base, dataset=dataset, processes=1, zero=None).run
+    # While it is there, both compute their layers again in the backward, the first job's prefixes in them too.
     guest = recipe({"type": "prompt-tuning", "length": 2}, train__steps=4)
+    again = recipe({"type": "prompt-tuning", "length": 2}, train__steps=4, train__gradient_checkpointing=True)
     joins = [(0, 0, lambda stage: stage.join(1))]
     both = {"base": base, "dataset": dataset, "processes": 2, "zero": zero}
-    two = launch_scripted(tmp_path / "two", [wanted, guest], joins, **both).made
+    two = launch_scripted(tmp_path / "two", [wanted, again], joins, **both).made
     assert two.events(kind="started")[0]["processes"] == 2
     assert largest_difference(one, two) < 1e-4
     prompts = [load_file(run.jobs[0].artifact(1) / "prompt.safetensors") for run in (one, two)]
