@@ -60,9 +60,6 @@ def lora_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
         found.append(Finding(("resources", "zero"), "lora changes layers of an unsharded base; take zero out"))
     if recipe.train.base_lr is not None:
         found.append(Finding(("train", "base_lr"), "lora changes a base that stands still; take base_lr out"))
-    if recipe.base.dtype != "fp32":
-        what = f"{recipe.base.dtype} would round the change away where it is added to the weights; write fp32"
-        found.append(Finding(("base", "dtype"), what))
     wanted = QUERIES_AND_VALUES if method.targets is None else frozenset(method.targets)
     there = frozenset(facts.layer_names)
     missing = sorted(wanted - there)

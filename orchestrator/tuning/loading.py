@@ -16,7 +16,7 @@ from orchestrator.paths import read_json
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.forward import generate
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.own_weights import load_weights, take_weights
+from orchestrator.tuning.own_weights import load_brought, put_in
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.tuning.rows import Row, RowBatch
 from orchestrator.weights import fingerprint
@@ -75,6 +75,6 @@ def load(
         raise BadInput("these are not the weights that the artifact was trained on", where=str(weights))
     precision = dtype or str(facts["recipe"]["base"]["dtype"])
     host = BaseHost.load(weights, kind=facts["base"]["kind"], dtype=precision, device=device)
-    take_weights(host, load_weights(folder, host))
+    put_in(host, load_brought(folder, host))
     prompt, head = load_prompt(folder)
     return Loaded(host, prompt, head, facts)

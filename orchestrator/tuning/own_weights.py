@@ -1,9 +1,13 @@
-"""The base's own weights where a job trains them: all of them, or its biases. Such a job has the base for itself."""
+"""The base's own weights where a job trains them: all of them, or its biases. Such a job has the base for itself.
+
+And what an artifact brings for its base: such weights, or LoRA's changes beside its layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +19,7 @@ from torch import Tensor, nn
 from orchestrator.errors import BadInput
 from orchestrator.paths import write_atomic
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.methods.lora import merged_weights
+from orchestrator.tuning.methods.lora import Change, add_changes, beside, load_changes
 
 FILE = "base.safetensors"  #: the trained ones, by the names of the model's parameters
 
@@ -65,11 +69,22 @@ def save_weights(folder: Path, weights: OwnWeights) -> None:
     write_atomic(folder / FILE, save(ready, metadata={"format": "pt"}))
 
 
-def load_weights(folder: Path, host: BaseHost) -> dict[str, Tensor]:
-    """The weights that an artifact's base has instead of its own; none where it has none. Raises BadInput."""
+@dataclass(frozen=True)
+class Brought:
+    """What the base has of an artifact."""
+
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  #: in place of its own, by their names
+    changes: Mapping[str, Change] = field(default_factory=dict)  #: beside its layers, by their names
+
+    def __bool__(self) -> bool:
+        return bool(self.weights or self.changes)
+
+
+def load_brought(folder: Path, host: BaseHost) -> Brought:
+    """Nothing where the artifact leaves the base as it is. Raises BadInput."""
     path = folder / FILE
     if not path.is_file():
-        return merged_weights(folder, host)
+        return Brought(changes=load_changes(folder, host))
     try:
         tensors = load(path.read_bytes())
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -78,20 +93,27 @@ def load_weights(folder: Path, host: BaseHost) -> dict[str, Tensor]:
     wrong = [name for name, t in tensors.items() if name not in named or named[name].shape != t.shape]
     if wrong:
         raise BadInput(f"`{wrong[0]}` is no weight of this base, or has another shape", where=str(path))
-    return {name: tensor.to(named[name]) for name, tensor in tensors.items()}
+    return Brought({name: tensor.to(named[name]) for name, tensor in tensors.items()})
 
 
 @contextmanager
-def in_place(host: BaseHost, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The base with these weights instead of its own, inside. Nothing is copied."""
-    before = take_weights(host, weights)
+def in_place(host: BaseHost, brought: Brought) -> Iterator[None]:
+    """The base with what an artifact brings, inside. No weight is copied."""
+    before = _take(host, brought.weights)
     try:
-        yield
+        with beside(host, brought.changes):
+            yield
     finally:
-        take_weights(host, before)
+        _take(host, before)
 
 
-def take_weights(host: BaseHost, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def put_in(host: BaseHost, brought: Brought) -> None:
+    """The same for good."""
+    _take(host, brought.weights)
+    add_changes(host, brought.changes)
+
+
+def _take(host: BaseHost, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put these in place of the base's own, which are returned."""
     named = dict(host.model.named_parameters())
     before = {name: named[name].data for name in weights}

@@ -1,12 +1,14 @@
 """LoRA (Hu et al. 2022): a low-rank change beside some of the base's linear layers; the row to compare prompts with.
 
-The layers stay as they are: hooks add to what they give, so the base moves in no bit. What is kept are the files that
-PEFT's `save_pretrained` writes; whoever uses them adds the product to the weights.
+The layers stay as they are: hooks add to what they give, so the base moves in no bit. The change itself is fp32 and
+stays beside the weights, in use as in training: added to weights in bf16 most of it would be rounded away (8 bits of a
+number are kept), and what was scored would not be what predicts. What is kept are the files that PEFT's
+`save_pretrained` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from orchestrator.errors import BadInput, MethodDoesNotFit
@@ -52,9 +55,9 @@ class Lora(nn.Module):
         self._transposed = any(isinstance(layer, Conv1D) for layer in chosen.values())
         self.changes = nn.ModuleDict()
         for name, layer in chosen.items():
-            change = Change(*_sizes(layer), config.rank, config.alpha / config.rank, generator)
+            change = Change.new(*_sizes(layer), config.rank, config.alpha / config.rank, generator)
             self.changes[name.replace(".", "/")] = change  # a module's name holds no dots
-            layer.register_forward_hook(self._adding(change))
+            layer.register_forward_hook(_adding(change, lambda: self._on))
 
     def prompt(self) -> Prompt:
         return Prompt.empty()
@@ -82,43 +85,66 @@ class Lora(nn.Module):
             "fan_in_fan_out": self._transposed, "base_model_name_or_path": base,
         })  # fmt: skip
 
-    def _adding(self, change: Change) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return output + change(inputs[0]).to(output.dtype) if self._on else output
-
-        return hook
-
 
 class Change(nn.Module):
-    """B A x · alpha / rank: A as a linear layer starts, B from zero."""
+    """B A x · alpha / rank."""
 
-    def __init__(self, inputs: int, outputs: int, rank: int, scale: float, generator: torch.Generator) -> None:
+    def __init__(self, A: Tensor, B: Tensor, scale: float) -> None:
+        """`A` [rank, inputs], `B` [outputs, rank]."""
         super().__init__()
-        self.A = nn.Parameter(starting.linear(inputs, rank, generator).weight.detach())
-        self.B = nn.Parameter(torch.zeros(outputs, rank))
-        self.scale = scale
+        self.A, self.B, self.scale = nn.Parameter(A), nn.Parameter(B), scale
+
+    @classmethod
+    def new(cls, inputs: int, outputs: int, rank: int, scale: float, generator: torch.Generator) -> Change:
+        """A as a linear layer starts, B from zero."""
+        return cls(starting.linear(inputs, rank, generator).weight.detach(), torch.zeros(outputs, rank), scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, inputs] -> […, outputs], in the precision of what is trained."""
         return x.to(self.A.dtype) @ self.A.T @ self.B.T * self.scale
 
 
-def merged_weights(artifact: Path, host: BaseHost) -> dict[str, Tensor]:
-    """The base's weights with an artifact's change added, by their names; none where it holds none. Raises BadInput."""
+def load_changes(artifact: Path, host: BaseHost) -> dict[str, Change]:
+    """An artifact's, by the names of their layers; none where it holds none. Raises BadInput."""
     folder = artifact / KEPT
     if not (folder / CONFIG).is_file() or (config := read_json(folder / CONFIG)).get("peft_type") != "LORA":
         return {}
     try:
-        tensors = load((folder / WEIGHTS).read_bytes())
+        tensors, scale = load((folder / WEIGHTS).read_bytes()), config["lora_alpha"] / config["r"]
         layers, found = _linear_layers(host), {}
         for key in (key for key in tensors if key.endswith("lora_A.weight")):
             name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-            change = tensors[key.replace("lora_A", "lora_B")] @ tensors[key] * (config["lora_alpha"] / config["r"])
-            own = layers[name].weight.detach()
-            found[f"{name}.weight"] = (own.float() + _as_weight(layers[name], change).to(own.device)).to(own.dtype)
+            change = Change(tensors[key], tensors[key.replace("lora_A", "lora_B")], scale).requires_grad_(False)
+            if (change.A.shape[1], change.B.shape[0]) != _sizes(layers[name]) or len(change.A) != change.B.shape[1]:
+                raise ValueError(name)
+            found[name] = change.to(host.device)
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
         raise BadInput("its LoRA does not fit this base, or is damaged", where=str(folder)) from error
     return found
+
+
+@contextmanager
+def beside(host: BaseHost, changes: Mapping[str, Change]) -> Iterator[None]:
+    """The base with these changes, inside."""
+    handles = add_changes(host, changes)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def add_changes(host: BaseHost, changes: Mapping[str, Change]) -> list[RemovableHandle]:
+    """For good, or until the handles are removed."""
+    layers = _linear_layers(host)
+    return [layers[name].register_forward_hook(_adding(change)) for name, change in changes.items()]
+
+
+def _adding(change: Change, on: Callable[[], bool] = lambda: True) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output + change(inputs[0])).to(output.dtype) if on() else output  # rounded once, as PEFT does
+
+    return hook
 
 
 def _linear_layers(host: BaseHost) -> dict[str, Any]:
@@ -130,7 +156,3 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     assert isinstance(layer.weight, Tensor)
     rows, columns = layer.weight.shape
     return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
-
-
-def _as_weight(layer: nn.Module, change: Tensor) -> Tensor:
-    return change.T if isinstance(layer, Conv1D) else change
