@@ -9,6 +9,7 @@ import typer
 from orchestrator.cli import alias, exchange
 from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.output.render import note, number, print_json, say, table
+from orchestrator.cli.show import patterns_table
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
@@ -100,6 +101,7 @@ def show(ref: Ref, json: Json = False) -> None:
     }.items():
         if value != "":
             say(f"{key:9} {value}")
+    patterns_table(summary.get("patterns") or ())
 
 
 def verify(

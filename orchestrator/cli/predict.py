@@ -69,10 +69,11 @@ OnGpu = Annotated[
     ),
 ]
 Ensemble = Annotated[
-    Literal["vote", "mean"] | None,
+    Literal["vote", "mean", "weighted"] | None,
     typer.Option(
         "--ensemble",
-        help="one prediction from several artifacts: what most say, or the label of the highest mean probability",
+        help="one prediction from several artifacts: what most say, the label of the highest mean probability, or of "
+        "the highest mean score with PET's weights (of jobs with `weights: accuracy`)",
     ),
 ]
 
@@ -103,7 +104,8 @@ def predict(
     refuse_unwritable(output)
     spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     names = [one.ref for one in found]
-    lines = partial(lines_of, rows, names=names, shape=shape, ensemble=ensemble)
+    weights = _weights(found) if ensemble == "weighted" else []
+    lines = partial(lines_of, rows, names=names, shape=shape, ensemble=ensemble, weights=weights)
     where = partial(place, registry, gpu=gpu, note=f"ptq predict {' '.join(artifacts)}")
     if output is None:
         _straight(spec, where, rows, lines, render.write)
@@ -221,9 +223,19 @@ def _refuse_ensemble(ensemble: str | None, recipes: Sequence[JobRecipe]) -> None
         hint = "name several, or the group of their jobs (g3)"
         raise BadInput("one artifact is no ensemble", where="--ensemble", hint=hint)
     labels = [(sorted(getattr(one.task, "labels", ())), getattr(one.task, "candidates", None)) for one in recipes]
-    if ensemble == "mean" and (not any(labels[0]) or labels.count(labels[0]) < len(labels)):
+    if ensemble != "vote" and (not any(labels[0]) or labels.count(labels[0]) < len(labels)):
         what = "the artifacts do not all choose among the same labels, so they have no mean probabilities"
         raise BadInput(what, where="--ensemble", hint="texts can be voted on: `--ensemble vote`")
+
+
+def _weights(found: Sequence[Artifact]) -> list[float]:
+    """How right each artifact's patterns were before anything was trained: a pattern counts alike wherever it is."""
+    for one in found:
+        if not one.summary.get("patterns"):
+            what = f"{one.ref} does not know how right its patterns were before training"
+            hint = "train with `method: {type: pet, weights: accuracy}`, or ask for `--ensemble mean`"
+            raise BadInput(what, where="--ensemble", hint=hint)
+    return [sum(pattern["accuracy"] for pattern in one.summary["patterns"]) for one in found]
 
 
 def _rows(input: str, fields: list[str]) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,8 +83,17 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
     if rows := comparison(numbers):
         render.say()
         _comparison_table(("split", "metric", "tuned", "untuned base"), rows)
+    patterns_table(_patterns(registry, job))
     render.say()
     render.say(job.source.rstrip())
+
+
+def patterns_table(patterns: Sequence[Mapping[str, Any]]) -> None:
+    """PET's patterns, where they do not count alike."""
+    if patterns:
+        render.say()
+        rows = [(render.number(one["weight"]), render.number(one["accuracy"]), one["input"]) for one in patterns]
+        render.table(("weight", "right untuned", "pattern"), rows, right=("weight", "right untuned"))
 
 
 def environment_of(registry: Registry, job: Job) -> dict[str, Any]:
@@ -171,9 +180,16 @@ def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
             else None,
         },
         "environment": environment_of(registry, job),
+        "patterns": _patterns(registry, job) or None,
         "folder": str(registry.paths.job(job.id).root),
         "events": happened,
     }
+
+
+def _patterns(registry: Registry, job: Job) -> list[dict[str, Any]]:
+    from orchestrator.registry.artifacts import get_artifact
+
+    return list(get_artifact(registry, f"a{job.artifact_id}").summary.get("patterns") or ()) if job.artifact_id else []
 
 
 def _artifact_digest(registry: Registry, job: Job) -> str | None:

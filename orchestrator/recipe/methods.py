@@ -200,6 +200,11 @@ class Pet(Strict):
     patterns: list[InputTemplate] = Field(
         [], description="templates besides task.input; a label's score is the mean over all, and rows train under each"
     )
+    weights: Literal["uniform", "accuracy"] = Field(
+        "uniform",
+        description="how much each pattern says: all alike, or as much as it is right on the labelled training rows "
+        "before anything is trained (the released code's wmean; it asks for every such row once a pattern)",
+    )
     mlm: float = Field(
         0.0,
         ge=0,
@@ -238,7 +243,8 @@ class FineTuning(Strict):
 class Lora(Strict):
     """No virtual tokens: a low-rank change of some of the base's linear layers is trained (Hu et al. 2022).
 
-    A row to compare with; the job has the base for itself. The artifact holds PEFT's own two files.
+    A row to compare with; the job has the base for itself. The change is fp32 beside an fp32 or bf16 base, as in PEFT,
+    whose own two files the artifact holds.
     """
 
     type: Literal["lora"]

@@ -6,6 +6,8 @@ a folder `step-<n>` with state.safetensors, state.json and, written last, a mani
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, optim
 
 from orchestrator import failpoints
+from orchestrator.jobspec import JobSpec
 from orchestrator.manifest import manifest_faults, write_manifest
 from orchestrator.paths import JobPaths, folder_written_atomically, read_json, write_json
 
@@ -30,6 +33,12 @@ class Checkpoint:
     evaluated: int  #: the last step whose evaluation was reported; a stop may fall into one
     identity: str  #: of what is trained; a checkpoint of another recipe is not resumed
     tensors: dict[str, Tensor]
+
+
+def identity_of(spec: JobSpec) -> str:
+    """What must be equal for a checkpoint to be this job's: recipe, base and data."""
+    facts = [spec.recipe, spec.base.fingerprint, spec.dataset.digest]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(paths: JobPaths, state: Checkpoint) -> None:

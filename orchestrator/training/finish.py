@@ -147,6 +147,7 @@ def _facts(
         "trained_parameters": 0 if isinstance(job.method, AutoPrompt) else sum(p.numel() for p in job.parameters),
         "demonstrations": list(job.demonstrations),
         "words": _found_words(job),
+        "patterns": job.patterns.facts(),
         "metrics": metrics,
         "baseline": baseline,
         "samples": samples,

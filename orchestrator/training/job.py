@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -30,6 +28,7 @@ from orchestrator.tasks.template import parse
 from orchestrator.training.best import Best
 from orchestrator.training.checkpoint import (
     Checkpoint,
+    identity_of,
     newest_checkpoint,
     optimizer_tensors,
     restore_optimizer,
@@ -45,6 +44,7 @@ from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
+from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
 from orchestrator.training.search import Losses, TriggerSearch
@@ -80,6 +80,7 @@ class TrainedJob:
     steps: int
     mixed: MixedTasks | None = None  #: None: passes over all rows
     hidden: HiddenWords | None = None  #: a second loss beside the objective's
+    patterns: Patterns = field(default_factory=Patterns)  #: PET's, where they do not count alike
     demonstrations: list[Fields] = field(default_factory=list)  #: rows that stand before every input
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
@@ -94,10 +95,14 @@ class TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
         recipe = JobRecipe.model_validate(spec.recipe)
         encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
-        recipe = with_found_labels(recipe, host, encoder, method, Rows.open(Path(spec.dataset.path), "train"))
-        objective = build_objective(recipe, encoder)
+        train = Rows.open(Path(spec.dataset.path), "train")
+        recipe = with_found_labels(recipe, host, encoder, method, train)
+        checkpoint = newest_checkpoint(JobPaths(Path(spec.folder)), identity_of(spec))
+        kept = {} if checkpoint is None else _inside("patterns", checkpoint.tensors)
+        patterns = Patterns.open(recipe, host, encoder, train, processes, kept)
+        objective = build_objective(recipe, encoder, patterns.weights)
         head = _new_head(objective, recipe.seed, host, processes.device)
-        labelled, hidden = hidden_words(recipe, encoder, Rows.open(Path(spec.dataset.path), "train"))
+        labelled, hidden = hidden_words(recipe, encoder, train)
         rows = objective.usable(labelled)
         which = trained_weights(recipe)
         weights = None if which == "none" else OwnWeights(host, which)
@@ -116,19 +121,14 @@ class TrainedJob:
             steps=0 if trains_nothing(recipe) else total_steps(recipe.train, len(rows)),
             mixed=None if recipe.train.mixture is None else MixedTasks(recipe.train.mixture, rows),
             hidden=hidden,
+            patterns=patterns,
             demonstrations=demonstrations(recipe, rows),
         )
         show(encoder, recipe, objective, job.demonstrations)
         if isinstance(method, AutoPrompt):
             job.optimizer = job._search(method, host, processes)
-        job._resume(newest_checkpoint(job.paths, job.identity))
+        job._resume(checkpoint)
         return job
-
-    @property
-    def identity(self) -> str:
-        """What must be equal for a checkpoint to be this job's: recipe, base and data."""
-        facts = [self.spec.recipe, self.spec.base.fingerprint, self.spec.dataset.digest]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def dataset_folder(self) -> Path:
@@ -238,7 +238,7 @@ class TrainedJob:
         self.events.flush(sync=True)
         if self.saved == self.step:
             return
-        save_checkpoint(self.paths, Checkpoint(self.step, self.evaluated, self.identity, self._tensors()))
+        save_checkpoint(self.paths, Checkpoint(self.step, self.evaluated, identity_of(self.spec), self._tensors()))
         self.saved = self.step
         self.events.write("checkpoint", step=self.step)
         self.events.flush()
@@ -246,7 +246,8 @@ class TrainedJob:
     def _tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds."""
         optimizer = {} if self.optimizer is None else optimizer_tensors(self.optimizer)
-        return self._trained() | _under("optimizer", optimizer) | _under("best", self.best.state())
+        kept = _under("best", self.best.state()) | _under("patterns", self.patterns.state())
+        return self._trained() | _under("optimizer", optimizer) | kept
 
     def _trained(self) -> dict[str, Tensor]:
         """All that is trained, as it stands."""

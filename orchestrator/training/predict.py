@@ -39,7 +39,7 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.methods.method import Slots
-from orchestrator.tuning.own_weights import in_place, load_weights
+from orchestrator.tuning.own_weights import Brought, in_place, load_brought
 from orchestrator.tuning.prompt import Prompt
 from orchestrator.weights import fingerprint
 
@@ -52,7 +52,7 @@ class Loaded:
     prompt: Prompt
     head: nn.Module | None
     batch_size: int
-    weights: dict[str, Tensor]  #: of the base, where the artifact's job trained them
+    brought: Brought  #: for the base, where the artifact's job has not left it as it is
 
     @classmethod
     def load(
@@ -60,13 +60,14 @@ class Loaded:
     ) -> Loaded:
         prompt, tensors = load_prompt(artifact)
         encoder = TextEncoder(host, slots=facts["slots"], length=prompt.length, context=context)
-        objective = build_objective(recipe, encoder)
+        weights = [pattern["weight"] for pattern in facts.get("patterns") or []]
+        objective = build_objective(recipe, encoder, weights)
         show(encoder, recipe, objective, facts.get("demonstrations") or [])
         head = objective.head(host)
         if head is not None:
             _fill(head, tensors, artifact)
             head.to(host.device)
-        return cls(objective, prompt, head, recipe.train.eval_batch_size, load_weights(artifact, host))
+        return cls(objective, prompt, head, recipe.train.eval_batch_size, load_brought(artifact, host))
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class Predictor:
             yield from map(list, zip(*self._answers(batch, most), strict=True))
 
     def _answers(self, batch: Sequence[Fields], most: int) -> list[list[Answer]]:
-        """Each artifact's: in one forward, but for those that bring weights of the base's own."""
+        """Each artifact's: in one forward, but for those that change the base (its weights, or LoRA beside them)."""
         found: dict[int, list[Answer]] = {}
-        frozen = [number for number, one in enumerate(self.loaded) if not one.weights]
-        for numbers in [frozen, *([number] for number, one in enumerate(self.loaded) if one.weights)]:
+        frozen = [number for number, one in enumerate(self.loaded) if not one.brought]
+        for numbers in [frozen, *([number] for number, one in enumerate(self.loaded) if one.brought)]:
             some = [self.loaded[number] for number in numbers]
             asked = [Asked(one.objective, one.prompt, one.head, batch) for one in some]
-            with in_place(self.host, some[0].weights if some else {}):
+            with in_place(self.host, some[0].brought if some else Brought()):
                 found |= dict(zip(numbers, answer(self.host, asked, most=most), strict=True))
         return [found[number] for number in range(len(self.loaded))]
 

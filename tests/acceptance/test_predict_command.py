@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,17 +30,24 @@ from orchestrator.weights import fingerprint
 TEXTS = ["red cat", "green house and blue river", "black stone", "white bird", "red tree and red cat", "house"]
 
 
+PATTERNED = {"warm": ["river"], "cold": ["blue"]}
+
+
 @pytest.fixture
 def artifacts(home: Path, tmp_path: Path) -> list[Path]:
-    """Two jobs' artifacts that choose among labels, and one that writes."""
+    """Two jobs' artifacts that choose among labels, one that writes, and two of PET's patterns."""
     base, dataset = make_base(tmp_path / "base", "gpt2"), make_dataset(tmp_path / "data")
     task = {"type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}, "input": "the {text} is "}
     method = {"type": "prompt-tuning", "length": 3}
     labels = [{**recipe(method, train__seeds=[seed], train__steps=2), "task": task} for seed in (1, 2)]
-    run = make_run(tmp_path / "run", [*labels, recipe(method, train__steps=1)], base=base, dataset=dataset)
+    patterns = [{**task, "input": text, "labels": PATTERNED} for text in ("the {text} is ", "{text} and the ")]
+    pet = [recipe({"type": "pet", "weights": "accuracy"}, task=one) for one in patterns]
+    for one in pet:
+        del one["train"]["steps"], one["train"]["lr"]
+    run = make_run(tmp_path / "run", [*labels, recipe(method, train__steps=1), *pet], base=base, dataset=dataset)
     assert run.train() == 0
     registry = open_registry(home)
-    ids = add_jobs(registry, 3)
+    ids = add_jobs(registry, 5)
     facts = {"id": "tiny", "path": str(base), "revision": "r", "fingerprint": fingerprint(base), "kind": "causal"}
     folders = [job.artifact(1) for job in run.jobs]
     for job, folder in zip(ids, folders, strict=True):
@@ -91,6 +99,45 @@ def test_an_ensemble_goes_on_where_it_was_interrupted(
         assert row["prediction"] == max(row["probabilities"], key=row["probabilities"].get)
 
 
+def test_patterns_count_by_what_they_got_right(
+    artifacts: list[Path],
+    home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The answers are all there, from an earlier command."""
+    right = [read_json(folder / "artifact.json")["patterns"][0]["accuracy"] for folder in artifacts[3:]]
+    assert right[0] != right[1]
+    rows = [{"text": text} for text in TEXTS]
+    registry = open_registry(home)
+    digests = [get_artifact(registry, name).digest for name in ("a4", "a5")]
+    registry.close()
+    said = list(Predictor.load(artifacts[3], tmp_path / "base", artifacts[4]).answers(rows))
+    output = tmp_path / "out.jsonl"
+    with Unfinished.open(output, digests, rows) as unfinished:
+        for answers in said:
+            unfinished.keep(json.dumps([vars(one) for one in answers]) + "\n")
+    asked = ["predict", "4", "5", "--input", "-", "-o", str(output), "--ensemble", "weighted"]
+    assert ptq(monkeypatch, *asked, stdin="".join(json.dumps(row) + "\n" for row in rows)) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    for row, answers in zip(found, said, strict=True):
+        each = [one.probabilities or {} for one in answers]
+        powers = {
+            label: math.prod(one[label] ** (part / sum(right)) for one, part in zip(each, right, strict=True))
+            for label in ("warm", "cold")
+        }
+        expected = {label: power / sum(powers.values()) for label, power in powers.items()}
+        assert row["probabilities"] == pytest.approx(expected, rel=1e-4)
+    for verb in (["artifact", "show", "a4"], ["show", "4"]):
+        assert ptq(monkeypatch, *verb) == 0
+        shown = capsys.readouterr().out
+        assert f"     1  {right[0]:>13.4g}  the {{text}} is" in shown
+        assert ptq(monkeypatch, *verb, "--json") == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told.get("summary", told)["patterns"] == [{"input": "the {text} is ", "accuracy": right[0], "weight": 1}]
+
+
 def test_what_cannot_be_is_said_before_anything_starts(
     artifacts: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +145,7 @@ def test_what_cannot_be_is_said_before_anything_starts(
     refused = {
         ("1", "--ensemble", "vote"): "one artifact is no ensemble",
         ("1", "3", "--ensemble", "mean"): "do not all choose among the same labels",
+        ("4", "2", "--ensemble", "weighted"): "a2 does not know how right its patterns were before training",
         ("1", "--json", "--csv"): "do not go together",
     }
     for arguments, said in refused.items():

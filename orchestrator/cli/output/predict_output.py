@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.paths import file_written_atomically
-from orchestrator.tasks.ensemble import likeliest, mean, vote
+from orchestrator.tasks.ensemble import likeliest, mean, vote, weighted
 
 Shape = Literal["text", "json", "csv", "tsv"]
 Answers = list[dict[str, Any]]  #: of a row: each artifact's {"text", "probabilities"}
@@ -49,11 +49,13 @@ def lines_of(
     names: Sequence[str],
     shape: Shape,
     ensemble: str | None = None,
+    weights: Sequence[float] = (),
 ) -> Iterator[str]:
-    """The output, line by line, as the answers come. `names`: the artifacts'."""
+    """The output, line by line, as the answers come. `names` and, where an ensemble has them, `weights`: the
+    artifacts'."""
     columns: list[str] | None = None
     for row, found in zip(rows, answers, strict=False):
-        told = _told(found, names, ensemble)
+        told = _told(found, names, ensemble, weights)
         if shape == "json":
             yield json.dumps({**row, **told}, ensure_ascii=False) + "\n"
         elif shape == "text":
@@ -66,7 +68,7 @@ def lines_of(
             yield _csv([wide.get(name, "") for name in columns], shape)
 
 
-def _told(found: Answers, names: Sequence[str], ensemble: str | None) -> dict[str, Any]:
+def _told(found: Answers, names: Sequence[str], ensemble: str | None, weights: Sequence[float]) -> dict[str, Any]:
     texts = [one["text"] for one in found]
     if len(found) == 1:
         return {"prediction": texts[0]}
@@ -75,7 +77,8 @@ def _told(found: Answers, names: Sequence[str], ensemble: str | None) -> dict[st
         return each
     if ensemble == "vote":
         return {"prediction": vote(texts), **each}
-    probabilities = mean([one["probabilities"] for one in found])
+    each_said = [one["probabilities"] for one in found]
+    probabilities = weighted(each_said, weights) if ensemble == "weighted" else mean(each_said)
     return {"prediction": likeliest(probabilities), "probabilities": probabilities, **each}
 
 

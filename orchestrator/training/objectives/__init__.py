@@ -5,6 +5,8 @@ An objective turns the text fields of a row into `Example`s, gives the loss of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import (
@@ -34,8 +36,11 @@ from orchestrator.training.texts import TextEncoder
 __all__ = ["Example", "Objective", "build_objective"]
 
 
-def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
-    """The objective of a job; `recipe.fit` has refused impossible combinations before."""
+def build_objective(recipe: JobRecipe, encoder: TextEncoder, weights: Sequence[float] = ()) -> Objective:
+    """The objective of a job; `recipe.fit` has refused impossible combinations before.
+
+    `weights`: of PET's patterns (`pattern_weights.Patterns`); none: all alike.
+    """
     match recipe.task:
         case Generate() as task:
             return Generation(task, encoder)
@@ -48,19 +53,21 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder) -> Objective:
         case PlainText() as task:
             return RunningText(task, encoder)
         case Classify(head=None) as task:
-            return _by_words(recipe, task, encoder)
+            return _by_words(recipe, task, encoder, weights)
         case Classify() as task:
             return HeadClassification(task, encoder)
 
 
-def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder) -> Objective:
+def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder, weights: Sequence[float]) -> Objective:
     if isinstance(recipe.method, Warp):
         return LabelVectors(task, encoder)
     templates = [task.input, *(recipe.method.patterns if isinstance(recipe.method, Pet) else [])]
+    weights = weights or [1 / len(templates)] * len(templates)
     masked = encoder.has_mask(task.input)
     if masked and (own_choices(task) or any(encoder.one_token(word) is None for word in label_words(task))):
-        return MaskedWords(task, encoder, templates)
+        return MaskedWords(task, encoder, templates, weights)
     kind = VerbalizerClassification if masked else LabelScoring
     if len(templates) == 1:
         return kind(task, encoder)
-    return PatternEnsemble([kind(task.model_copy(update={"input": text}), encoder) for text in templates])
+    each = [kind(task.model_copy(update={"input": text}), encoder) for text in templates]
+    return PatternEnsemble(each, weights)

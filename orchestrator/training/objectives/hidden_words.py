@@ -77,13 +77,19 @@ def hidden_words(
     method, task = recipe.method, recipe.task
     if not isinstance(method, Pet) or not method.mlm or not isinstance(task, Classify):
         return rows, None
+    labelled, plain = by_label(task, rows)
+    return labelled, HiddenWords(method, task, encoder, plain or labelled, recipe.seed)
+
+
+def by_label(task: Classify, rows: Sequence[Fields]) -> tuple[list[Fields], list[Fields]]:
+    """(the rows with a label, the others). Raises BadData where none has one."""
     choices = choices_of(task)
     has_label = [not choices.unlabelled(fields) for fields in rows]
     labelled = [fields for fields, has in zip(rows, has_label, strict=True) if has]
     plain = [fields for fields, has in zip(rows, has_label, strict=True) if not has]
     if not labelled:
         raise BadData("no training row has a label", where="task.label")
-    return labelled, HiddenWords(method, task, encoder, plain or labelled, recipe.seed)
+    return labelled, plain
 
 
 @dataclass(frozen=True)

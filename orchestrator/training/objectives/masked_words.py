@@ -35,9 +35,11 @@ MARGIN = 1.0
 class MaskedWords:
     reads_hidden = False
 
-    def __init__(self, task: Classify, encoder: TextEncoder, templates: Sequence[str]) -> None:
-        """`templates`: one, or PET's patterns, over which a label's score is the mean."""
-        self._task, self._encoder, self._templates = task, encoder, templates
+    def __init__(
+        self, task: Classify, encoder: TextEncoder, templates: Sequence[str], weights: Sequence[float]
+    ) -> None:
+        """`templates`: one, or PET's patterns, over which a label's score is the mean with `weights`, together 1."""
+        self._task, self._encoder, self._templates, self._weights = task, encoder, templates, weights
         self._classes = Classes(task, encoder)
         self._fixed: Words | None = None
         if not self._classes.own:
@@ -89,7 +91,8 @@ class MaskedWords:
         most: int,
     ) -> list[Answer]:
         """At most `most` rows in a forward. The untuned base is asked in the words of `task.input` alone."""
-        templates = self._templates if tuned else self._templates[:1]
+        templates, weights = (self._templates, self._weights) if tuned else (self._templates[:1], [1.0])
+        shares = torch.tensor(weights, dtype=torch.float64)[:, None]
         asked: list[list[list[list[_Asked]]]] = []  # of each row, template, name and word
         offered = [self._classes.offered(fields) for fields in rows]
         for fields, its in zip(rows, offered, strict=True):
@@ -100,7 +103,7 @@ class MaskedWords:
         found = []
         for its, row in zip(offered, asked, strict=True):
             each = [[torch.tensor([one.score for one in words]).mean() for words in template] for template in row]
-            scores = torch.stack([torch.stack(names) for names in each]).mean(0)
+            scores = (torch.stack([torch.stack(names) for names in each]) * shares).sum(0)
             found += softmax(list(its), scores[None])
         return found
 

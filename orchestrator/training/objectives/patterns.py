@@ -1,5 +1,5 @@
 """Several hand-written patterns for one task (Schick & Schütze 2021, PET): rows train under each, and a label's score
-is the mean over all."""
+is the mean over all, of which each has its weight."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _LEAST = 1e-30  # of a probability, for its logarithm
 class PatternEnsemble:
     reads_hidden = False
 
-    def __init__(self, patterns: Sequence[VerbalizerClassification | LabelScoring]) -> None:
-        self._patterns = patterns
+    def __init__(self, patterns: Sequence[VerbalizerClassification | LabelScoring], weights: Sequence[float]) -> None:
+        """`weights`: of the patterns, in their order, together 1."""
+        self._patterns, self._weights = patterns, torch.tensor(weights, dtype=torch.float64)
         self.metrics = patterns[0].metrics
         self.head = no_head
         self.references = patterns[0].references
@@ -43,14 +44,15 @@ class PatternEnsemble:
         return self._patterns[0].measured(share, head)
 
     def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
-        """The mean of log-probabilities: that of the patterns' scores, up to a number that all labels share."""
+        """The weighted mean of log-probabilities: that of the patterns' scores, up to what all labels share."""
         count = len(self._patterns)
         each = self._patterns[0].chosen(measured, [fields for fields in rows for _ in range(count)])
         found = []
         for start in range(0, len(each), count):
             under = [one.probabilities or {} for one in each[start : start + count]]
-            chances = torch.tensor([list(one.values()) for one in under])
-            found += softmax(list(under[0]), chances.clamp_min(_LEAST).log().mean(0, keepdim=True))
+            chances = torch.tensor([list(one.values()) for one in under], dtype=torch.float64)
+            scores = (chances.clamp_min(_LEAST).log() * self._weights[:, None]).sum(0)
+            found += softmax(list(under[0]), scores[None])
         return found
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.cli.output.predict_output import Unfinished, lines_of, shape_of, write_out
 from orchestrator.cli.predict_rows import stdin_rows
 from orchestrator.errors import BadData, BadInput
-from orchestrator.tasks.ensemble import likeliest, mean, vote
+from orchestrator.tasks.ensemble import likeliest, mean, vote, weighted
 
 ROWS = [{"text": 'a, "b"'}, {"text": "c\nd"}, {"text": "e"}]
 
@@ -28,14 +30,16 @@ ONE = [said(("warm", 0.6)), said(("cold", 0.2)), said(("x\ty\nz", 0.9))]
 TWO = [said(("warm", 0.6), ("cold", 0.1)), said(("cold", 0.2), ("cold", 0.4)), said(("warm", 0.9), ("cold", 0.4))]
 
 
-def lines(answers: list[Any], shape: Any, ensemble: str | None = None) -> list[str]:
-    return list(lines_of(ROWS, answers, names=["a1", "a2"][: len(answers[0])], shape=shape, ensemble=ensemble))
+def lines(answers: list[Any], shape: Any, ensemble: str | None = None, weights: Sequence[float] = ()) -> list[str]:
+    names = ["a1", "a2"][: len(answers[0])]
+    return list(lines_of(ROWS, answers, names=names, shape=shape, ensemble=ensemble, weights=weights))
 
 
 def test_plain_lines() -> None:
     assert lines(ONE, "text") == ["warm\n", "cold\n", "x\ty z\n"]
     assert lines(TWO, "text") == ["warm\tcold\n", "cold\tcold\n", "warm\tcold\n"]
     assert lines(TWO, "text", "mean") == ["cold\n", "cold\n", "warm\n"]
+    assert lines(TWO, "text", "weighted", [0.9, 0.1]) == ["warm\n", "cold\n", "warm\n"]
 
 
 def test_json_lines_hold_the_row_and_what_was_said() -> None:
@@ -165,3 +169,16 @@ def test_a_row_that_no_dataset_would_take_is_refused(line: str, said: str, monke
     with pytest.raises(BadData, match=said) as raised:
         from_stdin('{"text": "good"}\n' + line, ["text"], monkeypatch)
     assert raised.value.where == "standard input, line 2"
+
+
+def test_a_weighted_ensemble_is_pets_mean_of_scores() -> None:
+    """Logits times weights over the weights' sum; a softmax leaves out what all labels share."""
+    logits, weights = [{"warm": 2.0, "cold": -1.0, "mild": 0.5}, {"warm": -3.0, "cold": 0.0, "mild": 1.0}], [0.25, 0.75]
+    said = [{k: math.exp(v) / sum(map(math.exp, one.values())) for k, v in one.items()} for one in logits]
+    scores = {label: 0.25 * logits[0][label] + 0.75 * logits[1][label] for label in logits[0]}
+    total = sum(map(math.exp, scores.values()))
+    expected = {label: math.exp(score) / total for label, score in scores.items()}
+    assert weighted(said, weights) == pytest.approx(expected)
+    assert weighted(said, [2.0, 6.0]) == pytest.approx(expected), "what counts is their share"
+    assert weighted(said, [0.0, 0.0]) == pytest.approx(weighted(said, [1.0, 1.0]))
+    assert likeliest(weighted([{"warm": 1.0, "cold": 0.0}, {"warm": 0.0, "cold": 1.0}], [0.4, 0.6])) == "cold"

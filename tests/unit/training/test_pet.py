@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_objectives import ROWS
 from torch.nn.functional import cross_entropy
 from training_fixtures import make_run, recipe
@@ -17,13 +21,16 @@ from orchestrator.data.store import SplitWriter
 from orchestrator.events import NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.training import pattern_weights
 from orchestrator.training.distributed import Processes
 from orchestrator.training.job import TrainedJob, build_prompt
 from orchestrator.training.objectives import build_objective
 from orchestrator.training.objectives.asking import AsksAgain
 from orchestrator.training.objectives.objective import Share
+from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
+from orchestrator.training.stop import STOPPED_EXIT_CODE
 from orchestrator.tuning import BaseHost, Prompt, RowBatch, forward, load
 
 LABELS = {"warm": ["red"], "cold": ["black stone", "white river bird"]}
@@ -94,19 +101,20 @@ def test_words_of_several_tokens_are_filled_in_surest_first(bases: dict[str, Pat
     written, host = Written(bases["bert"]), BaseHost.load(bases["bert"], kind="masked")
     one = JobRecipe.model_validate(made())
     encoder, _ = build_prompt(one, host, context=64)
-    objective = build_objective(one, encoder)
-    assert isinstance(objective, AsksAgain)
-    with torch.no_grad():
-        for tuned, patterns in ((True, PATTERNS), (False, PATTERNS[:1])):
-            for most in (4, 100):
-                found = objective.answers(host, Prompt.empty(), None, ROWS[:3], tuned=tuned, most=most)
-                for row, answer in zip(ROWS[:3], found, strict=True):
-                    expected = torch.stack([written.scores(pattern, row) for pattern in patterns]).mean(0).softmax(-1)
-                    assert list(answer.probabilities or {}) == list(LABELS)
-                    torch.testing.assert_close(
-                        torch.tensor(list((answer.probabilities or {}).values())), expected, rtol=1e-4, atol=1e-6
-                    )
-                    assert answer.text == list(LABELS)[int(expected.argmax())]
+    for tuned, shares, most in ((True, [], 4), (True, [0.75, 0.25], 100), (False, [0.75, 0.25], 100)):
+        objective = build_objective(one, encoder, shares)
+        assert isinstance(objective, AsksAgain)
+        patterns = dict(zip(PATTERNS, shares or [0.5, 0.5], strict=True)) if tuned else {PATTERNS[0]: 1.0}
+        with torch.no_grad():
+            found = objective.answers(host, Prompt.empty(), None, ROWS[:3], tuned=tuned, most=most)
+            for row, answer in zip(ROWS[:3], found, strict=True):
+                each = [share * written.scores(pattern, row) for pattern, share in patterns.items()]
+                expected = torch.stack(each).sum(0).softmax(-1)
+                assert list(answer.probabilities or {}) == list(LABELS)
+                torch.testing.assert_close(
+                    torch.tensor(list((answer.probabilities or {}).values())), expected, rtol=1e-4, atol=1e-6
+                )
+                assert answer.text == list(LABELS)[int(expected.argmax())]
     shown = objective.shown([ROW_COLD])
     assert host.tokenizer.decode(shown[0]) == f"the {ROW_COLD['text']} is black stone"
 
@@ -134,6 +142,104 @@ def test_their_loss_is_a_margin_in_one_forward(bases: dict[str, Path]) -> None:
     for name, parameter in host.model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-4)
+
+
+SHORT = {"warm": ["river", "tree"], "cold": ["blue"]}
+THREE = ["the {text} is [MASK]", "[MASK] {text}", "is {text} [MASK] or the"]
+
+
+class Weighed:
+    """timoschick/pet's wmean: each pattern's logits times its accuracy before training, over their sum."""
+
+    def __init__(self, base: Path) -> None:
+        self.model = AutoModelForMaskedLM.from_pretrained(base).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(base)
+
+    @torch.no_grad()
+    def logits(self, pattern: str, text: str) -> torch.Tensor:
+        ids = self.tokenizer(pattern.format(text=text))["input_ids"]
+        scores = self.model(torch.tensor([ids])).logits[0, ids.index(self.tokenizer.mask_token_id)]
+        words = [self.tokenizer.convert_tokens_to_ids(words) for words in SHORT.values()]
+        return torch.stack([scores[theirs].mean() for theirs in words])
+
+    def accuracies(self, rows: Sequence[Mapping[str, str]]) -> list[float]:
+        labelled = [row for row in rows if row["label"]]
+        right = [
+            [list(SHORT)[int(self.logits(pattern, row["text"]).argmax())] == row["label"] for row in labelled]
+            for pattern in THREE
+        ]
+        return [sum(one) / len(one) for one in right]
+
+    def probabilities(self, accuracies: list[float], text: str) -> dict[str, float]:
+        each = [right * self.logits(pattern, text) for pattern, right in zip(THREE, accuracies, strict=True)]
+        found = (torch.stack(each).sum(0) / sum(accuracies)).softmax(-1)
+        return dict(zip(SHORT, found.tolist(), strict=True))
+
+
+def weighed(**changes: Any) -> dict[str, Any]:
+    one = made(**changes)
+    one["task"] |= {"input": THREE[0], "labels": SHORT}
+    one["method"] = {"type": "pet", "patterns": THREE[1:], "weights": "accuracy"}
+    return one
+
+
+def test_patterns_weigh_what_they_get_right_untrained(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """In scores and in use, in company and alone."""
+    jobs = [recipe({"type": "prompt-tuning", "length": 2}, task=weighed()["task"]), weighed()]
+    run = make_run(tmp_path, jobs, base=bases["bert"], dataset=dataset, kind="masked")
+    assert run.train() == 0
+    written, rows = Weighed(bases["bert"]), list(Rows.open(dataset, "train"))
+    accuracies = written.accuracies(rows)
+    assert len(set(accuracies)) > 1
+    told = run.artifact(1)["patterns"]
+    assert [one["input"] for one in told] == THREE
+    assert [one["accuracy"] for one in told] == accuracies
+    assert [one["weight"] for one in told] == pytest.approx([right / sum(accuracies) for right in accuracies])
+    said = list(Predictor.load(run.jobs[1].artifact(1), bases["bert"]).answers(rows))
+    for row, (answer,) in zip(rows, said, strict=True):
+        assert answer.probabilities == pytest.approx(written.probabilities(accuracies, row["text"]), rel=1e-4)
+    alike = [written.probabilities([1.0] * 3, row["text"]) for row in rows]
+    assert any(a.probabilities != pytest.approx(b, rel=0.01) for (a,), b in zip(said, alike, strict=True))
+    right = [row["label"] == answer.text for row, (answer,) in zip(rows[:10], said, strict=False)]
+    validation = list(Rows.open(dataset, "validation"))
+    assert [row["text"] for row in validation] == [row["text"] for row in rows[:10]]
+    assert run.artifact(1)["metrics"]["validation"]["accuracy"] == sum(right) / 10
+    assert run.artifact(0)["patterns"] is None
+
+
+def test_the_weights_outlive_a_stop(
+    bases: dict[str, Path], few_labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured once, by the base as it was, over the rows that have a label; the trained base is then weighed so."""
+    one = weighed(train__base_lr=2e-2)
+    one["method"]["mlm"] = 1e-4
+    stepped = TrainedJob.stepped
+
+    def stop_after_three(job: TrainedJob) -> None:
+        stepped(job)
+        if job.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedJob, "stepped", stop_after_three)
+        broken = make_run(tmp_path, [one], base=bases["bert"], dataset=few_labels, kind="masked")
+        assert broken.train() == STOPPED_EXIT_CODE
+    monkeypatch.setattr(pattern_weights, "evaluate", lambda *_, **__: pytest.fail("measured again"))
+    again = make_run(tmp_path, [one], base=bases["bert"], dataset=few_labels, kind="masked", attempt=2)
+    assert again.train() == 0
+    written, folder = Weighed(bases["bert"]), again.jobs[0].artifact(2)
+    accuracies = written.accuracies(list(Rows.open(few_labels, "train")))
+    assert [told["accuracy"] for told in again.artifact(attempt=2)["patterns"]] == accuracies
+    written.model.load_state_dict(load_file(folder / "base.safetensors"), strict=False)
+    rows = list(Rows.open(few_labels, "validation"))
+    for row, (answer,) in zip(rows, Predictor.load(folder, bases["bert"]).answers(rows), strict=True):
+        assert answer.probabilities == pytest.approx(written.probabilities(accuracies, row["text"]), rel=1e-3)
+
+
+def test_patterns_that_are_never_right_count_alike() -> None:
+    assert Patterns(["a", "b"], [0.0, 0.0]).weights == [0.5, 0.5]
+    assert Patterns(["a", "b"], [0.5, 1.0]).weights == pytest.approx([1 / 3, 2 / 3])
+    assert Patterns().weights == []
 
 
 @pytest.fixture
