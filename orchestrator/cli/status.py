@@ -191,7 +191,7 @@ def _notes(queue: Queue) -> list[str]:
         found.append(f"not followed: {queue.fault}")
     if queue.more:
         found.append(f"{queue.more:,} more jobs are queued; `ptq status --all` shows every job")
-    if not queue.slots and any(job.result is None for job in queue.jobs):
+    if not queue.watched and any(job.result is None for job in queue.jobs):
         found.append(NO_WORKER)
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.dispatch.labels import LabelCheck
+from orchestrator.dispatch.row_check import RowCheck
 from orchestrator.errors import BadInput, BadRecipe, NotFound
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
@@ -52,7 +53,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
     bases: dict[tuple[str, str | None], ResolvedBase] = {}
     datasets: dict[str, DatasetVersion] = {}
     new, faults = [], []
-    labels = LabelCheck()
+    labels, rows = LabelCheck(), RowCheck()
     for unresolved in expand(recipe):
         job = with_stored_start(registry, unresolved)
         key = (job.base.model, job.base.revision)
@@ -62,7 +63,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
             datasets[job.dataset] = get_version(registry, job.dataset)
         base, data = bases[key], datasets[job.dataset]
         unfit = fit_faults(job, base.facts, data.fields, data.splits)
-        faults += unfit or labels.faults(job, Path(base.spec.path), data)
+        faults += unfit or rows.faults(job, data) or labels.faults(job, Path(base.spec.path), data)
         new.append(_new_job(job, loaded.source, base, data, priority))
     if faults:
         lines = "\n  ".join(dict.fromkeys(faults))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,14 @@ def build_optimizer(
         return Adafactor(groups, weight_decay=weight_decay, **options)
     kind = optim.Adam if isinstance(config, recipe.Adam) else optim.AdamW
     return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=weight_decay)
+
+
+def in_single(number: float) -> float:
+    """A factor as fp32 holds it: infinite where it is larger than its largest number (3.4e38).
+
+    torch refuses such a factor, which would end the step of all jobs; an infinite one ends its own at the next loss.
+    """
+    return number if abs(number) <= torch.finfo(torch.float32).max else math.copysign(math.inf, number)
 
 
 class Adafactor(optim.Optimizer):
@@ -62,4 +71,4 @@ class Adafactor(optim.Optimizer):
         moment.mul_(1 - forgotten).add_(gradient.square() + group["eps"], alpha=forgotten)
         update = gradient * moment.rsqrt()
         update /= (update.square().mean().sqrt() / group["clipping_threshold"]).clamp_min(1.0)
-        parameter.mul_(1 - group["weight_decay"]).sub_(update, alpha=group["lr"])
+        parameter.mul_(1 - group["weight_decay"]).sub_(update, alpha=in_single(group["lr"]))

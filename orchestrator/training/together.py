@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn, optim
 
 from orchestrator.training.job import TrainedJob
+from orchestrator.training.optimizers import in_single
 from orchestrator.tuning.transfer import sent
 
 
@@ -74,7 +75,7 @@ def adamw_together(optimizers: Sequence[optim.AdamW]) -> None:
     below = torch._foreach_sqrt(second)
     torch._foreach_div_(below, [(1 - beta**step) ** 0.5 for beta, step in zip(beta2, taken, strict=True)])
     torch._foreach_add_(below, [group["eps"] for group in groups])
-    sizes = [-group["lr"] / (1 - beta**step) for group, beta, step in zip(groups, beta1, taken, strict=True)]
+    sizes = [in_single(-group["lr"] / (1 - beta**step)) for group, beta, step in zip(groups, beta1, taken, strict=True)]
     torch._foreach_addcdiv_(parameters, first, below, sizes)
 
 

@@ -166,6 +166,9 @@ def test_a_claim_whose_worker_died_before_the_ticket_is_delivered_by_the_next(bo
     add_jobs(box.registry, 1, steps=400)
     box.work(lambda: box.at(1, 5))
     [late] = add_jobs(box.registry, 1, steps=20)
+    shown = ptq("status")
+    assert "unwatched" in shown.stdout  # the run goes on by itself
+    assert "no worker is running here" in shown.stderr  # and nothing starts
     with box.registry.write() as conn:
         assert runs.join(conn, late, 0, 1, box.worker.me, at=time.time())
     box.work(lambda: box.ended(late))

@@ -51,6 +51,7 @@ class Queue:
     paused: str = ""  #: why nothing starts
     fault: str = ""  #: of queue.toml
     more: int = 0  #: queued jobs that are not among `jobs`
+    watched: bool = True  #: a worker is here; without one runs go on, and nothing starts
     now: float = 0.0
 
 
@@ -108,6 +109,7 @@ def look(
     queue = Queue(
         found, numbers, reasons=dict(plan.reasons), order=list(plan.order), more=more, now=now,
         paused=seen.paused or drained, fault=fault, ends={number: _end(pace) for number, pace in ends.items()},
+        watched=bool(names),
     )  # fmt: skip
     _fill_slots(queue, seen, names)
     return queue

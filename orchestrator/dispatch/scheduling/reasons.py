@@ -73,7 +73,14 @@ def name(number: int) -> str:
 
 
 def names(numbers: Sequence[int]) -> str:
-    return ("job " if len(numbers) == 1 else "jobs ") + ", ".join(map(str, numbers))
+    """`job 3`, `jobs 3-8, 11`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ("job " if len(numbers) == 1 else "jobs ") + ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def unit(count: int, all_slots: Sequence[Slot]) -> str:

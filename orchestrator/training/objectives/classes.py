@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 
 from orchestrator.errors import BadData, BadRecipe
 from orchestrator.recipe.tasks import Classify, choices_of, own_choices
 from orchestrator.tasks.answers import NOT_IT
+from orchestrator.tasks.usable import probabilities
 from orchestrator.training.objectives.each_answer import EachAnswer, answer_of
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.texts import TextEncoder
@@ -54,16 +54,7 @@ class Classes:
 
     def shares(self, fields: Fields, template: str, temperature: float) -> tuple[float, ...]:
         """Each label's probability by the JSON in a row, flattened by the temperature: p^(1/T), summing up to 1."""
-        text = self._encoder.plain(template, fields)
-        try:
-            found = {str(label): float(value) for label, value in json.loads(text).items()}
-            flat = [found[name] ** (1 / temperature) for name in self.names]
-            if not sum(flat) > 0 or min(flat) < 0:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"`{text[:60]}` is not a JSON mapping from each of the labels to its probability"
-            raise BadData(what, hint=f"the labels: {', '.join(self.names)}") from error
-        return tuple(value / sum(flat) for value in flat)
+        return probabilities(self._encoder.plain(template, fields), self.names, temperature)
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         """Each row's label and, where the task groups rows, its group (`tasks.metrics.group_exact_match`); of

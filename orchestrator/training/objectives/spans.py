@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 from orchestrator.errors import BadData
 from orchestrator.recipe.tasks import Span
 from orchestrator.tasks.lists import answers
+from orchestrator.tasks.usable import place_of
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
 from orchestrator.training.texts import TextEncoder
@@ -113,12 +114,7 @@ class SpanFinding:
         return (window.opening, *context) if self._task.unanswerable else tuple(context)
 
     def _characters(self, fields: Fields, text: str, start: int | None) -> tuple[int, int]:
-        context = self._encoder.plain(self._task.context, fields)
-        if start is None or context[start : start + len(text)] != text:
-            start = context.find(text)
-        if start < 0 or not text:
-            raise BadData(f"the answer {text!r} does not stand in its context")
-        return start, start + len(text)
+        return place_of(text, start, self._encoder.plain(self._task.context, fields))
 
     def _windows(self, fields: Fields, *, tuned: bool) -> list[Window]:
         opening, between, closing = self._encoder.frame(tuned=tuned)

@@ -12,6 +12,7 @@ from orchestrator.errors import BadData
 from orchestrator.recipe.tasks import Tag
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import Field, Text, Virtual, parse
+from orchestrator.tasks.usable import words_and_tags
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
 from orchestrator.training.texts import TextEncoder
@@ -38,9 +39,7 @@ class Tagging:
         return new_linear(host, len(self._task.labels))
 
     def example(self, fields: Fields) -> Example:
-        words, tags = listed(fields[self._task.words]), self._tags(fields)
-        if len(words) != len(tags):
-            raise BadData(f"a row has {len(words)} words and {len(tags)} tags")
+        tags = self._tags(fields)
         row, places = self._row(fields, tuned=True)
         if not places:
             raise BadData("a row has no word, or none that fits the base's context")
@@ -73,7 +72,7 @@ class Tagging:
         return list(range(len(rows))), [[" ".join(self._tags(fields))] for fields in rows]
 
     def _tags(self, fields: Fields) -> list[str]:
-        tags = listed(self._encoder.plain(self._task.tags, fields))
+        _, tags = words_and_tags(fields[self._task.words], self._encoder.plain(self._task.tags, fields))
         unknown = next((tag for tag in tags if tag not in self._number), None)
         if unknown is not None:
             raise BadData(f"a row has the tag {unknown!r}, which is not among task.labels")

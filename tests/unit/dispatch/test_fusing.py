@@ -263,7 +263,7 @@ def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> Non
     assert plan.joins == {8: 7, 9: 7}
     assert (
         plan.reasons[10]
-        == "needs 1 GPU, 0 free, jobs 3, 5, 8, 9 hold 1, may not join run 7: it has 4 jobs, and takes at most 4"
+        == "needs 1 GPU, 0 free, jobs 3, 5, 8-9 hold 1, may not join run 7: it has 4 jobs, and takes at most 4"
     )
 
 

@@ -122,6 +122,9 @@ def test_rows_that_cannot_be_tagged(row: dict[str, str], what: str, bases: dict[
     made = Made(bases["bert"], "bert", {"type": "tag", "labels": TAGS})
     with pytest.raises(BadData, match=what):
         made.objective.example(row)
+    if row["tokens"]:
+        with pytest.raises(BadData, match=what):
+            made.objective.references([row])  # before any library counts
 
 
 CONTEXT = "the red cat and the blue house and a white bird is warm"
