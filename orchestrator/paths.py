@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+NEIGHBOURS = "neighbours.json"  #: in an artifact: the words nearest to its virtual tokens
+
 
 @dataclass(frozen=True)
 class HomePaths:

@@ -10,6 +10,7 @@ from orchestrator.cli import alias, exchange
 from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.output.render import note, number, print_json, say, table
 from orchestrator.cli.show import patterns_table
+from orchestrator.paths import read_json
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
@@ -72,15 +73,27 @@ def list_artifacts(json: Json = False) -> None:
     )
 
 
-def show(ref: Ref, json: Json = False) -> None:
+Neighbours = Annotated[
+    bool, typer.Option("--neighbours", help="The words nearest to each virtual token, by the cosine of embeddings.")
+]
+
+
+def show(ref: Ref, neighbours: Neighbours = False, json: Json = False) -> None:
     """Show an artifact: what was trained, on what, with which result, and where it lies."""
+    from orchestrator.cli.output.words import best_step, found_words, neighbours_of, print_neighbours
     from orchestrator.registry import artifacts
 
     artifact = artifacts.get_artifact(_registry(), ref)
+    if neighbours:
+        if json:
+            print_json(neighbours_of(artifact.path, artifact.ref))
+        else:
+            print_neighbours(artifact.path, artifact.ref)
+        return
     if json:
         print_json(artifact.as_json())
         return
-    summary = artifact.summary
+    summary, facts = artifact.summary, _facts(artifact)
     for key, value in {
         "artifact": artifact.ref,
         "name": artifact.job_name,
@@ -89,6 +102,8 @@ def show(ref: Ref, json: Json = False) -> None:
         "method": artifact.method,
         "task": summary.get("task", ""),
         "length": summary.get("length", ""),
+        **found_words(facts),
+        "best": best_step(facts),
         "seed": summary.get("seed", ""),
         "base": _part(artifact, "base", "id"),
         "revision": _part(artifact, "base", "revision"),
@@ -128,6 +143,14 @@ def _registry() -> Registry:
     from orchestrator.settings import load_settings
 
     return Registry.open(load_settings())
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    """All that the artifact says of itself; nothing where its files are damaged: `verify` tells of that."""
+    try:
+        return dict(read_json(artifact.path / "artifact.json"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _part(artifact: Artifact, *keys: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.manifest import write_manifest
-from orchestrator.paths import folder_written_atomically, write_json
+from orchestrator.paths import NEIGHBOURS, folder_written_atomically, write_json
 from orchestrator.recipe.bases import ORIGIN
 from orchestrator.recipe.tasks import fixed_words
 from orchestrator.tasks.template import fill, parse
@@ -98,7 +98,7 @@ def _write_artifact(host: BaseHost, job: TrainedJob, facts: dict[str, Any], near
         if job.weights is not None:
             _save_base(folder, host, job, job.weights)
         if near is not None:
-            write_json(folder / neighbours.FILE, near)
+            write_json(folder / NEIGHBOURS, near)
         write_manifest(folder)
     job.events.write("artifact", folder=str(final))
     job.events.flush(sync=True)

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from orchestrator.tuning.host import BaseHost
 
-FILE = "neighbours.json"
 TOP = 5
 
 _AT_A_TIME = 8192  # words whose embeddings are looked up in one call: 32 MiB at a width of 1,024

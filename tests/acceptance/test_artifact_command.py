@@ -98,6 +98,8 @@ def test_an_artifact_is_listed_shown_verified_and_exported(home: Path, tmp_path:
     shown = ptq("artifact", "show", "1").stdout
     assert "bleu 61.25 (validation)" in shown
     assert "e2e@2" in shown
+    bare = ptq("artifact", "show", "1", "--neighbours")
+    assert (bare.returncode, "no words are nearest" in bare.stderr) == (3, True)
     assert ptq("artifact", "verify").stdout == "a1: whole\n"
     out = tmp_path / "peft"
     done = ptq("artifact", "export", "a1", "--format", "peft", "-o", out)
