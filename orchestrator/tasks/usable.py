@@ -1,4 +1,4 @@
-"""What a row must hold for its task, whatever the base: asked when a job is submitted, and again where the row is used."""
+"""What a row must hold for its task, whatever the base: asked at submit, and again where the row is used."""
 
 from __future__ import annotations
 

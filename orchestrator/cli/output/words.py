@@ -19,7 +19,9 @@ def found_words(facts: Mapping[str, Any]) -> dict[str, str]:
     if not words:
         return {}
     recipe = facts["recipe"]
-    otherwise = "" if words["same_tokens"] else " (as text it is other tokens: the words are pieces of words, or [MASK])"
+    otherwise = (
+        "" if words["same_tokens"] else " (as text it is other tokens: the words are pieces of words, or [MASK])"
+    )
     said = {"template": f"{words['template']}{otherwise}"}
     if recipe["method"].get("label_words"):
         said["labels"] = "; ".join(f"{label}: {' '.join(own)}" for label, own in recipe["task"]["labels"].items())
@@ -32,12 +34,14 @@ def best_step(facts: Mapping[str, Any]) -> str:
 
 
 def print_neighbours(folder: Path, ref: str) -> None:
-    """Each virtual token with its norm and the words nearest to it, with their cosines; tokens that share a word; label words that are
-    near. Raises NotFound where the virtual tokens are no input embeddings."""
+    """Each virtual token with its norm and the words nearest to it; tokens that share one; class labels that are near.
+
+    Raises NotFound where the virtual tokens are no input embeddings.
+    """
     report = neighbours_of(folder, ref)
     shown = _NARROW if render.is_narrow() else None
     rows = [
-        (one["number"], f"{one['norm']:.3g}", *(f"{n['token']} {n['cosine']:.2f}" for n in one["neighbours"][:shown]))
+        (one["number"], f"{one['norm']:.3g}", *map(_near, one["neighbours"][:shown]))
         for one in report["virtual_tokens"]
     ]
     names = ["nearest", *map(str, range(2, len(rows[0]) - 1))]
@@ -55,6 +59,10 @@ def neighbours_of(folder: Path, ref: str) -> dict[str, Any]:
     except FileNotFoundError:
         what = f"{ref} has no virtual tokens among the base's input embeddings, so no words are nearest to them"
         raise NotFound(what, hint="prompt tuning, P-tuning and WARP have such tokens") from None
+
+
+def _near(word: Mapping[str, Any]) -> str:
+    return f"{word['token']} {word['cosine']:.2f}"
 
 
 def _listed(numbers: list[int]) -> str:
