@@ -6,7 +6,7 @@ The worker writes them at a claim; the training program reads them and nothing e
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class BaseSpec:
     revision: str  #: commit hash, or the fingerprint for a local folder
     fingerprint: str  #: see `weights.fingerprint`; checked when the weights are loaded
     kind: str  #: causal | seq2seq | masked
+    #: See `companions.companions`; checked when the base is loaded. Empty: not written down (older jobs).
+    companions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-NEIGHBOURS = "neighbours.json"  #: in an artifact: the words nearest to its virtual tokens
-
 
 @dataclass(frozen=True)
 class HomePaths:
@@ -113,6 +111,57 @@ class JobPaths:
     def artifact(self, attempt: int) -> Path:
         """What this attempt leaves; the worker moves it into the store."""
         return self.root / f"artifact-{attempt}"
+
+    def own_file(self, digest: str, name: str) -> Path:
+        """The job's copy of a file that its recipe names, made when it first starts."""
+        return self.root / "files" / folder_name(digest) / name
+
+    @property
+    def answers(self) -> Path:
+        """A folder: what an evaluation has found so far (see `training.kept`)."""
+        return self.root / "answers"
+
+    @property
+    def found_labels(self) -> Path:
+        """The label words that the data have chosen (see `training.label_search`)."""
+        return self.root / "labels.json"
+
+
+@dataclass(frozen=True)
+class ArtifactPaths:
+    """The folder of an artifact, in a job's folder or in the store. Its manifest is `manifest`'s."""
+
+    root: Path
+
+    @property
+    def facts(self) -> Path:
+        """What was trained, on what, how, with which result."""
+        return self.root / "artifact.json"
+
+    @property
+    def prompt(self) -> Path:
+        """The trained prompt and head."""
+        return self.root / "prompt.safetensors"
+
+    @property
+    def base_weights(self) -> Path:
+        """Of the base's weights those that were trained."""
+        return self.root / "base.safetensors"
+
+    @property
+    def base(self) -> Path:
+        """A folder: the base that LM adaptation has made."""
+        return self.root / "base"
+
+    @property
+    def neighbours(self) -> Path:
+        """The words nearest to the virtual tokens."""
+        return self.root / "neighbours.json"
+
+    @property
+    def vocabulary(self) -> Path:
+        """The only words that a cloze answers with, one a line."""
+        return self.root / "vocabulary.txt"
 
 
 @dataclass(frozen=True)

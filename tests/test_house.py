@@ -18,6 +18,8 @@ GROUND = {
     "jobspec",
     "manifest",
     "weights",
+    "companions",
+    "values",
     "cost",
     "sharing",
     "failpoints",

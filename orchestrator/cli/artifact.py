@@ -109,6 +109,7 @@ def show(ref: Ref, neighbours: Neighbours = False, json: Json = False) -> None:
         "revision": _part(artifact, "base", "revision"),
         "dataset": _dataset(artifact),
         "metrics": _metrics(artifact),
+        "unscored": "; ".join(f"{split}: {why}" for split, why in (summary.get("unscored") or {}).items()),
         "made": when(artifact.created_at),
         "digest": artifact.digest,
         "size": size(artifact.bytes),

@@ -1,4 +1,4 @@
-"""`ptq base`: register, list and show frozen models."""
+"""`ptq base`: register, list, show and verify frozen models."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add `ptq base`."""
-    verbs = typer.Typer(help="Register, list and show frozen models.", no_args_is_help=True, rich_markup_mode=None)
+    verbs = typer.Typer(
+        help="Register, list, show and verify frozen models.", no_args_is_help=True, rich_markup_mode=None
+    )
     verbs.command("add")(add)
     verbs.command("list")(list_bases)
     verbs.command("show")(show)
+    verbs.command("verify")(verify)
     verbs.command("pretrain")(pretrain)
     app.add_typer(verbs, name="base")
 
@@ -67,11 +70,12 @@ def add(
 def _adapted(registry: Registry, source: str) -> str | None:
     """The folder of the base in an artifact such as `a3`; None where the source is no artifact."""
     from orchestrator.errors import BadInput
+    from orchestrator.paths import ArtifactPaths
     from orchestrator.registry.artifacts import get_artifact
 
     if not re.fullmatch(r"a[0-9]+", source) or Path(source).exists():
         return None
-    folder = get_artifact(registry, source).path / "base"
+    folder = ArtifactPaths(get_artifact(registry, source).path).base
     if not folder.is_dir():
         what = f"{source} holds no base; only lm-adapt leaves one"
         raise BadInput(what, hint="`ptq artifact list` shows the artifacts and their methods")
@@ -136,6 +140,34 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
         say(f"{key:15} {_plain(value)}")
     for method, tasks in methods.items():
         say(f"{'fits':15} {method}: {', '.join(tasks)}")
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[BASE...]", help="Default: all.")] = None,
+    json: Json = False,
+) -> None:
+    """Hash weights, tokenizer and configuration again. Exit code 1 when something is not as it was registered."""
+    from orchestrator.registry import bases
+    from orchestrator.registry.storage.engine import Registry
+    from orchestrator.settings import load_settings
+
+    registry = Registry.open(load_settings())
+    chosen = [bases.get_base(registry, name) for name in names] if names else bases.list_bases(registry)
+    found = {base.name: bases.faults(base) for base in chosen}
+    if json:
+        print_json([{"base": name, "faults": faults} for name, faults in found.items()])
+    else:
+        for base in chosen:
+            whole = "whole" if base.companions else f"its weights are whole; {_NOT_WRITTEN.format(base=base)}"
+            say(f"{base.name}: {'; '.join(found[base.name]) or whole}")
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+_NOT_WRITTEN = (
+    "its tokenizer and configuration were not written down when it was registered: "
+    "`ptq base add {base.name} {base.path}` does"
+)
 
 
 def _plain(value: object) -> object:

@@ -15,7 +15,7 @@ import typer
 from orchestrator import demo as material
 from orchestrator.cli.output.render import Advance, duration, note, number, progress, say, table
 from orchestrator.errors import PtqError
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
 from orchestrator.settings import child_environment, load_settings
 from orchestrator.states import JobResult, JobState
 
@@ -162,7 +162,7 @@ def _show(stage: Stage, jobs: list[Job]) -> None:
 
     registry = stage.registry()
     artifacts = {artifact.job_id: artifact for artifact in list_artifacts(registry)}
-    facts = {job.id: read_json(artifacts[job.id].path / "artifact.json") for job in jobs}
+    facts = {job.id: read_json(ArtifactPaths(artifacts[job.id].path).facts) for job in jobs}
     say("\nOne frozen base, three trained prompts.")
     say("The base can write six forms; each prompt asks for one, the advert.\n")
     scores = [f"{name} {when}" for name in ("BLEU", "exact") for when in ("untuned", "tuned")]

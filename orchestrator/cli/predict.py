@@ -20,7 +20,7 @@ from orchestrator.cli.predict_place import Place, place
 from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def predict(
     registry = Registry.open(load_settings())
     found = _find(registry, artifacts)
     recipes = [_recipe(one) for one in found]
+    for one, recipe in zip(found, recipes, strict=True):
+        _refuse_anothers_file(one, recipe)
     _refuse_ensemble(ensemble, recipes)
     rows = _rows(input, _fields(recipes))
     _refuse_choices(recipes, rows, input)
@@ -184,7 +186,15 @@ def _find(registry: Registry, references: Sequence[str]) -> list[Artifact]:
 def _recipe(artifact: Artifact) -> JobRecipe:
     from orchestrator.recipe.schema import JobRecipe
 
-    return JobRecipe.model_validate(read_json(artifact.path / "artifact.json")["recipe"])
+    return JobRecipe.model_validate(read_json(ArtifactPaths(artifact.path).facts)["recipe"])
+
+
+def _refuse_anothers_file(artifact: Artifact, recipe: JobRecipe) -> None:
+    """An imported artifact reads no file of this machine: an older ptq packed its vocabulary's path, not its words."""
+    named = getattr(recipe.task, "vocabulary", None)
+    if artifact.job_id is None and named is not None and not ArtifactPaths(artifact.path).vocabulary.is_file():
+        what = f"{artifact.ref} was imported without the words that it answers with ({named})"
+        raise BadInput(what, hint="export it again with this version of ptq, where its job ran, and import that")
 
 
 def _fields(recipes: Sequence[JobRecipe]) -> list[str]:
@@ -274,11 +284,4 @@ def _folder_of(registry: Registry, artifact: Artifact) -> str:
     if artifact.job_id is None:
         return str(base_folder(registry, artifact.summary["base"]))
     with registry.read() as connection:
-        folder = str(get_job(connection, artifact.job_id).base["path"])
-    if not Path(folder).is_dir():
-        raise BadInput(
-            "the base that this artifact was trained on is not there any more",
-            where=folder,
-            hint="put it back, or train again on a base that is here",
-        )
-    return folder
+        return str(base_folder(registry, get_job(connection, artifact.job_id).base))

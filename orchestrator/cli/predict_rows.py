@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.errors import BadData, BadInput, NotFound
+from orchestrator.values import field_text
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -72,12 +73,10 @@ def _json_object(line: str, where: str) -> dict[str, Any] | None:
 
 def _row(values: dict[str, Any], fields: list[str], where: str) -> dict[str, str]:
     """In the one text form that datasets have, with every field that is read."""
-    from orchestrator.data.rows import text_of
-
     row = {}
     for name, value in values.items():
         try:
-            row[name] = text_of(value)
+            row[name] = field_text(value)
         except ValueError as error:
             hint = "mend the row; nothing was predicted"
             raise BadData(f"the field {name} {error}", where=where, hint=hint) from error

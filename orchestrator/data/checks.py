@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from orchestrator.data.columns import Columns, batch_of, texts
-from orchestrator.data.rows import ReadOptions, Record, text_of
+from orchestrator.data.rows import ReadOptions, Record
 from orchestrator.errors import BadInput
+from orchestrator.values import field_text
 
 
 class Checker:
@@ -73,12 +74,10 @@ class Checker:
     def _texts(self, values: Sequence[object]) -> tuple[str, ...] | str:
         texts = []
         for name, value in zip(self.fields, values, strict=True):
-            if value is None:
-                if name in self._required:
-                    return f"the field {name!r} is null"
-                value = ""
+            if value is None and name in self._required:
+                return f"the field {name!r} is null"
             try:
-                text = text_of(value)
+                text = field_text(value)
             except ValueError as error:
                 return f"the field {name!r} {error}"
             if self._options.strip:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.data.rows import Fault, Record, text_of
+from orchestrator.data.rows import Fault, Record
+from orchestrator.values import text_of
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The same job again: recipe, seed, rows and weights as they were resolved then; and whether the same came of it."""
+"""The same job again: recipe, seed, rows, files and base as they were then; and whether the same came of it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.companions import refuse_changes
 from orchestrator.errors import BadInput, NotFinished, NotFound
 from orchestrator.jobspec import BaseSpec
 from orchestrator.manifest import NAME
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
+from orchestrator.recipe.named import NamedFile, changed, changed_files, with_files
+from orchestrator.recipe.schema import JobRecipe
 from orchestrator.registry import datasets, history, jobs
-from orchestrator.registry.artifacts import FACTS, Artifact, get_artifact
+from orchestrator.registry.artifacts import Artifact, get_artifact
 from orchestrator.registry.bases import base_folder
 from orchestrator.registry.jobs import Job, NewJob
 from orchestrator.registry.lineage import warm_starts, with_stored_starts
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import JobResult
 from orchestrator.weights import fingerprint
-
-_PROMPT = "prompt.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def repeat_job(registry: Registry, job_id: int, *, user: str, command: Sequence[
     _check_rows(registry, job)
     for digest in warm_starts(job.recipe):
         get_artifact(registry, digest)
-    recipe = _alone(with_stored_starts(job.recipe, registry.paths))
+    recipe = _alone(_with_files(registry, job))
     new = NewJob(
         name=job.name, recipe=recipe, source=job.source, seed=job.seed, method=job.method, base=base,
         dataset_version_id=job.dataset_version_id, slots=job.slots, priority=job.priority,
@@ -82,7 +83,7 @@ def agreement(registry: Registry, original: int, repeat: int) -> Agreement:
     if again.result is not JobResult.SUCCEEDED:
         raise NotFound(f"job {repeat} {again.result}: {again.message}", hint=f"see `ptq logs {repeat}`")
     first, second = (get_artifact(registry, str(number)) for number in (original, repeat))
-    facts = [read_json(one.path / FACTS) for one in (first, second)]
+    facts = [read_json(ArtifactPaths(one.path).facts) for one in (first, second)]
     return Agreement(
         original,
         repeat,
@@ -98,18 +99,40 @@ def _alone(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _base(registry: Registry, job: Job) -> dict[str, Any]:
-    """The base as it was; where its folder is gone, another with the same weights."""
+    """The base as it was; where its folder is gone or has another tokenizer, one that is registered and like it."""
     wanted = BaseSpec(**job.base)
-    folder = Path(wanted.path)
-    if not (folder / "config.json").is_file():
-        folder = base_folder(registry, job.base)
+    folder = base_folder(registry, job.base)
     if fingerprint(folder) != wanted.fingerprint:
         raise BadInput(
             f"these are not the weights that job {job.id} was trained on",
             where=str(folder),
             hint=f"register a folder with the fingerprint {wanted.fingerprint[:19]}…: `ptq base add NAME PATH`",
         )
+    refuse_changes(wanted.companions, folder, f"job {job.id} was submitted")
     return {**asdict(wanted), "path": str(folder)}
+
+
+def _with_files(registry: Registry, job: Job) -> Mapping[str, Any]:
+    """The job's recipe on files as they were: where one is not any more, the copy that its artifact holds."""
+    raw = with_stored_starts(job.recipe, registry.paths)
+    if not changed_files(raw):
+        return raw
+    recipe = JobRecipe.model_validate(raw)
+    try:
+        held = ArtifactPaths(get_artifact(registry, str(job.id)).path)
+    except (NotFound, NotFinished):
+        held = None
+
+    def where(file: NamedFile) -> Path:
+        if changed(file) is None:
+            return file.path
+        copy = None if held is None else NamedFile(file.key, held.vocabulary, file.digest)
+        if file.key == "task.vocabulary" and copy is not None and changed(copy) is None:
+            return copy.path
+        what = f"{file.path} {changed(file)} since job {job.id} was submitted"
+        raise BadInput(what, where=file.key, hint="put it back as it was, then the job can be reproduced")
+
+    return with_files(recipe, where).model_dump(mode="json")
 
 
 def _check_rows(registry: Registry, job: Job) -> None:

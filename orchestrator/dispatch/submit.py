@@ -12,6 +12,7 @@ from orchestrator.errors import BadInput, BadRecipe, NotFound
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
 from orchestrator.recipe.load import LoadedRecipe
+from orchestrator.recipe.named import with_digests
 from orchestrator.recipe.schema import JobRecipe, Recipe
 from orchestrator.recipe.starts import ArtifactInit
 from orchestrator.recipe.tracking import missing, refuse_unknown
@@ -64,7 +65,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
         base, data = bases[key], datasets[job.dataset]
         unfit = fit_faults(job, base.facts, data.fields, data.splits)
         faults += unfit or rows.faults(job, data) or labels.faults(job, Path(base.spec.path), data)
-        new.append(_new_job(job, loaded.source, base, data, priority))
+        new.append(_new_job(with_digests(job), loaded.source, base, data, priority))
     if faults:
         lines = "\n  ".join(dict.fromkeys(faults))
         raise BadRecipe(f"this recipe cannot be queued:\n  {lines}", where=str(loaded.path))

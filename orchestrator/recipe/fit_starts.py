@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 from orchestrator.errors import BadInput
+from orchestrator.paths import ArtifactPaths
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath
 from orchestrator.recipe.methods import Method, PrefixTuning, PTuningV2
@@ -18,8 +19,6 @@ from orchestrator.weights import tensor_shapes
 
 INIT: KeyPath = ("method", "init")
 PATH: KeyPath = (*INIT, "path")
-
-PROMPT_FILE = "prompt.safetensors"
 
 
 def starting_findings(recipe: Recipe, length: int) -> list[Finding]:
@@ -44,7 +43,7 @@ def starting_file_findings(recipe: Recipe, facts: BaseFacts, length: int) -> lis
             _check_array(Path(init.path), length, facts.embedding_width)
         if isinstance(init, PromptInit):
             for folder in init.path:
-                _check_prompt(Path(folder) / PROMPT_FILE, recipe.method, facts, length)
+                _check_prompt(ArtifactPaths(Path(folder)).prompt, recipe.method, facts, length)
     except BadInput as error:
         return [Finding(PATH, f"{error.where}: {error.message}")]
     except OSError as error:

@@ -17,6 +17,10 @@ def _absolute(path: str) -> str:
 #: A path on this machine; written relative, it starts at the folder that the recipe is read in.
 LocalPath = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
 
+#: Of a file's bytes.
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+DIGEST_HELP = "written down when the job is submitted: another file than this one is refused"
+
 
 class RandomInit(Strict):
     """Uniform in ±`scale` (Lester et al. 2021, §3.2: 0.5)."""
@@ -79,6 +83,7 @@ class FileInit(Strict):
     path: LocalPath = Field(
         description="for example an `encoder.prompt.prompt.prompt` of google-research/prompt-tuning"
     )
+    digest: Digest | None = Field(None, description=f"of the file; {DIGEST_HELP}")
 
 
 class PromptInit(Strict):
@@ -91,6 +96,7 @@ class PromptInit(Strict):
     weights: list[float] | None = Field(
         None, description="what each prompt is multiplied by before all are added; default: their mean"
     )
+    digests: list[Digest] | None = Field(None, description=f"of each folder's prompt.safetensors; {DIGEST_HELP}")
 
     @field_validator("path", mode="before", json_schema_input_type=str | list[str])
     @classmethod
@@ -101,6 +107,8 @@ class PromptInit(Strict):
     def _a_weight_each(self) -> PromptInit:
         if self.weights is not None and len(self.weights) != len(self.path):
             raise ValueError(f"{len(self.weights)} weights for {len(self.path)} folders")
+        if self.digests is not None and len(self.digests) != len(self.path):
+            raise ValueError(f"{len(self.digests)} digests for {len(self.path)} folders")
         return self
 
     @property

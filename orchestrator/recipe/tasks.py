@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.recipe.starts import LocalPath
+from orchestrator.recipe.starts import DIGEST_HELP, Digest, LocalPath
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.text import InputTemplate, TextTemplate, Word, as_text, as_words, is_word
 from orchestrator.tasks.choices import Choices, names_fields
@@ -157,6 +157,7 @@ class Cloze(Strict):
         description="file with a word a line: the only answers there are (LAMA's common vocabulary); default: every "
         "token of the base",
     )
+    vocabulary_digest: Digest | None = Field(None, description=f"of that file; {DIGEST_HELP}")
     metrics: list[Literal["p_at_1"]] = Field(
         ["p_at_1"], min_length=1, description="rows whose word is not one token, or not in the vocabulary, are left out"
     )

@@ -14,12 +14,11 @@ from sqlalchemy import Connection, RowMapping
 
 from orchestrator import manifest
 from orchestrator.errors import BadData, BadInput, NotFinished, NotFound, StaleAttempt
-from orchestrator.paths import HomePaths, folder_written_atomically, is_touched, read_json
+from orchestrator.paths import ArtifactPaths, HomePaths, folder_written_atomically, is_touched, read_json
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import aliases, artifacts, jobs
 from orchestrator.states import JobState
 
-FACTS = "artifact.json"
 #: Kept in the folder only: the recipe stands with the job, and samples are for reading.
 _BULK = ("recipe", "samples")
 
@@ -65,10 +64,10 @@ def stage_artifact(paths: HomePaths, folder: Path) -> StagedArtifact:
     if faults:
         raise BadData(f"the artifact is not whole: {'; '.join(faults[:3])}", where=str(folder))
     try:
-        facts = dict(read_json(folder / FACTS))
+        facts = dict(read_json(ArtifactPaths(folder).facts))
         method = str(facts["method"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadData("not readable as an artifact", where=str(folder / FACTS)) from error
+        raise BadData("not readable as an artifact", where=str(ArtifactPaths(folder).facts)) from error
     digest = manifest.digest_of(folder)
     final = paths.artifact(digest)
     if manifest.manifest_faults(final) or manifest.digest_of(final) != digest or not is_touched(final):

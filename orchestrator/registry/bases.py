@@ -1,19 +1,21 @@
 """Bases: frozen models under a name, and how the `model` of a recipe becomes a folder with a fingerprint.
 
-A registered base stays where it is; the registry keeps its fingerprint, and notices when its weights are changed.
+A registered base stays where it is; the registry keeps the fingerprint of its weights and the digests of the files
+beside them (tokenizer, configuration), and notices when any is changed.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import RowMapping
 
+from orchestrator.companions import changes, companions, refuse_changes
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.jobspec import BaseSpec
 from orchestrator.recipe.bases import BaseFacts, read_base_facts, refuse_without_tokenizer
@@ -38,6 +40,7 @@ class Base:
     created_at: float
     created_by: str
     licence: str | None = None
+    companions: dict[str, str] = field(default_factory=dict)  #: empty: registered by a ptq that did not write them down
 
     @property
     def bytes(self) -> int:
@@ -84,6 +87,7 @@ def add_base(
         created_at=now,
         created_by=user,
         licence=licence or stated_licence(folder),
+        companions=companions(folder),
     )
     made = Base(**{**vars(made), "revision": commit or made.fingerprint})
     known = _same_or_none(registry, made)
@@ -120,15 +124,20 @@ def list_bases(registry: Registry) -> list[Base]:
 
 
 def base_folder(registry: Registry, spec: Mapping[str, Any]) -> Path:
-    """Where the weights lie that an artifact was made on: the base it names, else any with the same fingerprint.
+    """Where the base lies that a job or an artifact was made on: the folder it names, else a registered one like it.
 
-    `spec` is what its `artifact.json` says of its base. Raises NotFound.
+    `spec` is the base of a job, or what `artifact.json` says of it. Raises NotFound, and BadInput where the weights are
+    there, but no tokenizer and configuration as they were then.
     """
-    known = list_bases(registry)
-    same = [base for base in known if base.fingerprint == spec["fingerprint"] and base.path.is_dir()]
-    named = [base for base in same if base.name == spec["id"]]
-    if same:
-        return (named or same)[0].path
+    same = [base for base in list_bases(registry) if base.fingerprint == spec["fingerprint"] and base.path.is_dir()]
+    named = [Path(spec["path"])] if (Path(str(spec.get("path", "/"))) / "config.json").is_file() else []
+    folders = [*named, *(base.path for base in sorted(same, key=lambda base: base.name != spec["id"]))]
+    written = spec.get("companions") or {}
+    for folder in folders:
+        if not changes(written, folder):
+            return folder
+    if folders:
+        refuse_changes(written, folders[0], "this was trained on it")
     where = Path(str(spec["id"])).expanduser()
     if (where / "config.json").is_file():
         return where
@@ -147,9 +156,9 @@ def resolve_base(registry: Registry, model: str, revision: str | None = None, *,
     known = _find(registry, model)
     if known is not None:
         _refuse_other_revision(model, known, revision)
-        return ResolvedBase(
-            _spec(model, known.path, known.revision, _checked_fingerprint(known), known.facts), known.facts
-        )
+        weights = _checked_fingerprint(known)
+        refuse_changes(known.companions, known.path, f"the base {known.name!r} was registered")
+        return ResolvedBase(_spec(model, known.path, known.revision, weights, known.facts), known.facts)
     folder, commit = _located(model, revision, offline=offline, known=[base.name for base in list_bases(registry)])
     facts = read_base_facts(folder)
     refuse_without_tokenizer(folder)
@@ -158,7 +167,7 @@ def resolve_base(registry: Registry, model: str, revision: str | None = None, *,
 
 
 def _spec(model: str, folder: Path, revision: str, weights: str, facts: BaseFacts) -> BaseSpec:
-    return BaseSpec(id=model, path=str(folder), revision=revision, fingerprint=weights, kind=facts.kind)
+    return BaseSpec(model, str(folder), revision, weights, facts.kind, companions(folder))
 
 
 def _located(source: str, revision: str | None, *, offline: bool, known: list[str] | None = None) -> tuple[Path, str]:
@@ -188,10 +197,15 @@ def _refuse_other_revision(model: str, known: Base, revision: str | None) -> Non
     )
 
 
-def check_weights(base: Base) -> None:
-    """Hash all weights again. Raises BadInput when they are not those that were registered."""
-    if fingerprint(base.path) != base.fingerprint:
-        raise _changed(base)
+def faults(base: Base) -> list[str]:
+    """What is not as it was registered, in words; all weights are hashed again."""
+    if not base.path.is_dir():
+        return ["its folder is gone"]
+    try:
+        weights = [] if fingerprint(base.path) == base.fingerprint else ["its weights were changed"]
+    except BadInput as error:
+        weights = [error.message]
+    return weights + changes(base.companions, base.path)
 
 
 def _changed(base: Base) -> BadInput:
@@ -217,12 +231,18 @@ def _files(folder: Path) -> dict[str, list[int]]:
 
 def _same_or_none(registry: Registry, made: Base) -> Base | None:
     known = _find(registry, made.name)
-    if known is None or (known.fingerprint, known.path) == (made.fingerprint, made.path):
+    if known is None:
+        return None
+    if (known.fingerprint, known.path) != (made.fingerprint, made.path):
+        what = f"there is another base {made.name!r} ({known.source}); jobs rely on it"
+        raise BadInput(what, hint="choose another name")
+    refuse_changes(known.companions, known.path, f"the base {known.name!r} was registered")
+    if known.companions:
         return known
-    raise BadInput(
-        f"there is another base {made.name!r} ({known.source}); jobs rely on it",
-        hint="choose another name",
-    )
+    noted = replace(known, companions=made.companions)
+    with registry.write() as connection:
+        connection.execute(sa.update(bases).where(bases.c.name == made.name).values(facts=_row(noted)["facts"]))
+    return noted
 
 
 def _find(registry: Registry, name: str) -> Base | None:
@@ -239,7 +259,7 @@ def _row(base: Base) -> dict[str, Any]:
         "revision": base.revision,
         "fingerprint": base.fingerprint,
         "kind": base.facts.kind,
-        "facts": {**asdict(base.facts), "files": base.files},
+        "facts": {**asdict(base.facts), "files": base.files, "companions": base.companions},
         "created_at": base.created_at,
         "created_by": base.created_by,
         "licence": base.licence,
@@ -248,7 +268,7 @@ def _row(base: Base) -> dict[str, Any]:
 
 def _base(row: RowMapping) -> Base:
     facts = dict(row["facts"])
-    files = facts.pop("files", {})
+    files, beside = facts.pop("files", {}), facts.pop("companions", {})
     return Base(
         name=row["name"],
         path=Path(row["path"]),
@@ -260,4 +280,5 @@ def _base(row: RowMapping) -> Base:
         created_at=row["created_at"],
         created_by=row["created_by"],
         licence=row["licence"],
+        companions=beside,
     )

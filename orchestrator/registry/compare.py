@@ -27,6 +27,8 @@ _SILENT = (
     "dataset", "base",
 )  # fmt: skip
 _FALLING = ("loss", "perplexity")
+#: Recipes of an older time have none: that alone is no difference.
+_DIGESTS = ("task.vocabulary_digest", "method.init.digest", "method.init.digests")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _flattened(value: Any, path: str = "") -> Iterable[tuple[str, Any]]:
 
 
 def _differs(key: str, flat: Iterable[Mapping[str, Any]]) -> bool:
-    return len({repr(one.get(key)) for one in flat}) > 1
+    found = {repr(one.get(key)) for one in flat}
+    return len(found - {repr(None)} if key in _DIGESTS else found) > 1
 
 
 def _scores(splits: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:

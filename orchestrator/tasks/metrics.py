@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from orchestrator.tasks import answers, captions
 from orchestrator.tasks.lists import listed
@@ -16,8 +17,12 @@ Predictions = Sequence[str]
 References = Sequence[Sequence[str]]
 
 
-def score(names: Sequence[str], predictions: Predictions, references: References) -> dict[str, float]:
+def score(
+    names: Sequence[str], predictions: Predictions, references: References, *, labels: Sequence[str] = ()
+) -> dict[str, float]:
     """The named scores of `predictions` [B] against one or more references for each [B, R_i].
+
+    `labels`: all labels of the task, whichever these rows hold; positive_f1 asks for them.
 
     bleu, rouge_1, rouge_2, rouge_l, squad_em, squad_f1: 0-100. nist, cider: from 0. perplexity: from 1. Others: 0-1.
     ValueError for an unknown name, no predictions, or a prediction without a reference.
@@ -29,7 +34,8 @@ def score(names: Sequence[str], predictions: Predictions, references: References
         raise ValueError(f"{len(predictions)} predictions for {len(references)} lists of references")
     if not all(references):
         raise ValueError(f"prediction {[not r for r in references].index(True)} has no reference")
-    return {name: METRICS[name](predictions, references) for name in names}
+    own: dict[str, Metric] = {"positive_f1": partial(positive_f1, labels=labels)}
+    return {name: own.get(name, METRICS[name])(predictions, references) for name in names}
 
 
 def bleu(predictions: Predictions, references: References) -> float:
@@ -139,12 +145,16 @@ def group_exact_match(predictions: Predictions, references: References) -> float
     return sum(right.values()) / len(right)
 
 
-def positive_f1(predictions: Predictions, references: References) -> float:
-    """F1 of the label that is last in the alphabet (`1` of 0 and 1, `true` of false and true): MultiRC's F1a. 0-1."""
+def positive_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """F1 of the label that is last in the alphabet (`1` of 0 and 1, `true` of false and true): MultiRC's F1a. 0-1.
+
+    Of all labels of the task: rows that happen to hold only `0` have no positive one. ValueError without them.
+    """
     from sklearn.metrics import f1_score
 
-    wanted = [row[0] for row in references]
-    positive = max({*wanted, *predictions})
+    if not labels:
+        raise ValueError("positive_f1 asks for all labels of the task")
+    wanted, positive = [row[0] for row in references], max(labels)
     return float(f1_score([w == positive for w in wanted], [p == positive for p in predictions], zero_division=0))
 
 
@@ -171,7 +181,9 @@ def perplexity(predictions: Predictions, references: References) -> float:
     return math.exp(min(700.0, sum(float(loss) for loss, _ in rows) / max(1, sum(int(count) for _, count in rows))))
 
 
-METRICS: dict[str, Callable[[Predictions, References], float]] = {
+Metric = Callable[[Predictions, References], float]
+
+METRICS: dict[str, Metric] = {
     "bleu": bleu,
     "nist": nist,
     "meteor": captions.meteor,

@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def identity_of(spec: JobSpec) -> str:
-    """What must be equal for a checkpoint to be this job's: recipe, base and data."""
+    """What must be equal for a checkpoint, or answers that are kept, to be this job's: recipe, base and data."""
     facts = [spec.recipe, spec.base.fingerprint, spec.dataset.digest]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

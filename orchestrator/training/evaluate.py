@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
 
+from orchestrator.errors import PtqError
 from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
-from orchestrator.training.failures import hear, may_tell, out_of_memory, tell
+from orchestrator.training.failures import JobFailed, hear, may_tell, met_by_all, out_of_memory, reason_of, tell
+from orchestrator.training.kept import KeptAnswers, Said
 from orchestrator.training.mixture import task_names
-from orchestrator.training.objectives.asking import Asked, answer
+from orchestrator.training.objectives.asking import Asked, Compares, answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning.host import BaseHost
 
@@ -24,7 +26,7 @@ class Evaluation:
     values: dict[str, float]
     numbers: list[int]  #: of the predicted rows
     predictions: list[str]
-    references: list[list[str]]
+    references: list[list[str]]  #: as texts
 
 
 def evaluate(
@@ -34,21 +36,29 @@ def evaluate(
     batch_sizes: Sequence[int],
     processes: Processes,
     between: Callable[[], None] = lambda: None,
+    kept: Sequence[KeptAnswers] = (),
 ) -> list[Evaluation]:
     """Predict every distinct input of each job's rows, and score: what each would score by itself.
 
     Rows of several jobs share forwards, a batch of each at a time: a small base spends most of an evaluation on
-    starting operations, of which this starts fewer. `between` is called before each, on all ranks equally often.
+    starting operations, of which this starts fewer. `between` is called before each, on all ranks equally often; where
+    it raises, what was answered so far is `kept`, and the next evaluation of the same goes on behind it.
 
     Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them. An
     error that one rank meets is raised on all.
     """
     plans = [_Plan.of(one, size) for one, size in zip(asked, batch_sizes, strict=True)]
-    mine = [_of_this_rank(plan.batches, number, processes) for number, plan in enumerate(plans)]
-    written: list[dict[int, str]] = [{} for _ in asked]
+    known = _known(kept, plans, processes)
+    left = [plan.without(found) for plan, found in zip(plans, known, strict=True)]
+    mine = [_of_this_rank(batches, number, processes) for number, batches in enumerate(left)]
+    written: list[dict[int, Said]] = [{} for _ in asked]
     fault: Exception | None = None
-    for turn in range(max(_turns(plan.batches, processes) for plan in plans)):
-        between()
+    for turn in range(max(_turns(batches, processes) for batches in left)):
+        try:
+            between()
+        except Exception:
+            _keep(kept, known, _everybodys(written, processes, None), processes)
+            raise
         try:
             if fault is None:
                 _answer_turn(host, asked, plans, [own[turn : turn + 1] for own in mine], written, processes)
@@ -56,13 +66,48 @@ def evaluate(
             if not may_tell(processes, error) or processes.sharded:
                 raise
             fault = error  # the other ranks, which do not see this row, have to hear of it
-    if not processes.sharded:
-        told = processes.gather((written, tell(fault)))
-        hear([theirs for _, theirs in told], fault)
-        for others, _ in told:
-            for own, other in zip(written, others, strict=True):
-                own.update(other)
-    return [plan.scored(one, texts) for plan, one, texts in zip(plans, asked, written, strict=True)]
+    found = _everybodys(written, processes, fault)
+    _keep([one for one in kept if one.final], known, found, processes)
+    texts = [before | now for before, now in zip(known, found, strict=True)]
+    return [plan.scored(one, said) for plan, one, said in zip(plans, asked, texts, strict=True)]
+
+
+def _everybodys(
+    written: Sequence[dict[int, Said]], processes: Processes, fault: Exception | None
+) -> list[dict[int, Said]]:
+    """The answers of all ranks. On all ranks."""
+    if processes.sharded:
+        return list(written)
+    told = processes.gather((written, tell(fault)))
+    hear([theirs for _, theirs in told], fault)
+    found: list[dict[int, Said]] = [{} for _ in written]
+    for others, _ in told:
+        for own, other in zip(found, others, strict=True):
+            own.update(other)
+    return found
+
+
+def _known(kept: Sequence[KeptAnswers], plans: Sequence[_Plan], processes: Processes) -> list[dict[int, Said]]:
+    """What an earlier evaluation has left; the first rank reads it for all."""
+    if not kept:
+        return [{} for _ in plans]
+    found: list[dict[int, Said]] = processes.gather([one.read() for one in kept] if processes.first else None)[0]
+    return found
+
+
+def _keep(
+    kept: Sequence[KeptAnswers],
+    known: Sequence[dict[int, Said]],
+    found: Sequence[dict[int, Said]],
+    processes: Processes,
+) -> None:
+    """The first rank writes; what it meets, the others hear of."""
+    if not kept:
+        return
+    with met_by_all(processes):
+        for one, before, now in zip(kept, known, found, strict=True):
+            if processes.first and now:
+                one.write(before | now)
 
 
 def _of_this_rank(batches: Sequence[list[int]], number: int, processes: Processes) -> list[list[int]]:
@@ -82,7 +127,7 @@ def _answer_turn(
     asked: Sequence[Asked],
     plans: Sequence[_Plan],
     batches: Sequence[Sequence[list[int]]],
-    written: Sequence[dict[int, str]],
+    written: Sequence[dict[int, Said]],
     processes: Processes,
 ) -> None:
     """One batch of each job that has one left."""
@@ -95,17 +140,17 @@ def _answer_turn(
         written[number].update(zip(batches[number][0], texts, strict=True))
 
 
-def _texts(host: BaseHost, parts: Sequence[Asked], most: int, processes: Processes) -> list[list[str]]:
+def _texts(host: BaseHost, parts: Sequence[Asked], most: int, processes: Processes) -> list[list[Said]]:
     """At most `most` rows in a forward; half of it, and half of the rows, where memory runs out."""
     try:
-        return [[one.text for one in answers] for answers in answer(host, parts, most=most)]
+        return [[(one.text, one.scored) for one in answers] for answers in answer(host, parts, most=most)]
     except Exception as error:
         longest = max(len(part.rows) for part in parts)
         if processes.sharded or not out_of_memory(error) or max(longest, most) == 1:
             raise
     if processes.device.type == "cuda":
         torch.cuda.empty_cache()
-    texts: list[list[str]] = [[] for _ in parts]
+    texts: list[list[Said]] = [[] for _ in parts]
     half = -(-longest // 2)
     for cut in (slice(half), slice(half, None)):
         some = [(n, replace(part, rows=part.rows[cut])) for n, part in enumerate(parts) if part.rows[cut]]
@@ -136,24 +181,43 @@ class _Plan:
     def fields(self, batch: Sequence[int]) -> list[Fields]:
         return [self.rows[self.numbers[i]] for i in batch]
 
-    def scored(self, asked: Asked, written: Mapping[int, str]) -> Evaluation:
-        predictions, names = [written[i] for i in range(len(self.numbers))], list(asked.objective.metrics)
+    def without(self, known: Collection[int]) -> list[list[int]]:
+        """The batches that are not answered yet, each as it would be without what is known."""
+        return [batch for batch in self.batches if not all(place in known for place in batch)]
+
+    def scored(self, asked: Asked, written: Mapping[int, Said]) -> Evaluation:
+        said = [written[i] for i in range(len(self.numbers))]
+        try:
+            values = self._values(asked, [compared for _, compared in said])
+        except PtqError:
+            raise
+        except Exception as error:  # met by all ranks: they have the same answers
+            raise JobFailed(reason_of(error), f"the answers cannot be scored: {error}") from error
+        references = self.references
+        if isinstance(asked.objective, Compares):
+            references = [[asked.objective.word(one) for one in row] for row in references]
+        return Evaluation(values, self.numbers, [text for text, _ in said], references)
+
+    def _values(self, asked: Asked, compared: Sequence[str]) -> dict[str, float]:
+        names = list(asked.objective.metrics)
         if asked.task_of is None:
-            values = score(names, predictions, self.references)
-        else:
-            tasks = [asked.task_of(self.rows[number]) for number in self.numbers]
-            values = _by_task(names, predictions, self.references, tasks)
-        return Evaluation(values, self.numbers, predictions, self.references)
+            return score(names, compared, self.references, labels=asked.labels)
+        tasks = [asked.task_of(self.rows[number]) for number in self.numbers]
+        return _by_task(names, compared, self.references, tasks, asked.labels)
 
 
 def _by_task(
-    names: Sequence[str], predictions: Sequence[str], references: Sequence[list[str]], tasks: Sequence[str]
+    names: Sequence[str],
+    predictions: Sequence[str],
+    references: Sequence[list[str]],
+    tasks: Sequence[str],
+    labels: Sequence[str],
 ) -> dict[str, float]:
     """Each score of each task (`accuracy:rte`), and under its plain name the mean over tasks, large and small alike."""
     values: dict[str, float] = {}
     each = []
     for task, called in sorted(task_names(tasks).items()):
         mine = [i for i, its in enumerate(tasks) if its == task]
-        each.append(score(names, [predictions[i] for i in mine], [references[i] for i in mine]))
+        each.append(score(names, [predictions[i] for i in mine], [references[i] for i in mine], labels=labels))
         values |= {f"{name}:{called}": value for name, value in each[-1].items()}
     return {name: fmean(one[name] for one in each) for name in names} | values

@@ -34,9 +34,10 @@ from orchestrator.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from orchestrator.training.cuts import Cuts, noted
 from orchestrator.training.demonstrations import demonstrations, show
 from orchestrator.training.distributed import Processes
-from orchestrator.training.label_search import with_found_labels
+from orchestrator.training.label_search import KeptLabels, found_labels, with_labels
 from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
@@ -44,6 +45,7 @@ from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
 from orchestrator.training.optimizers import build_optimizer
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
+from orchestrator.training.own_files import with_own_files
 from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
@@ -89,18 +91,24 @@ class TrainedJob:
     best: Best = field(default_factory=Best)
     _examples: dict[int, Example] = field(default_factory=dict)
     _cached: int = 0  #: bytes that these take
+    cuts: Cuts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cuts = Cuts(len(self.rows))
 
     @classmethod
     def open(cls, spec: JobSpec, host: BaseHost, events: Events, processes: Processes) -> TrainedJob:
         """Build the job as it starts, or as its newest checkpoint left it."""
-        recipe = JobRecipe.model_validate(spec.recipe)
-        encoder, method = build_prompt(recipe, host, context=read_base_facts(Path(spec.base.path)).max_positions)
+        recipe, paths = JobRecipe.model_validate(spec.recipe), JobPaths(Path(spec.folder))
+        own = with_own_files(recipe, paths, copy=processes.first)
+        encoder, method = build_prompt(own, host, context=read_base_facts(Path(spec.base.path)).max_positions)
         train = Rows.open(Path(spec.dataset.path), "train")
-        recipe = with_found_labels(recipe, host, encoder, method, train)
-        checkpoint = newest_checkpoint(JobPaths(Path(spec.folder)), identity_of(spec))
+        labels = found_labels(own, host, encoder, method, train, KeptLabels(paths, identity_of(spec)), processes)
+        recipe, own = with_labels(recipe, labels), with_labels(own, labels)
+        checkpoint = newest_checkpoint(paths, identity_of(spec))
         kept = {} if checkpoint is None else _inside("patterns", checkpoint.tensors)
         patterns = Patterns.open(recipe, host, encoder, train, processes, kept)
-        objective = build_objective(recipe, encoder, patterns.weights)
+        objective = build_objective(own, encoder, patterns.weights)
         head = _new_head(objective, recipe.seed, host, processes.device)
         labelled, hidden = hidden_words(recipe, encoder, train)
         rows = objective.usable(labelled)
@@ -109,7 +117,7 @@ class TrainedJob:
         job = cls(
             spec=spec,
             recipe=recipe,
-            paths=JobPaths(Path(spec.folder)),
+            paths=paths,
             events=events,
             rows=rows,
             objective=objective,
@@ -167,6 +175,11 @@ class TrainedJob:
     def changes_base(self) -> bool:
         """Whether the base is another one while the job is there."""
         return self.weights is not None or isinstance(self.method, Lora)
+
+    @property
+    def is_its_baseline(self) -> bool:
+        """Whether the base without the job answers as the job does: nothing was trained, and nothing is shown."""
+        return isinstance(self.recipe.method, recipe_methods.PromptDesign) and not self.demonstrations
 
     @contextmanager
     def untuned_base(self) -> Iterator[None]:
@@ -230,6 +243,16 @@ class TrainedJob:
             parameter.grad = None
         self.step += 1
         failpoints.reach("training.stepped")
+
+    def tell_cuts(self) -> None:
+        """Once, when all rows have been read or the training is over: how many have lost their ends."""
+        passed = self.mixed is None and self.step * self.recipe.train.batch_size >= len(self.rows)
+        if self.cuts.told or not (passed or self.finished):
+            return
+        self.cuts.told = True
+        message = self.cuts.message()
+        if message is not None:
+            self.events.write("warning", message=message)
 
     def checkpoint(self) -> None:
         """Save the state; every event up to this step reaches the disk first, so that no metric is ever missing."""
@@ -296,12 +319,14 @@ class TrainedJob:
     def _example(self, number: int) -> Example:
         if number not in self._examples:
             try:
-                example = self.objective.example(self.rows[number])
+                with noted() as cut:
+                    example = self.objective.example(self.rows[number])
             except BadData as error:
                 data = self.spec.dataset
                 row = origin_of(self.rows, number) + 1
                 where = error.where or f"{data.name}@{data.version}, train row {row}"
                 raise BadData(error.message, where=where, hint=error.hint) from error
+            self.cuts.read(number, cut)
             size = _most_bytes(example)
             if self._cached + size > _CACHE:
                 return example

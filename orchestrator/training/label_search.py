@@ -7,15 +7,18 @@ matrix it gives the highest share to a label stand for that label.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadRecipe
+from orchestrator.paths import JobPaths, read_json, write_json
 from orchestrator.recipe.methods import AutoPrompt
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify
+from orchestrator.training.distributed import Processes
 from orchestrator.training.objectives.objective import Example, Fields
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.training.texts import TextEncoder
@@ -28,20 +31,70 @@ MOST_ROWS = 2_000  # the regression has a number a label for each of the base's 
 STEPS, LR = 500, 1e-2
 
 
-def with_found_labels(
-    recipe: JobRecipe, host: BaseHost, encoder: TextEncoder, method: TunedMethod, rows: Sequence[Fields]
-) -> JobRecipe:
-    """The recipe with label words that the data choose, where it asks for them."""
+Labels = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class KeptLabels:
+    """In the job's folder: found once. Another device may round otherwise, and a job goes on with its own words."""
+
+    paths: JobPaths
+    identity: str
+
+    def read(self) -> Labels | None:
+        try:
+            kept = read_json(self.paths.found_labels)
+            return dict(kept["labels"]) if kept["identity"] == self.identity else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, labels: Labels) -> None:
+        write_json(self.paths.found_labels, {"identity": self.identity, "labels": labels})
+
+
+def found_labels(
+    recipe: JobRecipe,
+    host: BaseHost,
+    encoder: TextEncoder,
+    method: TunedMethod,
+    rows: Sequence[Fields],
+    kept: KeptLabels,
+    processes: Processes,
+) -> Labels | None:
+    """Label words that the data choose, where the recipe asks for them: the first rank's, on all ranks."""
     config, task = recipe.method, recipe.task
     if not isinstance(config, AutoPrompt) or config.label_words is None or not isinstance(task, Classify):
+        return None
+    known: Labels | None = processes.gather(kept.read() if processes.first else None)[0]
+    if known is not None:
+        return known
+    found: Labels = processes.gather(_searched(config.label_words, task, recipe, host, encoder, method, rows))[0]
+    if processes.first:
+        kept.write(found)
+    return found
+
+
+def with_labels(recipe: JobRecipe, labels: Labels | None) -> JobRecipe:
+    """The recipe with these words for its labels."""
+    if labels is None:
         return recipe
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels": labels})})
+
+
+def _searched(
+    count: int,
+    task: Classify,
+    recipe: JobRecipe,
+    host: BaseHost,
+    encoder: TextEncoder,
+    method: TunedMethod,
+    rows: Sequence[Fields],
+) -> Labels:
     first = VerbalizerClassification(task, encoder)
     examples = [first.example(rows[number]) for number in range(min(len(rows), MOST_ROWS))]
     states, labels = _read(host, method, examples, recipe.train.eval_batch_size)
     shares = _regression(states, labels, len(task.labels))
-    found = _best_words(host, encoder, shares, config.label_words)
-    words = dict(zip(task.labels, found, strict=True))
-    return recipe.model_copy(update={"task": task.model_copy(update={"labels": words})})
+    return dict(zip(task.labels, _best_words(host, encoder, shares, count), strict=True))
 
 
 @torch.no_grad()

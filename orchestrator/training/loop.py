@@ -205,6 +205,7 @@ class Loop:
                         _report(job, step, loss, norm, tokens[id(job)] / seconds)
 
     def _finish_step(self, job: TrainedJob) -> None:
+        job.tell_cuts()
         self._evaluate_when_due(job)
         if job.finished or job.step % job.recipe.train.checkpoint_every == 0:
             self._save(job)
@@ -234,7 +235,7 @@ class Loop:
             rows = evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)
         if rows is not None:
             result = self._scored.pop(id(job), None) or evaluate_job(
-                self.host, job, rows, self.processes, between=partial(self.company.within, job)
+                self.host, job, rows, "validation", self.processes, between=partial(self.company.within, job)
             )
             with met_by_all(self.processes):
                 job.events.write("metric", step=job.step, split="validation", values=result.values)

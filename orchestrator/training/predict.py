@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from orchestrator.companions import refuse_changes
 from orchestrator.errors import BadData, BadInput, PtqError
 from orchestrator.manifest import manifest_faults
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.settings import load_settings
@@ -35,12 +36,14 @@ from orchestrator.training.demonstrations import show
 from orchestrator.training.objectives import Objective, build_objective
 from orchestrator.training.objectives.asking import Answer, Asked, answer
 from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.own_files import with_files_of
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.host import BaseHost, Kind
 from orchestrator.tuning.methods.method import Slots
 from orchestrator.tuning.own_weights import Brought, in_place, load_brought
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.values import field_text
 from orchestrator.weights import fingerprint
 
 
@@ -123,16 +126,18 @@ def _checked(artifact: Path, base: Path, found: str) -> tuple[dict[str, Any], Jo
     if faults:
         raise BadInput(f"the artifact is damaged: {'; '.join(faults)}", where=str(artifact))
     facts, recipe = _read_facts(artifact)
+    recipe = with_files_of(ArtifactPaths(artifact), recipe)
     if recipe.method.type == "lm-adapt":
         what = "it is a base, and predicts nothing by itself"
         raise BadInput(what, where=str(artifact), hint="register it with `ptq base add NAME ARTIFACT`")
     if facts["base"]["fingerprint"] != found:
         raise BadInput("these are not the weights that the artifact was trained on", where=str(base))
+    refuse_changes(facts["base"].get("companions") or {}, base, "the artifact was trained")
     return facts, recipe
 
 
 def _read_facts(artifact: Path) -> tuple[dict[str, Any], JobRecipe]:
-    path = artifact / "artifact.json"
+    path = ArtifactPaths(artifact).facts
     try:
         facts = read_json(path)
         recipe = JobRecipe.model_validate(facts["recipe"])
@@ -165,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
             check_a_card(spec.get("gpus", ()))
         first, *others = map(Path, spec["artifacts"])
         for found in Predictor.load(first, Path(spec["base"]), *others, device=device).answers(_rows(sys.stdin)):
-            sys.stdout.write(json.dumps([vars(one) for one in found], ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps([_told(one) for one in found], ensure_ascii=False) + "\n")
             sys.stdout.flush()
     except torch.OutOfMemoryError as error:
         hint = "what is on the card beside this? `nvidia-smi`; a smaller `train.eval_batch_size` takes less"
@@ -177,24 +182,20 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _told(answer: Answer) -> dict[str, Any]:
+    return {"text": answer.text, "probabilities": answer.probabilities}
+
+
 def _rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise ValueError
-            values = {key: _text(value) for key, value in row.items()}
-            "".join(values.values()).encode()  # JSON can write half a character: "\ud83d"
+            values = {key: field_text(value) for key, value in row.items()}
         except ValueError as error:
             raise BadData("not a JSON object of fields", where=f"input line {number}") from error
         yield values
-
-
-def _text(value: Any) -> str:
-    """As datasets hold it: anything but text is JSON with sorted keys and no spaces."""
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 if __name__ == "__main__":

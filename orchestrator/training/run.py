@@ -24,6 +24,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from orchestrator import failpoints
+from orchestrator.companions import changes
 from orchestrator.cost import Cost
 from orchestrator.errors import BadRecipe, PtqError
 from orchestrator.events import Events, EventWriter, NoEvents
@@ -43,7 +44,7 @@ from orchestrator.training.failures import JobFailed, met_by_all, reason_of
 from orchestrator.training.finish import finish
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.loop import Loop
-from orchestrator.training.scores import FinalScores
+from orchestrator.training.scores import FinalScores, refuse_unscorable
 from orchestrator.training.step import Pace
 from orchestrator.training.stop import STOPPED_EXIT_CODE, StopFlag, StopRequested
 from orchestrator.training.tracking import Patience, TrackedEvents, wait_for
@@ -162,6 +163,10 @@ class Run:
                     f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
                     "add the base again with `ptq base add` and submit again",
                 )
+            told = changes(base.companions, Path(base.path)) if self.processes.first else []
+            if told:
+                what = f"{', '.join(told)} in {base.path} since submission: the same text may be other tokens now"
+                raise JobFailed(Reason.BASE_CHANGED, f"{what}; put it back and `ptq retry`, or submit again")
             load_as(self.processes, recipe.base.dtype)
             host = BaseHost.load(
                 Path(base.path),
@@ -199,11 +204,25 @@ class Run:
 
     def _join(self, ticket: Ticket, host: BaseHost) -> TrainedJob | None:
         """A job that comes while others train; what is wrong with it is wrong for it alone."""
-        spec = JobSpec.read(JobPaths(Path(ticket.folder)).spec)
-        if spec.attempt != ticket.attempt:
-            return None  # taken back since
-        self._enter(spec)
-        return self._open(spec, host, first=False)
+        try:
+            with met_by_all(self.processes):
+                spec = JobSpec.read(JobPaths(Path(ticket.folder)).spec)
+                if spec.attempt == ticket.attempt:
+                    self._enter(spec)
+        except Exception as error:
+            self._cannot_join(ticket, error)
+            return None
+        return self._open(spec, host, first=False) if spec.attempt == ticket.attempt else None
+
+    def _cannot_join(self, ticket: Ticket, error: Exception) -> None:
+        """What is wrong with its files is wrong for it alone, and said in its events as far as they can be written."""
+        self.failed = True
+        reason = Reason.FOLDER_LOST if isinstance(error, FileNotFoundError) else reason_of(error)
+        print(f"job {ticket.job} cannot join ({reason}): {error}", flush=True)
+        if self.processes.first:
+            path = JobPaths(Path(ticket.folder)).events
+            with _even_on_a_full_disk(), EventWriter(path, ticket.attempt) as events:
+                events.write("failed", reason=str(reason), message=f"its files cannot be read: {error}", alone=True)
 
     def _open(self, spec: JobSpec, host: BaseHost, *, first: bool) -> TrainedJob | None:
         present = self._present[spec.job]
@@ -211,6 +230,8 @@ class Run:
             with met_by_all(self.processes, forwards=True):
                 self._check_base(spec)
                 job = TrainedJob.open(spec, host, present.events, self.processes)
+                if self.processes.first:
+                    refuse_unscorable(job)
             self.processes.same_everywhere(job.parameters)
             with met_by_all(self.processes):
                 self._tell_that_it_starts(job)
@@ -241,6 +262,9 @@ class Run:
         wanted = (spec.base.fingerprint, spec.base.kind, spec.recipe["base"]["dtype"])
         if wanted != loaded:
             raise BadRecipe(f"this run has loaded another base ({loaded} instead of {wanted})", where="base")
+        if spec.base.companions != first.base.companions:
+            what = "this run has loaded the base with another tokenizer or configuration"
+            raise BadRecipe(what, where="base", hint="`ptq retry` gives the job a run of its own")
 
     def _on_left(self, job: TrainedJob, why: str) -> None:
         if why == TIMEOUT:

@@ -7,12 +7,15 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
-from orchestrator.errors import PtqError
+from orchestrator.errors import BadData, PtqError
+from orchestrator.recipe.tasks import Classify
+from orchestrator.training.checkpoint import identity_of
 from orchestrator.training.company import LeaveRequested
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
+from orchestrator.training.kept import KeptAnswers
 from orchestrator.training.mixture import task_of
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
@@ -35,20 +38,48 @@ def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> 
     return list(islice(Rows.open(folder, split), most)) or None
 
 
+def refuse_unscorable(job: TrainedJob) -> None:
+    """BadData for a row of a split to be scored that cannot be: before the first step, not after the last."""
+    for split in SPLITS:
+        rows = evaluation_rows(job, split)
+        if rows is None:
+            continue
+        try:
+            job.objective.references(rows)
+        except BadData as error:
+            number = None if error.where else _first_unscorable(job, rows)
+            data = job.spec.dataset
+            where = error.where or f"{data.name}@{data.version}, {split}" + (f" row {number}" if number else "")
+            raise BadData(error.message, where=where, hint=error.hint or "mend the dataset and submit again") from error
+
+
+def _first_unscorable(job: TrainedJob, rows: Sequence[Fields]) -> int | None:
+    """Its number, from 1."""
+    for number, row in enumerate(rows, start=1):
+        try:
+            job.objective.references([row])
+        except BadData:
+            return number
+    return None
+
+
 def evaluate_job(
     host: BaseHost,
     job: TrainedJob,
     rows: Sequence[Fields],
+    split: str,
     processes: Processes,
     *,
     tuned: bool = True,
+    final: bool = False,
     between: Between = lambda: None,
 ) -> Evaluation:
     """Score the job as it stands, or (`tuned=False`) its base without virtual tokens and with the head as it starts."""
     with nullcontext() if tuned else job.untuned_base():
         asked = _asked(host, job, rows, processes, tuned=tuned)
+        kept = _kept(job, split, rows, tuned=tuned, final=final)
         size = job.recipe.train.eval_batch_size
-        return evaluate(host, [asked], batch_sizes=[size], processes=processes, between=between)[0]
+        return evaluate(host, [asked], batch_sizes=[size], processes=processes, between=between, kept=[kept])[0]
 
 
 def scores_of_step(
@@ -56,12 +87,12 @@ def scores_of_step(
 ) -> dict[int, Evaluation]:
     """Scores on the validation rows of several jobs as they stand, by the job's `id`; see `_together`."""
 
-    def questions() -> list[tuple[TrainedJob, Asked]]:
+    def questions() -> Questions:
         found = [(job, evaluation_rows(job, "validation", most=job.recipe.train.eval_rows)) for job in jobs]
-        return [(job, _asked(host, job, rows, processes, tuned=True)) for job, rows in found if rows]
+        return [_Question(host, job, "validation", rows, processes, final=False) for job, rows in found if rows]
 
     asked, found = _together(host, questions, processes, between)
-    return {id(job): one for (job, _), one in zip(asked, found, strict=True)}
+    return {id(question.job): one for question, one in zip(asked, found, strict=True)}
 
 
 def final_scores(
@@ -69,27 +100,44 @@ def final_scores(
 ) -> dict[int, FinalScores]:
     """All that `finish.finish` asks for of several jobs, by the job's `id`; see `_together`."""
 
-    def questions() -> list[tuple[TrainedJob, Asked]]:
+    def questions() -> Questions:
         made = []
         for job in (job for job in jobs if not job.changes_base):  # who does has it in two states
             job.take_best()
             for split in SPLITS:
                 if rows := evaluation_rows(job, split):
-                    made.append((job, split, True, _asked(host, job, rows, processes, tuned=True)))
-                    if job.recipe.train.baseline:
-                        made.append((job, split, False, _asked(host, job, rows, processes, tuned=False)))
-        keys.extend((id(job), (split, tuned)) for job, split, tuned, _ in made)
-        return [(job, one) for job, _, _, one in made]
+                    made.append(_Question(host, job, split, rows, processes, final=True))
+                    if job.recipe.train.baseline and not job.is_its_baseline:
+                        made.append(_Question(host, job, split, rows, processes, final=True, tuned=False))
+        return made
 
-    keys: list[tuple[int, tuple[str, bool]]] = []
-    _, found = _together(host, questions, processes, between)
+    asked, found = _together(host, questions, processes, between)
     scores: dict[int, FinalScores] = {}
-    for (job, which), one in zip(keys, found, strict=False):
-        scores.setdefault(job, {})[which] = one
+    for question, one in zip(asked, found, strict=True):
+        scores.setdefault(id(question.job), {})[question.split, question.tuned] = one
     return scores
 
 
-Questions = list[tuple[TrainedJob, Asked]]
+class _Question:
+    """One split of one job, with its prompt or without."""
+
+    def __init__(
+        self,
+        host: BaseHost,
+        job: TrainedJob,
+        split: str,
+        rows: Sequence[Fields],
+        processes: Processes,
+        *,
+        final: bool,
+        tuned: bool = True,
+    ) -> None:
+        self.job, self.split, self.tuned = job, split, tuned
+        self.asked = _asked(host, job, rows, processes, tuned=tuned)
+        self.kept = _kept(job, split, rows, tuned=tuned, final=final)
+
+
+Questions = list[_Question]
 
 
 def _together(
@@ -104,9 +152,9 @@ def _together(
             asked = questions()
         if len(asked) < 2:
             return [], []
-        sizes = [job.recipe.train.eval_batch_size for job, _ in asked]
-        ask = [one for _, one in asked]
-        return asked, evaluate(host, ask, batch_sizes=sizes, processes=processes, between=between)
+        sizes = [question.job.recipe.train.eval_batch_size for question in asked]
+        ask, kept = [question.asked for question in asked], [question.kept for question in asked]
+        return asked, evaluate(host, ask, batch_sizes=sizes, processes=processes, between=between, kept=kept)
     except StopRequested:
         raise
     except Exception as error:
@@ -119,4 +167,12 @@ def _asked(host: BaseHost, job: TrainedJob, rows: Sequence[Fields], processes: P
     head = job.head if tuned else job.new_head(host, processes.device)
     mixture = job.recipe.train.mixture
     its_task = None if mixture is None else partial(task_of, mixture)
-    return Asked(job.objective, job.folded(), head, rows, tuned, its_task)
+    labels = tuple(job.recipe.task.labels) if isinstance(job.recipe.task, Classify) else ()
+    return Asked(job.objective, job.folded(), head, rows, tuned, its_task, labels)
+
+
+def _kept(job: TrainedJob, split: str, rows: Sequence[Fields], *, tuned: bool, final: bool) -> KeptAnswers:
+    """At the end what is trained may be that of an earlier step (`keep: best`)."""
+    stands = f"at its end, best {job.best.step}" if final else "as it stands"
+    of = f"{identity_of(job.spec)}, step {job.step}, {stands}: {len(rows)} rows of {split}"
+    return KeptAnswers(job.paths.answers / f"{split}-{'tuned' if tuned else 'base'}.json", of, final)

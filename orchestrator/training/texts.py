@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.errors import BadData, BadRecipe
 from orchestrator.tasks.template import Mask, Piece, Template, Text, Virtual, parse
+from orchestrator.training.cuts import note
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.method import Slots
 
@@ -119,8 +120,14 @@ class TextEncoder:
 
         BART and its kin begin with `<s>`: they were trained so, and their generation settings force it.
         """
-        ids = [*self._opening, *self.tokens(text)]
-        return [*(ids if limit is None else ids[: limit - 1]), self.eos]
+        return self.ended([*self._opening, *self.tokens(text)], limit)
+
+    def ended(self, ids: Sequence[int], limit: int | None) -> list[int]:
+        """The text with its end mark; of a longer one the first `limit` tokens, without: it does not end there."""
+        if limit is None or len(ids) < limit:
+            return [*ids, self.eos]
+        note("target")
+        return list(ids[:limit])
 
     def text(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -174,6 +181,7 @@ class TextEncoder:
         pieces = self._pieces(template, fields)
         if _text_size(pieces) <= room:
             return pieces
+        note("input")
         low, high = 0, max((len(fields[name]) for name in template.fields), default=0)
         pieces = self._pieces(template, _cut(fields, low))
         if _text_size(pieces) > room:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from orchestrator.errors import BadInput, MethodDoesNotFit, NotFound, PtqError
 from orchestrator.manifest import write_manifest
-from orchestrator.paths import folder_written_atomically, read_json, write_atomic, write_json
+from orchestrator.paths import ArtifactPaths, folder_written_atomically, read_json, write_atomic, write_json
 from orchestrator.recipe.bases import BaseFacts, read_base_facts
 from orchestrator.recipe.fit_starts import npy_shape
 from orchestrator.recipe.schema import JobRecipe
@@ -64,7 +64,7 @@ def take_in(
         save_prompt(folder, prompt, {})
         for file, data in files.items():
             write_atomic(folder / KEPT / file, data)
-        write_json(folder / "artifact.json", _facts(name, method, prompt, base, recipe))
+        write_json(ArtifactPaths(folder).facts, _facts(name, method, prompt, base, recipe))
         write_manifest(folder)
 
 
@@ -209,7 +209,7 @@ def _facts(
         "task": recipe["task"]["type"],
         "length": prompt.length,
         "slots": "none" if prompt.embeddings is None else "front",
-        "base": {key: base[key] for key in ("id", "revision", "fingerprint", "kind")},
+        "base": {key: base[key] for key in ("id", "revision", "fingerprint", "kind", "companions") if key in base},
         "recipe": recipe,
         "metrics": {},
         "baseline": {},

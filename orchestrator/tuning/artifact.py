@@ -10,10 +10,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.paths import write_atomic
+from orchestrator.paths import ArtifactPaths, write_atomic
 from orchestrator.tuning.prompt import Prompt
-
-FILE = "prompt.safetensors"
 
 _HEAD = "head."
 
@@ -22,14 +20,14 @@ def save_prompt(folder: Path, prompt: Prompt, head: Mapping[str, Tensor]) -> Non
     """Write the folded prompt, all at once or not at all."""
     tensors = prompt.tensors() | {_HEAD + name: tensor for name, tensor in head.items()}
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(folder / FILE, save(ready, metadata={"format": "pt"}))
+    write_atomic(ArtifactPaths(folder).prompt, save(ready, metadata={"format": "pt"}))
 
 
 def load_prompt(folder: Path) -> tuple[Prompt, dict[str, Tensor]]:
     """(prompt, head's tensors). Raises NotFound, or BadInput for a file that is anything else."""
-    path = folder / FILE
+    path = ArtifactPaths(folder).prompt
     if not path.is_file():
-        raise NotFound(f"there is no {FILE} in this folder", where=str(folder))
+        raise NotFound(f"there is no {path.name} in this folder", where=str(folder))
     try:
         tensors = load(path.read_bytes())
     except (SafetensorError, ValueError, KeyError, TypeError) as error:

@@ -25,14 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from orchestrator.errors import BadInput, NotFound, PtqError
-from orchestrator.paths import folder_written_atomically, read_json, write_atomic, write_json
+from orchestrator.paths import ArtifactPaths, folder_written_atomically, read_json, write_atomic, write_json
 from orchestrator.tasks.template import Virtual, parse
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.methods.lora import CONFIG, KEPT, WEIGHTS
-from orchestrator.tuning.own_weights import FILE as BASE_WEIGHTS
 from orchestrator.tuning.prompt import Prompt
-
-FACTS = "artifact.json"
 
 _TASK_TYPES = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
 _PEFT_TYPES = {
@@ -151,18 +148,19 @@ def _refuse_existing(out: Path) -> None:
 
 
 def _facts(artifact: Path) -> dict[str, Any]:
-    path = artifact / FACTS
+    paths = ArtifactPaths(artifact)
+    path = paths.facts
     if not path.is_file():
-        raise NotFound(f"there is no {FACTS} in this folder", where=str(artifact))
+        raise NotFound(f"there is no {path.name} in this folder", where=str(artifact))
     try:
         facts = read_json(path)
         wanted = facts["method"], facts["base"]["id"], facts["base"]["kind"], facts["recipe"]["task"]["input"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"not an artifact's {FACTS}: {error!r}", where=str(path)) from error
+        raise BadInput(f"not an artifact's {path.name}: {error!r}", where=str(path)) from error
     if not all(isinstance(value, str) for value in wanted):
-        raise BadInput(f"not an artifact's {FACTS}", where=str(path))
-    if (artifact / BASE_WEIGHTS).is_file():
-        what = f"its job has trained the base's own weights ({BASE_WEIGHTS}), and a prompt alone would lack them"
+        raise BadInput(f"not an artifact's {path.name}", where=str(path))
+    if paths.base_weights.is_file():
+        what = f"its job has trained the base's own weights ({paths.base_weights.name}), and a prompt alone lacks them"
         raise BadInput(f"nothing can be exported: {what}", where=str(artifact))
     return dict(facts)
 

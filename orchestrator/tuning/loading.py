@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orchestrator.companions import refuse_changes
 from orchestrator.errors import BadInput
 from orchestrator.manifest import manifest_faults
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
 from orchestrator.tuning.artifact import load_prompt
 from orchestrator.tuning.forward import generate
 from orchestrator.tuning.host import BaseHost
@@ -64,15 +65,16 @@ def load(
     """`artifact`: a folder as `ptq artifact show` names it; `base`: the folder of its base.
 
     `dtype`: fp32, bf16 or fp16; default: as it was trained. Raises BadInput when the artifact is damaged or the base's
-    weights are not those it was trained on.
+    weights, tokenizer or configuration are not those it was trained on.
     """
     folder, weights = Path(artifact), Path(base)
     faults = manifest_faults(folder)
     if faults:
         raise BadInput(f"the artifact is damaged: {faults[0]}", where=str(folder))
-    facts = dict(read_json(folder / "artifact.json"))
+    facts = dict(read_json(ArtifactPaths(folder).facts))
     if fingerprint(weights) != facts["base"]["fingerprint"]:
         raise BadInput("these are not the weights that the artifact was trained on", where=str(weights))
+    refuse_changes(facts["base"].get("companions") or {}, weights, "the artifact was trained")
     precision = dtype or str(facts["recipe"]["base"]["dtype"])
     host = BaseHost.load(weights, kind=facts["base"]["kind"], dtype=precision, device=device)
     put_in(host, load_brought(folder, host))

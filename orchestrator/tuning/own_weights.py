@@ -17,11 +17,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from orchestrator.errors import BadInput
-from orchestrator.paths import write_atomic
+from orchestrator.paths import ArtifactPaths, write_atomic
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.lora import Change, add_changes, beside, load_changes
-
-FILE = "base.safetensors"  #: the trained ones, by the names of the model's parameters
 
 
 def weight_names(host: BaseHost, which: Literal["biases", "all"]) -> frozenset[str]:
@@ -64,9 +62,9 @@ class OwnWeights:
 
 
 def save_weights(folder: Path, weights: OwnWeights) -> None:
-    """All at once or not at all."""
+    """By the names of the model's parameters, all at once or not at all."""
     ready = {name: tensor.cpu().contiguous() for name, tensor in weights.state_dict().items()}
-    write_atomic(folder / FILE, save(ready, metadata={"format": "pt"}))
+    write_atomic(ArtifactPaths(folder).base_weights, save(ready, metadata={"format": "pt"}))
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Brought:
 
 def load_brought(folder: Path, host: BaseHost) -> Brought:
     """Nothing where the artifact leaves the base as it is. Raises BadInput."""
-    path = folder / FILE
+    path = ArtifactPaths(folder).base_weights
     if not path.is_file():
         return Brought(changes=load_changes(folder, host))
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.cli.output import render
 from orchestrator.errors import NotFound
-from orchestrator.paths import NEIGHBOURS, read_json
+from orchestrator.paths import ArtifactPaths, read_json
 
 _NARROW = 3  #: words beside each virtual token that 80 columns have room for
 
@@ -55,7 +55,7 @@ def print_neighbours(folder: Path, ref: str) -> None:
 
 def neighbours_of(folder: Path, ref: str) -> dict[str, Any]:
     try:
-        return dict(read_json(folder / NEIGHBOURS))
+        return dict(read_json(ArtifactPaths(folder).neighbours))
     except FileNotFoundError:
         what = f"{ref} has no virtual tokens among the base's input embeddings, so no words are nearest to them"
         raise NotFound(what, hint="prompt tuning, P-tuning and WARP have such tokens") from None

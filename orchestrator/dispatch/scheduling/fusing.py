@@ -45,7 +45,7 @@ def fuse_key(job: Submitted, *, device: str) -> str | None:
     fuse = resources.get("fuse", "always")
     facts = {
         "base": [base["fingerprint"], base["revision"], base["kind"]],
-        "folder": base["path"],  # the fingerprint is that of the weights; tokenizer and config lie beside them
+        "folder": [base["path"], base.get("companions")],  # the fingerprint is that of the weights alone
         "dtype": wanted.get("dtype", "fp32"),
         "code": bool(wanted.get("trust_remote_code", False)),
         "processes": resources.get("gpus", 1),

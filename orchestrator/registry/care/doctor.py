@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from orchestrator import manifest
-from orchestrator.errors import PtqError
+from orchestrator.recipe.named import changed_files
 from orchestrator.registry import artifacts, bases, datasets
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry.care import gc
@@ -115,14 +115,12 @@ def _artifact_hint(registry: Registry, artifact: artifacts.Artifact) -> str:
 
 def _bases(registry: Registry, hashes: bool) -> Iterator[Finding]:
     for base in bases.list_bases(registry):
+        hint = f"put it back as it was; jobs on {base.name} cannot start without it"
         if not base.path.is_dir():
-            hint = f"put it back; jobs on {base.name} cannot start without it"
             yield Finding(f"base {base.name}: its folder is gone", str(base.path), hint)
         elif hashes:
-            try:
-                bases.check_weights(base)
-            except PtqError as error:
-                yield Finding(f"base {base.name}: {error.message}", error.where or str(base.path), error.hint)
+            for fault in bases.faults(base):
+                yield Finding(f"base {base.name}: {fault}", str(base.path), hint)
 
 
 def _jobs(registry: Registry) -> Iterator[Finding]:
@@ -133,6 +131,9 @@ def _jobs(registry: Registry) -> Iterator[Finding]:
         unfinished = [state for state in JobState if state is not JobState.FINISHED]
         waiting = job_verbs.list_jobs(connection, states=unfinished)
     for one in waiting:
+        for told in changed_files(one.recipe):
+            hint = f"put it back as it was, or `ptq cancel {one.id}` and submit again"
+            yield Finding(f"job {one.id}: {told} since it was submitted", f"job {one.id}", hint)
         for digest in warm_starts(one.recipe):
             folder = registry.paths.artifact(digest)
             if not folder.is_dir():

@@ -23,6 +23,11 @@ from orchestrator.tuning.rows import Row, RowBatch, Side
 class Answer:
     text: str
     probabilities: dict[str, float] | None = None  #: label -> probability, where the answer is one of given labels
+    compared: str | None = None  #: what scores compare, where it is not the text
+
+    @property
+    def scored(self) -> str:
+        return self.text if self.compared is None else self.compared
 
 
 @runtime_checkable
@@ -79,6 +84,14 @@ class AsksAgain(Protocol):
         """At most `most` rows in a forward."""
 
 
+@runtime_checkable
+class Compares(Protocol):
+    """An objective whose references are not texts: words that read alike may be different tokens."""
+
+    def word(self, reference: str) -> str:
+        """The reference as a text."""
+
+
 class Predicts(Protocol):
     """An objective with a way of its own: it reads states, or losses."""
 
@@ -98,6 +111,7 @@ class Asked:
     rows: Sequence[Fields]
     tuned: bool = True
     task_of: Callable[[Fields], str] | None = None  #: the task of a row, where the job trains on a mixture
+    labels: Sequence[str] = ()  #: all labels of the task, whichever the rows hold
 
     @property
     def prompt_in_use(self) -> Prompt:

@@ -53,15 +53,19 @@ class ClozeWord:
         return words[share.logits[:, words].argmax(-1)]
 
     def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
-        return [Answer(self._encoder.text([token]).strip()) for token in measured.tolist()]
+        return [Answer(self.word(str(token)), compared=str(token)) for token in measured.tolist()]
+
+    def word(self, reference: str) -> str:
+        return self._encoder.text([int(reference)]).strip()
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
-        """The rows whose word can be predicted at all (LAMA leaves the others out), each word as the base writes it."""
+        """The rows whose word can be predicted at all (LAMA leaves the others out), each word by its token: `the` and
+        ` the` read alike, and LAMA compares tokens."""
         tokens = [self._token(fields) for fields in rows]
         kept = [number for number, token in enumerate(tokens) if token is not None]
         if not kept:
             raise self._nothing_left(rows)
-        return kept, [[self._encoder.text([token]).strip()] for token in tokens if token is not None]
+        return kept, [[str(token)] for token in tokens if token is not None]
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
         kept = [fields for fields in rows if self._token(fields) is not None]

@@ -44,7 +44,7 @@ class Generation:
         if self._encoder.kind == "seq2seq":
             target = self._encoder.decoder_text(text, limit=most)
             return Example(Row(ids=ids, labels=target, prompt=0), units=len(target))
-        target = [*self._encoder.tokens(text)[: most - 1], self._end]
+        target = self._encoder.ended(self._encoder.tokens(text), most)
         labels = [IGNORED] * len(ids) + target
         infix_at = self._infix_at(ids)
         # The last label is predicted from the position before it, so its own token is not needed as input.

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from orchestrator.recipe.tasks import PlainText
+from orchestrator.training.cuts import note
 from orchestrator.training.objectives.objective import (
     Example,
     Fields,
@@ -48,7 +49,10 @@ class RunningText:
     def example(self, fields: Fields) -> Example:
         opening, _, closing = self._encoder.frame(tuned=True)
         room = self._encoder.room(self._task.max_input_tokens, len(opening) + len(closing) + 2)
-        text = self._encoder.tokens(self._encoder.plain(self._task.input, fields))[:room]
+        whole = self._encoder.tokens(self._encoder.plain(self._task.input, fields))
+        text = whole[:room]
+        if len(text) < len(whole):
+            note("input")
         draw = random.Random(zlib.crc32(repr(text).encode()))
         if self._encoder.kind == "seq2seq":
             row = self._cut(text, closing, draw)

@@ -92,6 +92,12 @@ class SpanFinding:
         return [best[number][1] for number in range(len(rows))]
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
+        short = self._encoder.room(self._task.max_input_tokens, 0) < self._task.max_input_tokens
+        for fields in rows:
+            if not self._encoder.plain(self._task.context, fields).strip():
+                raise BadData("a row's context is empty")
+            if short:  # else the question, half of what there is at most, always leaves the other half
+                self._head(fields, tuned=True)
         found = [[text for text, _ in answers(self._encoder.plain(self._task.answers, f))] or [""] for f in rows]
         return list(range(len(rows))), found
 
@@ -116,19 +122,25 @@ class SpanFinding:
     def _characters(self, fields: Fields, text: str, start: int | None) -> tuple[int, int]:
         return place_of(text, start, self._encoder.plain(self._task.context, fields))
 
-    def _windows(self, fields: Fields, *, tuned: bool) -> list[Window]:
+    def _head(self, fields: Fields, *, tuned: bool) -> tuple[list[int], int]:
+        """What stands before the context, and how many of its tokens fit behind."""
         opening, between, closing = self._encoder.frame(tuned=tuned)
         question = self._encoder.input_ids(
             self._task.input, fields, limit=self._task.max_input_tokens // 2, tuned=tuned
         )
         head = [*question[: len(question) - len(closing)], *between]
-        tokens, characters = self._encoder.tokens_at(self._encoder.plain(self._task.context, fields))
-        if not tokens:
-            raise BadData("a row's context is empty")
         texts = self._task.max_input_tokens - (len(head) - len(opening) - len(between))
         room = self._encoder.room(texts, len(head) + len(closing))
         if room < 1:
             raise BadData("the question leaves no room for the context")
+        return head, room
+
+    def _windows(self, fields: Fields, *, tuned: bool) -> list[Window]:
+        head, room = self._head(fields, tuned=tuned)
+        closing = self._encoder.frame(tuned=tuned)[2]
+        tokens, characters = self._encoder.tokens_at(self._encoder.plain(self._task.context, fields))
+        if not tokens:
+            raise BadData("a row's context is empty")
         place = next(i for i, token in enumerate(head) if token >= 0)
         windows = []
         for start in range(0, len(tokens), max(1, room - self._task.stride)):

@@ -13,6 +13,7 @@ from orchestrator.recipe.tasks import Tag
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import Field, Text, Virtual, parse
 from orchestrator.tasks.usable import words_and_tags
+from orchestrator.training.cuts import note
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
 from orchestrator.training.texts import TextEncoder
@@ -91,6 +92,7 @@ class Tagging:
                     tokens = self._encoder.tokens(" " + word) or [self._encoder.unknown or 0]
                     room -= len(tokens)
                     if room < 0:
+                        note("input")
                         break
                     places.append(len(ids))
                     ids += tokens

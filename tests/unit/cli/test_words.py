@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cli.output.words import best_step, found_words, print_neighbours
 from orchestrator.errors import NotFound
-from orchestrator.paths import NEIGHBOURS, write_json
+from orchestrator.paths import ArtifactPaths, write_json
 
 TASK = {"labels": {"good": ["fine", "great"], "bad": ["awful"]}}
 
@@ -34,7 +34,7 @@ def test_the_step_that_was_kept() -> None:
 def test_neighbours_are_shown_with_what_they_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     near = [{"id": n, "token": word, "cosine": 1 - n / 10} for n, word in enumerate(["price", "food", "end"])]
     write_json(
-        tmp_path / NEIGHBOURS,
+        ArtifactPaths(tmp_path).neighbours,
         {
             "virtual_tokens": [{"number": number, "norm": 2.9609, "neighbours": near} for number in (1, 2, 3)],
             "duplicates": [{"id": 0, "token": "price", "numbers": [1, 2, 3]}],

@@ -14,8 +14,9 @@ import pytest
 from orchestrator.data.checks import Checker
 from orchestrator.data.lines import LONGEST_LINE
 from orchestrator.data.readers import check_options, format_of, read_file
-from orchestrator.data.rows import Fault, ReadOptions, Record, text_of
+from orchestrator.data.rows import Fault, ReadOptions, Record
 from orchestrator.errors import BadInput
+from orchestrator.values import text_of
 
 
 def read(path: Path, **options: Any) -> list[Record | Fault]:

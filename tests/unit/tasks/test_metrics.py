@@ -111,7 +111,7 @@ OF_THEIR_OWN = {"nist", *captions.NEED_JAVA, "perplexity", "entity_f1", "tag_acc
 def test_right_predictions_get_the_highest_score(name: str) -> None:
     texts = ["the eagle is a cheap pub", "the vaults serves good food"]
     best = 100 if name in HUNDRED else 1
-    assert score([name], texts, [[text] for text in texts])[name] == pytest.approx(best)
+    assert score([name], texts, [[text] for text in texts], labels=texts)[name] == pytest.approx(best)
 
 
 def test_nist_is_the_official_scripts() -> None:
@@ -175,10 +175,21 @@ def test_superglue_scores_are_scikit_learns() -> None:
     assert score(["cb"], said, [[label] for label in wanted])["cb"] == pytest.approx(expected, abs=1e-12)
     wanted, said, questions = list("1100101"), list("1110001"), list("aabbccc")
     references = [list(pair) for pair in zip(wanted, questions, strict=True)]
-    found = score(["positive_f1", "group_exact_match", "accuracy"], said, references)
+    found = score(["positive_f1", "group_exact_match", "accuracy"], said, references, labels=["0", "1"])
     assert found["positive_f1"] == pytest.approx(f1_score([w == "1" for w in wanted], [s == "1" for s in said]))
     assert found["group_exact_match"] == pytest.approx(1 / 3)  # of three questions, a is right in all of its answers
     assert found["accuracy"] == pytest.approx(5 / 7)
+
+
+def test_the_positive_label_is_the_tasks_whatever_the_rows_hold() -> None:
+    """Rows with `0` alone, all said rightly: nothing positive was there to be found, and nothing was."""
+    from sklearn.metrics import f1_score
+
+    wanted, said = ["0", "0"], ["0", "0"]
+    expected = f1_score([0, 0], [0, 0], zero_division=0)
+    assert score(["positive_f1"], said, [[one] for one in wanted], labels=["0", "1"])["positive_f1"] == expected == 0
+    with pytest.raises(ValueError, match="all labels of the task"):
+        score(["positive_f1"], said, [[one] for one in wanted])
 
 
 def test_entities_are_scored_whole() -> None:

@@ -125,7 +125,7 @@ def texts_of(rank: int) -> list[str]:
     """What a rank of two is asked."""
     asked = Echo()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Processes, "gather", lambda _self, value: [([dict.fromkeys(range(len(ROWS)), "")], None)])
+        patch.setattr(Processes, "gather", lambda _self, value: [([dict.fromkeys(range(len(ROWS)), ("", ""))], None)])
         scored(asked, 3, processes(rank, 2))
     return [text for batch in asked.batches for text in batch]
 

@@ -93,7 +93,8 @@ def test_a_job_that_fails_leaves_its_neighbours_alone(bases: dict[str, Path], da
         assert fused.events(number, "failed")[0]["reason"] == "nan_loss"
         assert "train.lr" in fused.events(number, "failed")[0]["message"]
     assert fused.events(2, "failed")[0]["reason"] == "bad_data"
-    assert "train row" in fused.events(2, "failed")[0]["message"]
+    assert "tiny@1, validation row 3" in fused.events(2, "failed")[0]["message"]
+    assert not fused.losses(2)  # before its first step
     alone = make_run(tmp_path / "alone", [good], base=bases["gpt2"], dataset=dataset)
     assert alone.train() == 0
     assert fused.losses(1) == pytest.approx(alone.losses(), rel=1e-6)
@@ -139,11 +140,11 @@ def test_what_is_wrong_with_ones_scores_is_its_own(
     score = evaluate.score
     calls = [0]
 
-    def failing(metrics: Any, predictions: Any, references: Any) -> Any:
+    def failing(metrics: Any, predictions: Any, references: Any, **more: Any) -> Any:
         calls[0] += 1
         if calls[0] in {2, 4}:  # the second job's, together and by itself
             raise BadData("no score for this")
-        return score(metrics, predictions, references)
+        return score(metrics, predictions, references, **more)
 
     monkeypatch.setattr(evaluate, "score", failing)
     fused = make_run(tmp_path / "fused", jobs, base=bases["gpt2"], dataset=dataset)

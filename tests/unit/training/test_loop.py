@@ -74,9 +74,17 @@ def test_a_stop_that_comes_when_all_is_done_changes_nothing(
     bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
-    written = finish.write_manifest
-    monkeypatch.setattr(finish, "write_manifest", lambda folder: (terminate(), written(folder))[1])
+    written, calls = finish.write_manifest, []
+
+    def write_and_stop(folder: Path) -> str:
+        calls.append(folder)
+        if len(calls) == 2:  # the first is without scores
+            terminate()
+        return written(folder)
+
+    monkeypatch.setattr(finish, "write_manifest", write_and_stop)
     assert run.train() == 0
+    assert len(calls) == 2
     assert run.events(kind="artifact")
     assert not run.events(kind="stopped")
 
@@ -94,7 +102,7 @@ def test_a_job_that_lacks_only_its_artifact_makes_it(
     assert second.artifact(attempt=2)["metrics"] == first.artifact()["metrics"]
 
 
-def test_a_job_that_cannot_be_scored_leaves_its_neighbours_alone(
+def test_a_job_that_cannot_be_scored_keeps_its_prompt_and_leaves_its_neighbours_alone(
     bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where it is resumed at its end, before the first step of the others."""
@@ -109,9 +117,13 @@ def test_a_job_that_cannot_be_scored_leaves_its_neighbours_alone(
         return asked(host, job, *args, **kwargs)
 
     monkeypatch.setattr(scores, "_asked", broken)
-    assert both.train() == 1
-    assert both.events(0, "failed")[0]["message"] == "no score for this"
-    assert both.prompt_bytes(1, attempt=2) == done.prompt_bytes()
+    assert both.train() == 0
+    (warning,) = both.events(0, "warning")
+    assert warning["message"] == "there are no scores of the validation rows: no score for this"
+    assert both.artifact(0, attempt=2)["unscored"] == {"validation": "no score for this"}
+    assert both.artifact(0, attempt=2)["metrics"] == {}
+    for number in (0, 1):
+        assert both.prompt_bytes(number, attempt=2) == done.prompt_bytes()
 
 
 def test_an_interrupt_in_the_middle_of_a_step_saves_no_half_step(

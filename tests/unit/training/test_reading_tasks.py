@@ -53,7 +53,8 @@ def test_a_missing_word_among_those_of_a_vocabulary(name: str, bases: dict[str, 
     made = Made(bases[name], name, task | {"vocabulary": str(words)})
     usable = list(made.objective.usable(FACTS))
     assert usable == FACTS[:2]  # of several tokens, and not in the base's vocabulary
-    assert made.objective.references(FACTS) == ([0, 1], [["river"], ["bird"]])
+    river, bird = (str(made.tokenizer.convert_tokens_to_ids(word)) for word in ("river", "bird"))
+    assert made.objective.references(FACTS) == ([0, 1], [[river], [bird]])
     with pytest.raises(BadData, match="'a river' is not one token"):
         made.objective.example(FACTS[2])
     losses, expected, free = [], [], []

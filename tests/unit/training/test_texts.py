@@ -112,8 +112,11 @@ def test_a_decoders_target_opens_and_ends_as_the_tokenizer_writes_it(name: str) 
     made = tokenizer(name)
     assert encoder(name).decoder_text("the cat") == made("the cat")["input_ids"]
     short = encoder(name).decoder_text("the cat " * 9, limit=5)
-    assert len(short) == 5
-    assert short[-1] == made.eos_token_id
+    assert short == encoder(name).decoder_text("the cat " * 9)[:5]
+    assert made.eos_token_id not in short  # it does not end there
+    fits = encoder(name).decoder_text("the cat")
+    assert encoder(name).decoder_text("the cat", limit=len(fits)) == fits
+    assert encoder(name).decoder_text("the cat", limit=len(fits) - 1) == fits[:-1]
 
 
 def test_a_tokenizer_without_an_end_mark_is_a_fault_of_the_recipe() -> None:

@@ -19,8 +19,9 @@ from orchestrator.errors import BadInput, MethodDoesNotFit, NotFound
 from orchestrator.recipe.methods import PTuning
 from orchestrator.tuning import METHODS as TABLE
 from orchestrator.tuning import Prompt, build_method, load_prompt, save_prompt
-from orchestrator.tuning.artifact import FILE
 from orchestrator.tuning.methods.deep import keys_values_of_text
+
+FILE = "prompt.safetensors"
 
 
 @pytest.mark.parametrize(("name", "config"), pairs(EACH_KIND))
