@@ -62,7 +62,7 @@ class MaskedWords:
         each = zip(offered, self._words(offered), strict=True)
         kept = {name: words for name, words in each if name not in others}
         number, words = list(kept).index(right), list(kept.values())
-        ids = self._ids(self._templates[pattern_of(fields)], fields, _longest(words), words, tuned=True)
+        ids = self._masks(self._read(self._templates[pattern_of(fields)], fields, words, tuned=True), _longest(words))
         labels = [number if i == self._encoder.mask else IGNORED for i in ids]
         return Example(Row(ids, labels, prompt=0), units=1, target=number, words=words)
 
@@ -125,10 +125,8 @@ class MaskedWords:
         return found
 
     def _asked(self, template: str, fields: Fields, words: Words, *, tuned: bool) -> list[list[_Asked]]:
-        return [
-            [_Asked(self._ids(template, fields, len(word), words, tuned=tuned), list(word)) for word in theirs]
-            for theirs in words
-        ]
+        ids = self._read(template, fields, words, tuned=tuned)
+        return [[_Asked(self._masks(ids, len(word)), list(word)) for word in theirs] for theirs in words]
 
     @torch.no_grad()
     def _fill(self, host: BaseHost, prompt: Prompt, asked: Sequence[_Asked], most: int) -> None:
@@ -147,11 +145,14 @@ class MaskedWords:
                     for one in those:
                         one.take(chances[output.starts[number] : output.starts[number + 1]], self._encoder.mask)
 
-    def _ids(self, template: str, fields: Fields, masks: int, words: Words, *, tuned: bool) -> list[int]:
-        """The text with `masks` masks, cut as for the longest word: all words are asked for behind the same text."""
-        limit, mask = self._task.max_input_tokens, self._encoder.mask
-        ids = self._encoder.input_ids(template, fields, limit=limit, after=_longest(words) - 1, tuned=tuned)
-        return [token for i in ids for token in ([mask] * masks if i == mask else [i])]
+    def _read(self, template: str, fields: Fields, words: Words, *, tuned: bool) -> list[int]:
+        """The text with its mask, cut as for the longest word: all words are asked for behind the same text."""
+        limit, after = self._task.max_input_tokens, _longest(words) - 1
+        return self._encoder.input_ids(template, fields, limit=limit, after=after, tuned=tuned)
+
+    def _masks(self, ids: Sequence[int], count: int) -> list[int]:
+        mask = self._encoder.mask
+        return [token for i in ids for token in ([mask] * count if i == mask else [i])]
 
 
 @dataclass
