@@ -1,6 +1,6 @@
 """The same jobs through PEFT + accelerate and through ptq: time, memory, losses, and what each part of it is worth.
 
-make bench          everything, at most 25 minutes on two idle cores; goes on where a cut one stopped
+make bench          everything, half an hour on two idle cores; goes on where a cut one stopped
 make bench-quick    a selection in two minutes, printed only
 make bench-gpu      0.5B, 1.5B and 7B in bf16 on the first GPU that CUDA shows
 python -m tests.benchmarks.bench --only 'k 16'   the rows whose names hold this, printed only
@@ -42,12 +42,21 @@ FUSED = [
     Shape("1M", 100, 128, 16, 20, in_turn=4),
     Shape("22M", 20, 32, 4, 10),
     Shape("22M", 20, 32, 16, 10, in_turn=4),
+    Shape("1M", 20, 512, 4, 8, batch=4),
+    Shape("22M", 100, 32, 16, 8, in_turn=2),
+    Shape("124M", 20, 32, 4, 4, in_turn=2),
+]
+PREFIXES = [
+    Shape("1M", 20, 32, 1, 40, method="prefix-tuning"),
+    Shape("22M", 20, 128, 1, 8, method="prefix-tuning"),
+    Shape("22M", 20, 32, 16, 10, in_turn=4, method="prefix-tuning"),
 ]
 ABLATION = [
     Shape("1M", 20, 32, 1, 40),
     Shape("1M", 20, 32, 16, 6),
     Shape("1M", 100, 128, 1, 16),
     Shape("22M", 100, 32, 1, 8),
+    Shape("22M", 20, 128, 1, 8, method="prefix-tuning"),
 ]
 QUICK = [Shape("1M", 20, 32, 1, 20), Shape("22M", 100, 32, 1, 5), Shape("1M", 20, 32, 4, 20)]
 EXPLANATION = REPOSITORY / "docs" / "explanation" / "fused-runs.md"
@@ -109,7 +118,8 @@ def _selection(quick: bool, gpu: bool) -> tuple[list[Shape], list[Shape]]:
         return alone + many, GPU_ABLATION
     if quick:
         return QUICK, [replace(ABLATION[0], steps=20)]
-    return [_alone(base, n, tokens) for base in STEPS for n in LENGTHS for tokens in TOKENS] + FUSED, ABLATION
+    alone = [_alone(base, n, tokens) for base in STEPS for n in LENGTHS for tokens in TOKENS]
+    return alone + FUSED + PREFIXES, ABLATION
 
 
 def _alone(base: str, n: int, tokens: int) -> Shape:
@@ -177,9 +187,8 @@ class _Bench:
 
     def _ablation(self, shape: Shape) -> dict[str, Any]:
         self._tell(shape, "what each part is worth")
-        numbers = map(str, (shape.length, shape.tokens, shape.jobs, shape.steps, self.threads))
-        names = [str(self.world.root), shape.base, shape.dtype, self.device]
-        command = [sys.executable, "-m", "tests.benchmarks.bench_ablation", *names, *numbers]
+        numbers = [str(self.world.root), json.dumps(asdict(shape)), self.device, str(self.threads)]
+        command = [sys.executable, "-m", "tests.benchmarks.bench_ablation", *numbers]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
         environment.pop("OMP_NUM_THREADS", None)
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)

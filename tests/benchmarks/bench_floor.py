@@ -78,15 +78,17 @@ def work_of(world: World, shape: Shape) -> Work:
 
 
 def _counted(lengths: Sequence[tuple[int, int]], shape: Shape) -> tuple[float, float, float, float]:
-    n = shape.length
+    deep = shape.method == "prefix-tuning"  # keys and values are there already: no layer works on the prompt
+    n = 0 if deep else shape.length
     front = [-j - 1 for j in range(n)]
     # Words differ between rows, so that nothing but the prompt is shared.
     rows = [Row([*front, *[10 + i] * (a + b)], [-100] * (n + a) + [10 + i] * b, 0) for i, (a, b) in enumerate(lengths)]
-    line = Line.of(RowBatch.collate(rows, pad_id=0).trimmed(), [0], causal=True, share=True)
+    prefixes = [shape.length if deep else 0]
+    line = Line.of(RowBatch.collate(rows, pad_id=0).trimmed(), prefixes, causal=True, share=True)
     tokens = [a + b - 1 for a, b in lengths]
     real = n + sum(tokens)
     padded = len(rows) * (n + max(a + b for a, b in lengths))
-    pairs = n * (n + 1) / 2 + sum(s * n + s * (s + 1) / 2 for s in tokens)
+    pairs = n * (n + 1) / 2 + sum(s * shape.length + s * (s + 1) / 2 for s in tokens)
     vocabulary, width, layers, linear, attended = _sizes(shape.base)
     floor = 4 * linear * real + 12 * attended * layers * pairs + 4 * vocabulary * width * sum(b for _, b in lengths)
     return real, len(line.ids), padded, floor

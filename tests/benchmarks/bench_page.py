@@ -25,9 +25,17 @@ def parts_of(device: str) -> list[str]:
     return [field.name for field in fields(Fast) if field.name not in others]
 
 
+#: What a part does nothing without.
+NEEDED = {"share": ("pack",), "once": ("pack", "share"), "varlen": ("pack",)}
+
+
+def only(part: str) -> str:
+    """The name of the variant with this part alone, and what it needs."""
+    return f"only {part}"
+
+
 def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int, device: str) -> str:
-    alone = [row for row in rows if row["shape"]["jobs"] == 1]
-    many = [row for row in rows if row["shape"]["jobs"] > 1]
+    alone, many, deep = _sorted(rows)
     peaks = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
     where = conditions()
     if device == "cuda":
@@ -51,8 +59,12 @@ Ratios above 1: ptq is better.
         text += f"\n## One job\n{_means(alone)}\n\n{_alone_table(alone, limits)}\n"
     if many:
         text += f"\n## Several jobs\n{_SEVERAL}\n\n{_many_table(many, alone, limits)}\n"
+    if deep:
+        text += f"\n## Prefix tuning\n{_DEEP}\n\n{_many_table(deep, deep, limits)}\n"
     if parts:
         text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts, parts_of(device))}\n"
+    if any(only(parts_of(device)[0]) in row["seconds"] for row in parts):
+        text += f"\n{_ONLY}\n\n{_only_table(parts, parts_of(device))}\n"
     return text + f"\n{where} Made by `make bench{'' if device == 'cpu' else '-gpu'}`.\n"
 
 
@@ -64,6 +76,13 @@ PEFT one after another, and side by side as k processes that share the cores. A 
 fewer jobs than k were run one after another (`PEFT ran`), the total is theirs times k over their number: all have as
 many rows and steps. Side by side is not run where k processes do not fit into memory (-)."""
 
+_DEEP = """\
+Keys and values of every layer, without a network, from the same start. PEFT's prefix takes no part in the layers
+either, but is repeated for every row."""
+
+_ONLY = """\
+And how many times less a step takes with one part alone (and those that it does nothing without) than with none:"""
+
 _WORTH = """\
 Time of a step without it, relative to the step with everything; the last column without any. The parts are named
 in `tuning/fast.py`."""
@@ -71,7 +90,7 @@ in `tuning/fast.py`."""
 
 def summary(rows: Sequence[Row]) -> str:
     """What docs/explanation/fused-runs.md says of these figures."""
-    alone, many = ([row for row in rows if (row["shape"]["jobs"] > 1) is several] for several in (False, True))
+    alone, many, _ = _sorted(rows)
     ratios = [by_step(row) for row in alone]
     lines = [
         f"- One job's step takes {min(ratios):.2f} to {max(ratios):.2f} times less than with PEFT, "
@@ -109,6 +128,13 @@ def by_step(row: Row) -> float:
 
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _sorted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+    """Prompt tuning by one job and by several; prefix tuning."""
+    deep = [row for row in rows if row["shape"]["method"] != "prompt-tuning"]
+    rest = [row for row in rows if row not in deep]
+    return [row for row in rest if row["shape"]["jobs"] == 1], [row for row in rest if row["shape"]["jobs"] > 1], deep
 
 
 def _means(rows: Sequence[Row]) -> str:
@@ -150,14 +176,32 @@ def _many_table(rows: Sequence[Row], alone: Sequence[Row], limits: Row) -> str:
 
 
 def _parts_table(rows: Sequence[Row], parts: Sequence[str]) -> str:
-    columns = ["base", "n", "tokens", "k", "ms, everything", *(f"no {part}" for part in parts), "none"]
+    columns = ["method", "base", "n", "tokens", "k", "ms, everything", *(f"no {part}" for part in parts), "none"]
     lines = []
     for row in rows:
         found = row["seconds"]
         worth = [f"{found[part] / found['all']:.2f}" for part in parts]
         lines.append(
-            [*_head(row, "jobs"), f"{1000 * found['all']:.0f}", *worth, f"**{found['none'] / found['all']:.2f}**"]
+            [
+                row["shape"]["method"],
+                *_head(row, "jobs"),
+                f"{1000 * found['all']:.0f}",
+                *worth,
+                f"**{found['none'] / found['all']:.2f}**",
+            ]
         )
+    return _table(columns, lines)
+
+
+def _only_table(rows: Sequence[Row], parts: Sequence[str]) -> str:
+    columns = ["method", "base", "n", "tokens", "ms, none", *parts, "everything"]
+    lines = []
+    for row in rows:
+        found = row["seconds"]
+        if only(parts[0]) in found:
+            worth = [f"{found['none'] / found[only(part)]:.2f}" for part in parts]
+            whole = f"**{found['none'] / found['all']:.2f}**"
+            lines.append([row["shape"]["method"], *_head(row), f"{1000 * found['none']:.0f}", *worth, whole])
     return _table(columns, lines)
 
 
@@ -166,7 +210,7 @@ _TAIL = ["of the floor, PEFT / ptq", "executed / real tokens, PEFT / ptq", "loss
 
 
 def _where(row: Row) -> tuple[Any, ...]:
-    return tuple(row["shape"][name] for name in ("base", "length", "tokens", "dtype"))
+    return tuple(row["shape"][name] for name in ("base", "length", "tokens", "dtype", "method"))
 
 
 def _head(row: Row, *more: str) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import PromptTuningConfig, get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
@@ -29,7 +29,10 @@ def main(spec: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(spec["base"])
     base = AutoModelForCausalLM.from_pretrained(spec["base"], dtype="auto")
     start = torch.from_numpy(np.load(spec["start"]))
-    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(start)))
+    kind = PromptTuningConfig
+    if spec["method"] == "prefix-tuning":
+        kind, start = PrefixTuningConfig, start.permute(3, 0, 1, 2, 4).flatten(1)  # [n, L * 2 * kv_heads * head_dim]
+    model = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=len(start)))
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(start)
     model.base_model.eval()  # ptq leaves the frozen base's dropout off; so does this, or the losses could not agree

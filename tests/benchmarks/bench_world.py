@@ -22,6 +22,7 @@ from orchestrator.jobspec import BaseSpec, DatasetSpec, JobSpec, RunSpec
 from orchestrator.paths import JobPaths, RunPaths
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.training.order import batch_rows
+from orchestrator.tuning import Prompt, save_prompt
 from orchestrator.weights import fingerprint
 
 #: name -> (V, H, L, heads); GPT-2's shape: 12 H^2 numbers a layer, V H in the tied embedding
@@ -48,9 +49,10 @@ class Shape:
     batch: int = 8
     dtype: str = "fp32"
     in_turn: int = 0  #: of the jobs, how many PEFT really runs one after another; 0: all
+    method: str = "prompt-tuning"  #: or prefix-tuning, of keys and values without a network
 
     def __str__(self) -> str:
-        return f"{self.base}, n {self.length}, {self.tokens} tokens, k {self.jobs}"
+        return f"{self.base}, {self.method}, n {self.length}, {self.tokens} tokens, k {self.jobs}"
 
 
 class World:
@@ -84,17 +86,31 @@ class World:
             (folder / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
         return folder
 
-    def start(self, base: str, length: int, job: int) -> Path:
-        """The virtual tokens that job number `job` starts from."""
-        path = self.root / f"start-{base}-{length}-{job}.npy"
+    def start(self, shape: Shape, job: int) -> Path:
+        """What job number `job` starts from: [n, H], or [L, 2, kv_heads, n, head_dim]."""
+        path = self.root / f"start-{shape.method}-{shape.base}-{shape.length}-{job}.npy"
         if not path.exists():
-            width = (BASES.get(base) or GPU_BASES[base])[1]
-            np.save(path, np.random.default_rng(job).normal(0, 0.1, (length, width)).astype(np.float32))
+            sizes = BASES.get(shape.base) or GPU_BASES[shape.base]
+            width, layers, heads, key_heads = *sizes[1:4], sizes[4] if len(sizes) > 4 else sizes[3]
+            deep = (layers, 2, key_heads, shape.length, width // heads)
+            wanted = (shape.length, width) if shape.method == "prompt-tuning" else deep
+            np.save(path, np.random.default_rng(job).normal(0, 0.1, wanted).astype(np.float32))
         return path
+
+    def method(self, shape: Shape, job: int) -> dict[str, Any]:
+        """The `method:` of a recipe."""
+        start = self.start(shape, job)
+        named: dict[str, Any] = {"type": shape.method, "length": shape.length}
+        if shape.method == "prompt-tuning":
+            return named | {"init": {"type": "file", "path": str(start)}}
+        folder = start.with_suffix("")
+        if not folder.exists():
+            folder.mkdir()
+            save_prompt(folder, Prompt(keys_values={"decoder": torch.from_numpy(np.load(start))}), {})
+        return named | {"init": {"type": "prompt", "path": str(folder)}}
 
     def recipe(self, shape: Shape, job: int) -> dict[str, Any]:
         """Jobs of one group differ in seed, rate and start."""
-        init = {"type": "file", "path": str(self.start(shape.base, shape.length, job))}
         longest = 3 * shape.tokens
         return {
             "name": f"bench-{job}",
@@ -107,7 +123,7 @@ class World:
                 "max_input_tokens": longest,
                 "max_new_tokens": max(8, shape.tokens // 2),
             },
-            "method": {"type": "prompt-tuning", "length": shape.length, "init": init},
+            "method": self.method(shape, job),
             "train": {
                 "steps": shape.steps,
                 "batch_size": shape.batch,
@@ -141,7 +157,8 @@ class World:
         told = {
             "base": str(self.base(shape.base, shape.dtype)),
             "rows": str(self.rows(shape.base, shape.tokens) / "train.jsonl"),
-            "start": str(self.start(shape.base, shape.length, job)),
+            "method": shape.method,
+            "start": str(self.start(shape, job)),
             "order": order,
             "lr": train["lr"],
             "steps": shape.steps,
