@@ -7,11 +7,13 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pretend_cuda import pretended_card
 from training_fixtures import MadeRun
 
 from orchestrator.jobspec import RunSpec
@@ -21,14 +23,18 @@ from orchestrator.training.run import Run
 SECONDS = 60.0  #: a rank that waits longer than that for the other waits for ever
 
 
-def on_two_ranks(made: MadeRun, spoil: Callable[[int], None], zero: int | None = None) -> list[int | None]:
+def on_two_ranks(
+    made: MadeRun, spoil: Callable[[int], None], zero: int | None = None, device: str = "cpu"
+) -> list[int | None]:
     """Train the run; `spoil` is called in each rank with its number first. Their exit codes, None: it hung.
 
-    `zero`: as which the ranks are told to behave; nothing is sharded here.
+    `zero`: as which the ranks are told to behave; nothing is sharded here. `device`: cuda is pretended.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [context.Process(target=_rank, args=(made, spoil, Path(folder), number, zero)) for number in range(2)]
+        ranks = [
+            context.Process(target=_rank, args=(made, spoil, Path(folder), number, zero, device)) for number in range(2)
+        ]
         for rank in ranks:
             rank.start()
         for rank in ranks:
@@ -40,7 +46,9 @@ def on_two_ranks(made: MadeRun, spoil: Callable[[int], None], zero: int | None =
     return [None if late else rank.exitcode for rank, late in zip(ranks, hung, strict=True)]
 
 
-def _rank(made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int, zero: int | None) -> None:
+def _rank(
+    made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int, zero: int | None, device: str
+) -> None:
     code = 99
     try:
         dist.init_process_group(
@@ -51,10 +59,11 @@ def _rank(made: MadeRun, spoil: Callable[[int], None], folder: Path, number: int
             timeout=timedelta(seconds=SECONDS / 2),
         )
         torch.set_num_threads(1)
-        spoil(number)
-        nothing = None
-        group = Processes(nothing, number, 2, torch.device("cpu"), zero)  # type: ignore[arg-type]
-        code = Run(group, made.folder, RunSpec.read(made.folder.spec)).train()
+        with pretended_card() if device == "cuda" else nullcontext():
+            spoil(number)
+            nothing = None
+            group = Processes(nothing, number, 2, torch.device(device), zero)  # type: ignore[arg-type]
+            code = Run(group, made.folder, RunSpec.read(made.folder.spec)).train()
     except BaseException:
         traceback.print_exc()
     finally:

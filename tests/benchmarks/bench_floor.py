@@ -13,13 +13,17 @@ from orchestrator.tuning.packing import Line
 from orchestrator.tuning.rows import Row, RowBatch
 from tests.benchmarks.bench_world import BASES, GPU_BASES, Shape, World
 
+#: Of matrix products; on a GPU each side is 8 times as long.
+PRODUCTS = ((512, 128, 512), (2048, 768, 3072), (4096, 1024, 1024))
+NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}  #: that are read: more than any cache holds
+
 
 def matmul_peak(threads: int, device: str, dtype: str) -> float:
     """FLOP/s of the best matrix product among several shapes, measured here."""
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     torch.set_num_threads(threads)
     best = 0.0
-    for rows, inner, columns in ((512, 128, 512), (2048, 768, 3072), (4096, 1024, 1024)):
+    for rows, inner, columns in PRODUCTS:
         size = 8 if device == "cuda" else 1
         a = torch.randn(rows * size, inner * size, dtype=kind, device=device)
         b = torch.randn(inner * size, columns * size, dtype=kind, device=device)
@@ -38,7 +42,7 @@ def matmul_peak(threads: int, device: str, dtype: str) -> float:
 def bandwidth(threads: int, device: str) -> float:
     """Bytes/s at which a tensor larger than any cache is read, measured here."""
     torch.set_num_threads(threads)
-    data = torch.ones((1 << 30 if device == "cuda" else 1 << 26), dtype=torch.float32, device=device)
+    data = torch.ones(NUMBERS[device], dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(5):
         _wait(device)

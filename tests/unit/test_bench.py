@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from pretend_cuda import pretended_card
 
-from tests.benchmarks import bench, bench_measure
+from orchestrator.training import run
+from tests.benchmarks import bench, bench_floor, bench_measure, bench_page, bench_peft, bench_world
 from tests.benchmarks.bench_floor import Work
 from tests.benchmarks.bench_measure import Measured
 from tests.benchmarks.bench_memory import peak_bytes
 from tests.benchmarks.bench_page import END, FIGURES
-from tests.benchmarks.bench_world import Shape
+from tests.benchmarks.bench_world import Shape, World
 from tests.benchmarks.report import RESULTS
 
 SHAPES = [Shape("1M", 20, 32), Shape("22M", 20, 32), Shape("1M", 20, 32, jobs=4)]
@@ -105,3 +109,41 @@ def test_the_figures_of_the_docs_are_those_of_the_table() -> None:
     figures = explanation.split(FIGURES)[1].split(END)[0].strip()
     assert figures
     assert figures in (RESULTS / "bench.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's
+def test_the_benchmark_on_a_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that `make bench-gpu` runs, on a pretended card with a base of Llama's shape: the same losses as PEFT's."""
+    monkeypatch.setitem(bench_world.GPU_BASES, "tiny", (64, 32, 2, 4, 2, 48))
+    monkeypatch.setattr(bench_floor, "PRODUCTS", ((4, 4, 4),))
+    monkeypatch.setitem(bench_floor.NUMBERS, "cuda", 1000)
+    shape, world = Shape("tiny", 3, 12, jobs=2, steps=4, batch=2, dtype="bf16"), World(tmp_path)
+    with pretended_card() as device:
+        made = world.ptq_run(tmp_path, shape, threads=1, device="cuda")
+        assert run.main([str(made.root)]) == 0
+        mine = [float(bench_measure._reports(tmp_path, job)[-1]["values"]["loss"]) for job in range(shape.jobs)]
+        assert peak_bytes() == device.peak > 0
+        told = []
+        for job in range(shape.jobs):
+            spec = world.peft_spec(tmp_path, shape, job, threads=1, device="cuda")
+            bench_peft.main(json.loads(spec.read_text(encoding="utf-8")))
+            told.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+        limits = {
+            "flops": {"bf16": bench_floor.matmul_peak(1, "cuda", "bf16")},
+            "bandwidth": bench_floor.bandwidth(1, "cuda"),
+        }
+        assert device.emptied
+        row: dict[str, Any] = {
+            "shape": asdict(shape),
+            "ptq": asdict(Measured(1.0, 0.1, 1e6, mine)),
+            "peft": asdict(Measured(2.0, 0.2, 1e6, [one["losses"][-1] for one in told])),
+            "beside": None,
+            "work": asdict(bench_floor.work_of(world, shape)),
+        }
+        page = bench_page.page([row], [], limits, threads=1, device="cuda")
+    assert bench_page.difference(row) < bench.AGREEMENT["cuda"]
+    assert all(len(one["at"]) == shape.steps and one["at"] == sorted(one["at"]) for one in told)
+    assert "pretended, CUDA" in page
+    assert "| tiny | 3 | 12 | 2 | 4 |" in page
