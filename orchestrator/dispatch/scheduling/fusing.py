@@ -28,9 +28,9 @@ from orchestrator.registry.queue import Waiting
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-#: Methods that train tensors of the job's own and leave the base as it is. A method that is not named here is alone.
+#: Methods that leave the base as it is (`pet` does without `train.base_lr`). A method that is not named here is alone.
 FROZEN_BASE_METHODS = frozenset(
-    {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "warp", "head", "prompt-design"}
+    {"prompt-tuning", "prefix-tuning", "p-tuning", "p-tuning-v2", "warp", "head", "prompt-design", "pet"}
 )
 #: A job that was in this many runs that went down while it shared them runs alone from then on.
 CRASHES_IN_COMPANY = 2
@@ -66,6 +66,8 @@ def alone_because(recipe: Mapping[str, Any]) -> str:
         return "`train.base_dropout` is one switch for all rows of a forward"
     if train.get("base_lr") is not None:
         return "`train.base_lr` trains the base itself"
+    if method == "autoprompt":
+        return "autoprompt asks the base many times a step, and its neighbours would wait"
     return "" if method in FROZEN_BASE_METHODS else f"{method} has the base for itself"
 
 

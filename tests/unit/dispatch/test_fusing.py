@@ -99,6 +99,12 @@ def test_who_is_alone_is_told_why() -> None:
     assert alone_because(submitted(resources__fuse="never").recipe) == "its recipe says `fuse: never`"
     assert "one switch for all rows" in alone_because(submitted(train__base_dropout=True).recipe)
     assert alone_because(submitted(method__type="fine-tuning").recipe) == "fine-tuning has the base for itself"
+    assert "neighbours would wait" in alone_because(submitted(method__type="autoprompt").recipe)
+    assert alone_because(submitted(method__type="pet").recipe) == ""
+    assert (
+        alone_because(submitted(method__type="pet", train__base_lr=1e-5).recipe)
+        == "`train.base_lr` trains the base itself"
+    )
 
 
 def test_costs_are_those_of_the_base_its_precision_and_the_device() -> None:

@@ -79,6 +79,22 @@ def test_each_job_is_as_if_alone(base: str, kind: str, bases: dict[str, Path], d
         assert fused.artifact(number)["metrics"] == alone.artifact()["metrics"]
 
 
+def test_jobs_that_train_nothing_share_a_run_too(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """PET's patterns and worked examples on the frozen base, beside a prompt that is trained."""
+    task = {"type": "classify", "input": "the {text} is [MASK]", "labels": {"warm": ["red"], "cold": ["black"]}}
+    scored = {"eval_batch_size": 4, "seeds": [3]}
+    methods = [{"type": "pet", "patterns": ["a [MASK] {text}"]}, {"type": "prompt-design", "shots": 2}]
+    jobs = [recipe(method, task=task) | {"train": scored} for method in methods] + [recipe(PROMPT, task=task)]
+    made = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
+    fused = make_run(tmp_path / "fused", jobs, **made)
+    assert fused.train() == 0
+    for number, one in enumerate(jobs):
+        alone = make_run(tmp_path / f"alone-{number}", [one], **made)
+        assert alone.train() == 0
+        assert fused.artifact(number)["metrics"] == alone.artifact()["metrics"]
+        assert fused.losses(number) == pytest.approx(alone.losses(), rel=2e-5)
+
+
 def test_a_job_that_fails_leaves_its_neighbours_alone(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
     good = recipe(PROMPT)
     nan = recipe(PROMPT, train__lr=1e30, train__clip=None)
