@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import psutil
@@ -27,7 +28,7 @@ def load_communication() -> None:
     """
     from deepspeed.comm.torch import build_shm_op  # heavy, and needed with DeepSpeed only
 
-    with alone_in(extensions_folder(), _OP):
+    with alone_in(extensions_folder(), _OP), redirect_stdout(StringIO()):  # DeepSpeed will say again that it is there
         build_shm_op()
 
 
