@@ -10,7 +10,7 @@ from orchestrator.cli import alias, exchange
 from orchestrator.cli.common import Json, size, when
 from orchestrator.cli.output.render import note, number, print_json, say, table
 from orchestrator.cli.show import patterns_table
-from orchestrator.paths import read_json
+from orchestrator.paths import ArtifactPaths, read_json
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
@@ -149,7 +149,7 @@ def _registry() -> Registry:
 def _facts(artifact: Artifact) -> dict[str, Any]:
     """All that the artifact says of itself; nothing where its files are damaged: `verify` tells of that."""
     try:
-        return dict(read_json(artifact.path / "artifact.json"))
+        return dict(read_json(ArtifactPaths(artifact.path).facts))
     except (OSError, ValueError):
         return {}
 

@@ -49,7 +49,9 @@ class Generate(Strict):
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
     max_new_tokens: int = Field(
-        64, ge=1, description="longest text that evaluation and prediction write; longer targets lose their end"
+        64,
+        ge=1,
+        description="longest text that evaluation and prediction write; longer targets are learned without their end",
     )
     min_new_tokens: int = Field(0, ge=0, description="shortest text that evaluation and prediction write")
     beams: int = Field(1, ge=1, le=64, description="1 is greedy search")

@@ -44,7 +44,7 @@ from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_wo
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
 from orchestrator.training.optimizers import build_optimizer
-from orchestrator.training.order import batch_rows, mixed_seed, total_steps
+from orchestrator.training.order import Passes, mixed_seed, total_steps
 from orchestrator.training.own_files import with_own_files
 from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.rows import Rows
@@ -92,9 +92,11 @@ class TrainedJob:
     _examples: dict[int, Example] = field(default_factory=dict)
     _cached: int = 0  #: bytes that these take
     cuts: Cuts = field(init=False)
+    _passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
         self.cuts = Cuts(len(self.rows))
+        self._passes = Passes(self.recipe.seed, len(self.rows))
 
     @classmethod
     def open(cls, spec: JobSpec, host: BaseHost, events: Events, processes: Processes) -> TrainedJob:
@@ -200,11 +202,11 @@ class TrainedJob:
 
     def batch_of(self, step: int) -> list[Example]:
         """A function of the step alone."""
-        size, seed = self.recipe.train.batch_size, self.recipe.seed
+        size = self.recipe.train.batch_size
         if self.mixed is not None:
-            numbers = self.mixed.rows(step, seed=seed, batch_size=size)
+            numbers = self.mixed.rows(step, seed=self.recipe.seed, batch_size=size)
         else:
-            numbers = batch_rows(step, seed=seed, rows=len(self.rows), batch_size=size)
+            numbers = self._passes.batch(step, size)
         beside = [] if self.hidden is None else self.hidden.beside(step, size)
         return [*(self._example(number) for number in numbers), *beside]
 

@@ -24,14 +24,29 @@ def total_steps(train: Train, rows: int) -> int:
 
 def batch_rows(step: int, *, seed: int, rows: int, batch_size: int) -> list[int]:
     """Numbers of the rows of step `step` (from 0)."""
-    at, end = step * batch_size, (step + 1) * batch_size
-    numbers: list[int] = []
-    while at < end:
-        epoch, first = divmod(at, rows)
-        taken = min(rows - first, end - at)
-        numbers += permutation(seed, epoch, rows)[first : first + taken].tolist()
-        at += taken
-    return numbers
+    return Passes(seed, rows).batch(step, batch_size)
+
+
+class Passes:
+    """A job's passes over its rows. It keeps the orders of two, 8 bytes a row each: a batch may run over an end.
+
+    Each job its own: orders that all jobs of a run kept together were drawn again at every step of a large run.
+    """
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self._rows = rows
+        self._order = lru_cache(maxsize=2)(lambda epoch: permutation(seed, epoch, rows))
+
+    def batch(self, step: int, batch_size: int) -> list[int]:
+        """See `batch_rows`."""
+        at, end = step * batch_size, (step + 1) * batch_size
+        numbers: list[int] = []
+        while at < end:
+            epoch, first = divmod(at, self._rows)
+            taken = min(self._rows - first, end - at)
+            numbers += self._order(epoch)[first : first + taken].tolist()
+            at += taken
+        return numbers
 
 
 def mixed_seed(seed: int, *numbers: int) -> int:
@@ -48,7 +63,6 @@ def mixed_seed(seed: int, *numbers: int) -> int:
     return value & (2**63 - 1)
 
 
-@lru_cache(maxsize=16)  # 8 bytes a row each: this epoch's and the last one's of eight jobs
 def permutation(seed: int, epoch: int, rows: int) -> torch.Tensor:
     """[rows]: the order of an epoch."""
     generator = torch.Generator().manual_seed(mixed_seed(seed, 1, epoch))

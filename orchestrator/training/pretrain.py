@@ -34,9 +34,9 @@ from orchestrator.paths import folder_written_atomically, read_json
 from orchestrator.recipe.pretrain import Architecture, PretrainRecipe, PretrainSchedule
 from orchestrator.tasks.template import parse
 from orchestrator.training.rows import Rows
+from orchestrator.tuning.rows import NO_LABEL
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-IGNORED = -100
 
 
 def pretrain(recipe: PretrainRecipe, dataset: Path, output: Path) -> None:
@@ -158,7 +158,7 @@ def _encode_text(tokenizer: PreTrainedTokenizerFast, pair: Sequence[str], contex
 
 def _hidden(ids: list[int], mask: int, vocab: int, rng: random.Random) -> tuple[list[int], list[int]]:
     """(inputs, labels): 15 % of the words asked for, of which 80 % are hidden and 10 % others (Devlin et al. 2019)."""
-    inputs, labels = list(ids), [IGNORED] * len(ids)
+    inputs, labels = list(ids), [NO_LABEL] * len(ids)
     inner = range(1, len(ids) - 1)
     for place in rng.sample(inner, min(len(inner), max(1, round(0.15 * len(inner))))):
         labels[place], luck = ids[place], rng.random()
@@ -186,7 +186,7 @@ def _train(
         batch = [rng.choices(row, weights)[0] for row in rng.choices(rows, k=schedule.batch_size)]
         asked = [(d, d) if mask is None else _hidden(d, mask, model.config.vocab_size, rng) for d in batch]
         ids = pad_sequence([torch.tensor(d) for d, _ in asked], batch_first=True, padding_value=0)
-        labels = pad_sequence([torch.tensor(d) for _, d in asked], batch_first=True, padding_value=IGNORED)
+        labels = pad_sequence([torch.tensor(d) for _, d in asked], batch_first=True, padding_value=NO_LABEL)
         # A causal base never sees the padding behind a text; a masked one would.
         seen = {} if mask is None else {"attention_mask": (ids != 0).long()}
         for group in optimizer.param_groups:

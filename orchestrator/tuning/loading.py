@@ -19,7 +19,7 @@ from orchestrator.tuning.forward import generate
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.own_weights import load_brought, put_in
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
 from orchestrator.weights import fingerprint
 
 
@@ -45,7 +45,7 @@ class Loaded:
             )
         front = [-(j + 1) for j in range(self.prompt.slots)] if slots == "front" else []
         aligned = self.host.kind != "seq2seq"
-        wanted = None if labels is None else [*([-100] * len(front) if aligned else []), *labels]
+        wanted = None if labels is None else [*([NO_LABEL] * len(front) if aligned else []), *labels]
         return Row([*front, *ids], wanted, 0)
 
     @torch.no_grad()

@@ -17,9 +17,7 @@ from orchestrator.recipe.tasks import Cloze
 from orchestrator.training.objectives.asking import Answer
 from orchestrator.training.objectives.objective import Example, Fields, Share, loss_at_labels, no_head
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.rows import Row
-
-IGNORED = -100
+from orchestrator.tuning.rows import NO_LABEL, Row
 
 
 class ClozeWord:
@@ -93,9 +91,9 @@ class ClozeWord:
         limit, after = self._task.max_input_tokens, int(not self._masked)
         ids = self._encoder.input_ids(self._task.input, fields, limit=limit, after=after, tuned=tuned)
         if self._masked:
-            return Row(ids, [token if i == self._encoder.mask else IGNORED for i in ids], prompt=0)
+            return Row(ids, [token if i == self._encoder.mask else NO_LABEL for i in ids], prompt=0)
         infix_at = self._encoder.infix_at(len(ids) - 1)
-        return Row([*ids, token], [*[IGNORED] * len(ids), token], prompt=0, infix_at=infix_at)
+        return Row([*ids, token], [*[NO_LABEL] * len(ids), token], prompt=0, infix_at=infix_at)
 
 
 def _vocabulary(path: Path, encoder: TextEncoder) -> list[int]:

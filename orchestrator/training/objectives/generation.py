@@ -20,9 +20,7 @@ from orchestrator.training.objectives.objective import (
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import end_ids
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.rows import Row
-
-IGNORED = -100
+from orchestrator.tuning.rows import NO_LABEL, Row
 
 
 class Generation:
@@ -45,7 +43,7 @@ class Generation:
             target = self._encoder.decoder_text(text, limit=most)
             return Example(Row(ids=ids, labels=target, prompt=0), units=len(target))
         target = self._encoder.ended(self._encoder.tokens(text), most)
-        labels = [IGNORED] * len(ids) + target
+        labels = [NO_LABEL] * len(ids) + target
         infix_at = self._infix_at(ids)
         # The last label is predicted from the position before it, so its own token is not needed as input.
         return Example(Row(ids=ids + target, labels=labels, prompt=0, infix_at=infix_at), units=len(target))

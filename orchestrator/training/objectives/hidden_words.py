@@ -21,9 +21,9 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, choices_of
 from orchestrator.training.objectives.objective import Example, Fields, Objective, Share, widened
 from orchestrator.training.objectives.running_text import hide
-from orchestrator.training.order import batch_rows, mixed_seed
+from orchestrator.training.order import Passes, mixed_seed
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.rows import Row
+from orchestrator.tuning.rows import NO_LABEL, Row
 from orchestrator.tuning.transfer import numbers
 
 _BESIDE = 0  #: units of such a row: the loss is averaged over the labelled ones, and these are as many
@@ -33,14 +33,13 @@ class HiddenWords:
     def __init__(self, method: Pet, task: Classify, encoder: TextEncoder, rows: Sequence[Fields], seed: int) -> None:
         self._weight, self._limit = method.mlm, task.max_input_tokens
         self._templates = [task.input, *method.patterns]
-        self._encoder, self._rows, self._seed = encoder, rows, seed
+        self._encoder, self._rows, self._seed = encoder, rows, mixed_seed(seed, 6)
+        self._passes = Passes(self._seed, len(rows))
 
     def beside(self, step: int, count: int) -> list[Example]:
         """The rows of a step: a function of seed and step alone."""
-        seed = mixed_seed(self._seed, 6)
-        draw = random.Random(mixed_seed(seed, step))
-        numbers = batch_rows(step, seed=seed, rows=len(self._rows), batch_size=count)
-        return [self._example(self._rows[number], draw) for number in numbers]
+        draw = random.Random(mixed_seed(self._seed, step))
+        return [self._example(self._rows[number], draw) for number in self._passes.batch(step, count)]
 
     def loss_sum(
         self, objective: Objective, share: Share, examples: Sequence[Example], head: nn.Module | None
@@ -66,7 +65,7 @@ class HiddenWords:
     def _example(self, fields: Fields, draw: random.Random) -> Example:
         ids = self._encoder.input_ids(draw.choice(self._templates), fields, limit=self._limit)
         places = [place for place, token in enumerate(ids) if self._encoder.is_text(token)]
-        hidden, labels = hide(ids, places, self._encoder.mask, draw) if places else (ids, [-100] * len(ids))
+        hidden, labels = hide(ids, places, self._encoder.mask, draw) if places else (ids, [NO_LABEL] * len(ids))
         return Example(Row(hidden, labels, prompt=0), units=_BESIDE)
 
 

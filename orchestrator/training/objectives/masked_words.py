@@ -25,10 +25,9 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
 from orchestrator.tuning.transfer import numbers
 
-IGNORED = -100
 MARGIN = 1.0
 
 
@@ -63,7 +62,7 @@ class MaskedWords:
         kept = {name: words for name, words in each if name not in others}
         number, words = list(kept).index(right), list(kept.values())
         ids = self._masks(self._read(self._templates[pattern_of(fields)], fields, words, tuned=True), _longest(words))
-        labels = [number if i == self._encoder.mask else IGNORED for i in ids]
+        labels = [number if i == self._encoder.mask else NO_LABEL for i in ids]
         return Example(Row(ids, labels, prompt=0), units=1, target=number, words=words)
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
@@ -164,7 +163,7 @@ class _Asked:
     score: float = 0.0
 
     def row(self, mask: int) -> Row:
-        return Row(self.ids, [0 if i == mask else IGNORED for i in self.ids], prompt=0)
+        return Row(self.ids, [0 if i == mask else NO_LABEL for i in self.ids], prompt=0)
 
     def take(self, chances: Tensor, mask: int) -> None:
         """`chances` [masks, V]: fill in the token that is the likeliest at its mask."""

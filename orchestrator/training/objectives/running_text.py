@@ -30,9 +30,8 @@ from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
 
-IGNORED = -100
 HIDDEN, REPLACED = 0.15, 0.1
 
 
@@ -57,11 +56,11 @@ class RunningText:
         if self._encoder.kind == "seq2seq":
             row = self._cut(text, closing, draw)
         elif self._encoder.kind == "causal":
-            row = Row([self._encoder.start, *text, self._encoder.eos], [IGNORED, *text, self._encoder.eos], prompt=0)
+            row = Row([self._encoder.start, *text, self._encoder.eos], [NO_LABEL, *text, self._encoder.eos], prompt=0)
         else:
             row = self._hidden(text or [self._encoder.mask], opening, closing, draw)
         assert row.labels is not None
-        return Example(row, units=sum(label != IGNORED for label in row.labels))
+        return Example(row, units=sum(label != NO_LABEL for label in row.labels))
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
@@ -83,13 +82,13 @@ class RunningText:
 
     def _hidden(self, text: list[int], opening: list[int], closing: list[int], draw: random.Random) -> Row:
         ids, labels = hide(text, range(len(text)), self._encoder.mask, draw)
-        around = [IGNORED] * len(opening), [IGNORED] * len(closing)
+        around = [NO_LABEL] * len(opening), [NO_LABEL] * len(closing)
         return Row([*opening, *ids, *closing], [*around[0], *labels, *around[1]], prompt=0)
 
 
 def hide(ids: Sequence[int], places: Sequence[int], mask: int, draw: random.Random) -> tuple[list[int], list[int]]:
     """(ids with 15 % of the tokens at `places` hidden, what stood there): at least one."""
-    hidden, labels = list(ids), [IGNORED] * len(ids)
+    hidden, labels = list(ids), [NO_LABEL] * len(ids)
     words = [ids[place] for place in places]
     for number in sorted(draw.sample(range(len(words)), max(1, round(HIDDEN * len(words))))):
         place, luck = places[number], draw.random()

@@ -28,9 +28,7 @@ from orchestrator.training.objectives.objective import (
     widened,
 )
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.rows import Row
-
-IGNORED = -100
+from orchestrator.tuning.rows import NO_LABEL, Row
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class LabelScoring:
         # With no token of its own between input and word, the infix goes before the input's last token: the position
         # that predicts the word has to see it.
         infix_at = self._encoder.infix_at(len(ids) - max(1, len(spelled.separator)))
-        return Row(ids=ids + word, labels=[IGNORED] * len(ids) + word, prompt=0, infix_at=infix_at)
+        return Row(ids=ids + word, labels=[NO_LABEL] * len(ids) + word, prompt=0, infix_at=infix_at)
 
     def _input(self, fields: Fields, spelled: Spelled, *, tuned: bool) -> list[int]:
         return self._encoder.input_ids(

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.recipe.schema import Train
+from orchestrator.training import order
 from orchestrator.training.order import batch_rows, mixed_seed, total_steps
 
 SIZES = {"seed": st.integers(0, 2**31 - 1), "rows": st.integers(1, 50), "batch_size": st.integers(1, 60)}
@@ -29,6 +30,23 @@ def test_a_position_is_one_number(step: int, seed: int, rows: int, batch_size: i
     batch_rows(step + 1, seed=seed, rows=rows, batch_size=batch_size)
     singles = [batch_rows(step * batch_size + i, seed=seed, rows=rows, batch_size=1)[0] for i in range(batch_size)]
     assert batch == singles
+
+
+def test_an_order_is_drawn_once_however_many_jobs_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 40 jobs in turn, each over the ends of three passes."""
+    drawn: list[tuple[int, int]] = []
+    permutation = order.permutation
+
+    def counted(seed: int, epoch: int, rows: int) -> Any:
+        drawn.append((seed, epoch))
+        return permutation(seed, epoch, rows)
+
+    monkeypatch.setattr(order, "permutation", counted)
+    jobs = [order.Passes(seed, 10) for seed in range(40)]
+    found = [[one.batch(step, 4) for one in jobs] for step in range(7)]
+    assert len(drawn) == len(set(drawn)) == 40 * 3
+    expected = [[batch_rows(step, seed=seed, rows=10, batch_size=4) for seed in range(40)] for step in range(7)]
+    assert found == expected
 
 
 def test_epochs_and_seeds_differ_in_their_order() -> None:

@@ -16,7 +16,7 @@ from training_fixtures import KINDS, make_run, recipe, said
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.training import search
+from orchestrator.training import label_search, search
 from orchestrator.training.job import build_prompt
 from orchestrator.training.objectives import build_objective
 from orchestrator.training.objectives.objective import Share
@@ -333,6 +333,26 @@ def test_warp_from_the_job_to_its_use(bases: dict[str, Path], dataset: Path, tmp
     rows = list(Rows.open(dataset, "validation"))
     said = [r["prediction"] for r in Predictor.load(run.jobs[1].artifact(1), bases["bert"]).predict(rows)]
     assert [s["tuned"] for s in facts["samples"]] == said[:5]
+
+
+def test_label_words_are_found_once(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that goes on elsewhere, where sums are rounded otherwise, goes on with its own words."""
+    one = recipe({"type": "autoprompt", "candidates": 5, "label_words": 3}, task=FOUND, train__steps=2)
+    del one["train"]["lr"]
+    made = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
+    first = make_run(tmp_path, [one], **made)
+    assert first.train() == 0
+    monkeypatch.setattr(label_search, "_searched", lambda *_: {"warm": ["stone"], "cold": ["tree"]})
+    second = make_run(tmp_path, [one], attempt=2, **made)
+    assert second.train() == 0
+    labels = [run.artifact(attempt=n)["recipe"]["task"]["labels"] for n, run in ((1, first), (2, second))]
+    assert labels[0] == labels[1]
+    assert second.artifact(attempt=2)["metrics"] == first.artifact()["metrics"]
+    other = make_run(tmp_path, [{**one, "name": "other"}], attempt=3, **made)  # its words are not those of this job
+    assert other.train() == 0
+    assert other.artifact(attempt=3)["recipe"]["task"]["labels"] == {"warm": ["stone"], "cold": ["tree"]}
 
 
 def test_label_words_that_the_data_choose(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:

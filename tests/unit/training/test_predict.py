@@ -8,14 +8,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from training_fixtures import MadeRun, make_run, recipe
 
+from orchestrator.cli.predict_rows import file_rows, stdin_rows
+from orchestrator.data.rows import ReadOptions
+from orchestrator.data.staging import stage
 from orchestrator.errors import BadInput
 from orchestrator.manifest import write_manifest
-from orchestrator.paths import read_json, write_json
+from orchestrator.paths import HomePaths, read_json, write_json
 from orchestrator.training import predict
 from orchestrator.training.predict import Predictor, main
 from orchestrator.training.rows import Rows
@@ -85,6 +90,23 @@ def test_rows_are_texts_as_datasets_hold_them() -> None:
     lines = ['{"text": "总体评价 🙂", "n": 1.5, "deep": {"b": [1, 2], "a": null}}']
     [row] = predict._rows(lines)
     assert row == {"text": "总体评价 🙂", "n": "1.5", "deep": '{"a":null,"b":[1,2]}'}
+    assert list(predict._rows(['{"text": null, "n": true}'])) == [{"text": "", "n": "true"}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_null_is_empty_as_in_a_dataset(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file, from standard input and in a dataset the row is the same row."""
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(pa.table({"text": pa.array(["cat", None]), "n": pa.array([1, 2])}), path)
+    else:
+        path.write_text('{"text": "cat", "n": 1}\n{"text": null, "n": 2}\n')
+    expected = [{"text": "cat", "n": "1"}, {"text": "", "n": "2"}]
+    assert list(file_rows(path, ["text"])) == expected
+    with stage(HomePaths(tmp_path / "home"), {"train": [path]}, ReadOptions(required=())) as staged:
+        assert list(Rows.open(staged.folder, "train")) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "cat", "n": 1}\n{"text": null, "n": 2}\n'))
+    assert list(stdin_rows(["text"])) == expected
 
 
 @pytest.mark.parametrize("line", ["[1]", "nonsense", '{"text": "\\ud83d"}', '{"text": NaN}', '{"other": "x"}'])

@@ -12,9 +12,13 @@ from test_objectives import Made
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from training_fixtures import make_run, recipe, said
+from training_tokenizers import encoder
 
 from orchestrator.data.store import SplitWriter
 from orchestrator.errors import BadData, BadRecipe
+from orchestrator.recipe.tasks import Cloze
+from orchestrator.tasks.metrics import score
+from orchestrator.training.objectives.cloze import ClozeWord
 from orchestrator.training.objectives.objective import Share
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
@@ -69,6 +73,20 @@ def test_a_missing_word_among_those_of_a_vocabulary(name: str, bases: dict[str, 
     assert_close(loss(made, usable), torch.stack(losses).mean())
     assert predictions(made, usable) == expected
     assert predictions(Made(bases[name], name, task), usable) == free
+
+
+def test_words_that_read_alike_are_told_apart_by_their_tokens() -> None:
+    """`Ġthe` in running text and `the` at its start: LAMA compares tokens, and so do the scores."""
+    text = encoder("gpt2", context=64)
+    task = Cloze.model_validate({"type": "cloze", "input": "{sub}", "target": "{obj}"})
+    objective = ClozeWord(task, text)
+    running, bare = (text.tokens(word)[0] for word in (" the", "the"))
+    assert running != bare
+    rows = [{"sub": "a red", "obj": "the"}]
+    assert objective.references(rows) == ([0], [[str(running)]])
+    right, wrong = objective.chosen(torch.tensor([running, bare]), rows * 2)
+    assert right.text == wrong.text == objective.word(str(running)) == "the"
+    assert [score(["p_at_1"], [said.scored], [[str(running)]])["p_at_1"] for said in (right, wrong)] == [1, 0]
 
 
 def test_vocabularies_that_cannot_be_used(bases: dict[str, Path], tmp_path: Path) -> None:
