@@ -16,10 +16,12 @@ from training_fixtures import MadeRun, make_run, recipe, said
 from orchestrator.data.store import SplitWriter
 from orchestrator.errors import BadData
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.training.distributed import Processes
 from orchestrator.training.job import build_prompt
 from orchestrator.training.objectives import build_objective
 from orchestrator.training.objectives.asking import Asked, answer
 from orchestrator.training.objectives.objective import Share
+from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.predict import Predictor
 from orchestrator.tuning import Prompt, RowBatch, forward
 
@@ -169,7 +171,7 @@ def test_references_are_all_that_is_right(bases: dict[str, Path]) -> None:
 
 
 def test_patterns_have_their_mean(bases: dict[str, Path]) -> None:
-    """PET's ensemble of two patterns over unlike numbers of candidates, causal and masked."""
+    """PET's ensemble of two patterns over unlike numbers of candidates, causal and masked, and what each has right."""
     for name, texts in (
         ("gpt2", ["the {text} is ", "a {text} and "]),
         ("bert", ["the {text} [MASK]", "[MASK] is {text}"]),
@@ -183,6 +185,10 @@ def test_patterns_have_their_mean(bases: dict[str, Path]) -> None:
         assert len(objective.usable(ROWS)) == 12
         (found,) = answer(made.host, [Asked(objective, Prompt.empty(), None, ROWS)], most=100)
         logs: list[dict[str, float]] = [{} for _ in ROWS]
+        raw["method"]["weights"] = "accuracy"
+        alone = Processes(None, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+        weighed = Patterns.open(JobRecipe.model_validate(raw), made.host, encoder, ROWS, alone, {})
+        accuracies = []
         for text in texts:
             one = both.model_copy(
                 update={
@@ -191,9 +197,13 @@ def test_patterns_have_their_mean(bases: dict[str, Path]) -> None:
                 }
             )
             (its,) = answer(made.host, [Asked(build_objective(one, encoder), Prompt.empty(), None, ROWS)], most=100)
+            right = [of.text in offered(LIST, row)[1] for of, row in zip(its, ROWS, strict=True)]
+            accuracies.append(sum(right) / len(right))
             for log, of in zip(logs, its, strict=True):
                 for word, share in (of.probabilities or {}).items():
                     log[word] = log.get(word, 0.0) + torch.tensor(share).log().item() / 2
+        assert weighed.accuracies == accuracies
+        assert 0 < sum(accuracies) < 2
         for one_row, log in zip(found, logs, strict=True):
             wanted = dict(zip(log, torch.tensor(list(log.values())).softmax(0).tolist(), strict=True))
             assert one_row.probabilities == pytest.approx(wanted, rel=1e-4, abs=1e-7)
