@@ -101,10 +101,10 @@ def predict(
     for one, recipe in zip(found, recipes, strict=True):
         _refuse_anothers_file(one, recipe)
     _refuse_ensemble(ensemble, recipes)
+    spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     rows = _rows(input, _fields(recipes))
     _refuse_choices(recipes, rows, input)
     refuse_unwritable(output)
-    spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
     names = [one.ref for one in found]
     weights = _weights(found) if ensemble == "weighted" else []
     lines = partial(lines_of, rows, names=names, shape=shape, ensemble=ensemble, weights=weights)

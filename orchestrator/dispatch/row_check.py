@@ -51,7 +51,7 @@ def _in_split(data: DatasetVersion, split: str, templates: list[Template], check
     if not count:
         return []
     more = f" ({count - 1:,} more such row{'s' * (count > 2)})" if count > 1 else ""
-    return [f"{first}{more}; mend the dataset, or add it again without {'them' if count > 1 else 'it'}"]
+    return [f"{first}{more}; mend the recipe or the dataset, or add it again without {'them' if count > 1 else 'it'}"]
 
 
 def _check(task: Task) -> tuple[str, list[Template], Check] | None:

@@ -139,7 +139,7 @@ def test_patterns_count_by_what_they_got_right(
 
 
 def test_what_cannot_be_is_said_before_anything_starts(
-    artifacts: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artifacts: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_json(artifacts[2] / "artifact.json")["task"] == "generate"
     refused = {
@@ -151,6 +151,14 @@ def test_what_cannot_be_is_said_before_anything_starts(
     for arguments, said in refused.items():
         assert ptq(monkeypatch, "predict", *arguments, "--input", "-", stdin='{"text": "cat"}\n') == 2
         assert said in capsys.readouterr().err
+    registry = open_registry(home)
+    with registry.write() as conn:
+        elsewhere = {"base": {"id": "other", "fingerprint": "sha256:1"}}
+        conn.execute(sa.update(tables.artifacts).where(tables.artifacts.c.id == 2).values(summary=elsewhere))
+    registry.close()
+    # Said before the rows are read: of two bases nobody has rows that suit both.
+    assert ptq(monkeypatch, "predict", "1", "2", "--input", "-", stdin='{"words": "cat"}\n') == 2
+    assert "a1 was trained on tiny, a2 on other" in capsys.readouterr().err
 
 
 def test_a_card_is_used_when_asked_for_and_nobody_is_stepped_on(

@@ -47,7 +47,7 @@ def test_words_without_tags(split: str, tmp_path: Path) -> None:
     splits = {"train": TAGGED, split: [*TAGGED, bad, bad, TAGGED[0], bad]}
     assert faults(TAG, tmp_path, **splits) == [
         f"task.tags: d@1, {split} row 3: a row has 3 words and 2 tags (2 more such rows); "
-        "mend the dataset, or add it again without them"
+        "mend the recipe or the dataset, or add it again without them"
     ]
 
 
