@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -64,7 +65,7 @@ def add(
     say(f"  folder       {base.path}")
     say(f"  fingerprint  {base.fingerprint}")
     if facts.origin:
-        say(f"  made of      {facts.origin.get('parent')}, {facts.origin.get('steps')} steps of LM adaptation")
+        say(f"  made of      {_made_of(facts.origin)}")
 
 
 def _adapted(registry: Registry, source: str) -> str | None:
@@ -126,6 +127,7 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
         print_json({**base.as_json(), "methods": methods})
         return
     facts = asdict(base.facts) | {"parameters": f"{base.facts.parameters:,}"}
+    origin = facts.pop("origin")
     for key, value in {
         "base": base.name,
         "folder": base.path,
@@ -133,6 +135,7 @@ def show(name: Annotated[str, typer.Argument(help="A name from `ptq base list`."
         "revision": base.revision,
         "fingerprint": base.fingerprint,
         **{name.replace("_", " "): value for name, value in facts.items()},
+        **({"made of": _made_of(origin)} if origin else {}),
         "size": size(base.bytes),
         "licence": base.licence or "not known",
         "added": f"{when(base.created_at)} by {base.created_by}",
@@ -168,6 +171,12 @@ _NOT_WRITTEN = (
     "its tokenizer and configuration were not written down when it was registered: "
     "`ptq base add {base.name} {base.path}` does"
 )
+
+
+def _made_of(origin: Mapping[str, Any]) -> str:
+    """What LM adaptation has written beside the base that it left."""
+    told = f"{origin.get('parent')}, {origin.get('steps')} steps of LM adaptation"
+    return told + "".join(f", {key} {origin[key]}" for key in ("dataset", "job") if key in origin)
 
 
 def _plain(value: object) -> object:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import write_json
+from orchestrator.recipe.bases import ORIGIN
 from orchestrator.registry.artifacts import keep_artifact, stage_artifact
 from orchestrator.registry.storage import tables
 from orchestrator.registry.storage.engine import Registry
@@ -74,6 +75,9 @@ def test_a_base_is_registered_listed_and_shown(home: Path, tmp_path: Path) -> No
     assert ptq("base", "list").stdout.splitlines()[1].split()[:4] == ["tiny", "causal", "GPT2LMHeadModel", "28"]
     shown = json.loads(ptq("base", "show", "tiny", "--json").stdout)
     assert (shown["name"], shown["path"], shown["kind"], shown["facts"]["vocab"]) == ("tiny", str(folder), "causal", 7)
+    write_json(folder / ORIGIN, {"parent": "p", "steps": 9, "method": "lm-adapt", "dataset": "d@1", "job": 3})
+    assert "made of      p, 9 steps of LM adaptation, dataset d@1, job 3" in ptq("base", "add", "late", folder).stdout
+    assert "made of         p, 9 steps of LM adaptation, dataset d@1, job 3" in ptq("base", "show", "late").stdout
     missing = ptq("base", "show", "tiy")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert "did you mean 'tiny'?" in missing.stderr
