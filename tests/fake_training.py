@@ -2,9 +2,10 @@
 
 Its number after step s is the sum of 1/i for i up to s, so that a wrong resume shows. Jobs join through the inbox and
 leave alone, as in the real program. What a job should do besides is read from its recipe's description: nan, crash
-(end the whole program), poison (KILL it), pauses (stops itself at step 12 of its first try, until SIGCONT), one of
-`unruly.KINDS`, greedy (for memory), talkative, hang (never reach another step boundary), empty (leave without an
-artifact), no-manifest, environment (print it).
+(end the whole program), poison (KILL it), pauses (stops itself at step 12 of its first try, until SIGCONT), held (takes
+no last step before `let_go` in queue_helpers.py; the others of its run go on), one of `unruly.KINDS`, greedy (for
+memory), talkative, hang (never reach another step boundary), empty (leave without an artifact), no-manifest,
+environment (print it).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from orchestrator.paths import JobPaths, RunPaths, folder_written_atomically, re
 STEP_SECONDS = 0.02
 CHECKPOINT_EVERY = 5
 
-stop = False
+stop = any_failed = False
 
 
 @dataclass
@@ -76,6 +77,8 @@ class FakeJob:
 
     def advance(self) -> bool:
         """One step; False when the job has left."""
+        if self.behaviour == "held" and self.step == self.steps - 1 and not (self.paths.root / "let-go").exists():
+            return True
         if self.step < self.steps:
             self.step += 1
             self.total += 1 / self.step
@@ -133,6 +136,8 @@ class FakeJob:
         return self.leave("artifact", folder=str(folder))
 
     def leave(self, last_word: str, **fields: object) -> bool:
+        global any_failed
+        any_failed = any_failed or last_word == "failed"
         self.events.write(last_word, **fields)
         self.events.close()
         failpoints.reach("training.left")
@@ -144,7 +149,7 @@ def main() -> int:
     paths = RunPaths(Path(sys.argv[1]))
     run = RunSpec.read(paths.spec)
     present = [FakeJob.open(folder, began) for folder in run.jobs]
-    failed, empty_since = False, time.monotonic()
+    empty_since = time.monotonic()
     while True:
         if stop and present:
             for job in present:
@@ -156,10 +161,9 @@ def main() -> int:
         if present:
             empty_since = time.monotonic()
         elif stop or (time.monotonic() - empty_since >= run.keep_warm_seconds and close_inbox(paths)):
-            return int(failed)
+            return int(any_failed)
         time.sleep(STEP_SECONDS)
-        before, present = present, [job for job in present if job.advance()]
-        failed = failed or any(job.behaviour == "nan" for job in before if job not in present)
+        present = [job for job in present if job.advance()]
 
 
 def newest(paths: JobPaths) -> tuple[int, float]:

@@ -76,6 +76,12 @@ def get(registry: Registry, job_id: int) -> Job:
         return jobs.get_job(conn, job_id)
 
 
+def let_go(registry: Registry, *job_ids: int) -> None:
+    """Jobs whose behaviour is `held` may end."""
+    for job_id in job_ids:
+        (registry.paths.job(job_id).root / "let-go").touch()
+
+
 def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0, what: str = "") -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
@@ -35,8 +36,11 @@ def on_two_ranks(
         ranks = [
             context.Process(target=_rank, args=(made, spoil, Path(folder), number, zero, device)) for number in range(2)
         ]
-        for rank in ranks:
-            rank.start()
+        with warnings.catch_warnings():
+            # Since 3.12 Python warns of a fork beside threads. Those of torch wait and hold no lock that a rank needs.
+            warnings.filterwarnings("ignore", r"This process .* is multi-threaded, use of fork", DeprecationWarning)
+            for rank in ranks:
+                rank.start()
         for rank in ranks:
             rank.join(SECONDS)
         hung = [rank.is_alive() for rank in ranks]

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy
 from alembic import command
@@ -58,6 +59,11 @@ def _flip(file: Path, at: int, bit: int) -> None:
         opened.write(bytes([byte ^ bit]))
 
 
+class Killed(NamedTuple):
+    struck: bool  #: it was still at work
+    whole: bool = True  #: what it left, where more than `examine` looks at it
+
+
 def killed(home: Path, arguments: list[str], after: float) -> bool:
     """Start `ptq` and kill -9 it after so many seconds; whether it was still at work."""
     process = subprocess.Popen(
@@ -91,15 +97,17 @@ def write_rows(path: Path, rows: int, *, salt: int = 0) -> Path:
     return path
 
 
-def kill_rounds(folder: Path, rounds: int, generator: random.Random, *, rows: int) -> dict[str, tuple[int, int]]:
-    """Kill add, import, gc, backup and migration in turn, `rounds` times altogether: {command: (kills, faults)}.
+def kill_rounds(folder: Path, each: int, generator: random.Random, *, rows: int) -> dict[str, tuple[int, int]]:
+    """Kill add, import, gc, backup and migration in turn, each so many times: {command: (kills, faults)}.
 
-    A fault: something half-written is visible, or something named is lost.
+    A fault: something half-written is visible, or something named is lost. A command that ended before its kill is
+    looked at too, but counts as none, and its next kill comes earlier. After four tries for each kill that is wanted
+    there are fewer.
     """
     home = folder / "home"
     source = write_rows(folder / "rows.jsonl", rows)
     setup = seconds_of(home, ["dataset", "add", "kept", str(write_rows(folder / "kept.jsonl", rows))])
-    turns: dict[str, Callable[[int, float], bool]] = {
+    turns: dict[str, Callable[[int, float], Killed]] = {
         "dataset add": lambda n, t: _kill_add(home, source, n, t),
         "artifact import": lambda n, t: _kill_import(home, folder, n, t),
         "gc": lambda n, t: _kill_gc(home, n, t),
@@ -107,11 +115,14 @@ def kill_rounds(folder: Path, rounds: int, generator: random.Random, *, rows: in
         "migration": lambda n, t: _kill_migration(folder / f"old-{n}", t, rows),
     }
     _bundle(home, folder)
-    counts = {name: [0, 0] for name in turns}
-    for number in range(rounds):
+    counts, latest = {name: [0, 0] for name in turns}, dict.fromkeys(turns, setup)
+    for number in range(4 * each * len(turns)):
         name = list(turns)[number % len(turns)]
-        whole = turns[name](number, generator.uniform(0.2, 1.1) * setup)
-        counts[name][0] += 1
+        if counts[name][0] == each:
+            continue
+        struck, whole = turns[name](number, generator.uniform(0.2, 1.0) * latest[name])
+        counts[name][0] += struck
+        latest[name] *= 1.0 if struck else 0.8
         registry = open_at(home)
         wrong = [one.what for one in examine(registry, now=time.time()) if one.fault]
         registry.close()
@@ -119,9 +130,8 @@ def kill_rounds(folder: Path, rounds: int, generator: random.Random, *, rows: in
     return {name: (kills, faults) for name, (kills, faults) in counts.items()}
 
 
-def _kill_add(home: Path, source: Path, number: int, after: float) -> bool:
-    killed(home, ["dataset", "add", f"d{number}", str(source)], after)
-    return True
+def _kill_add(home: Path, source: Path, number: int, after: float) -> Killed:
+    return Killed(killed(home, ["dataset", "add", f"d{number}", str(source)], after))
 
 
 def _bundle(home: Path, folder: Path) -> None:
@@ -139,12 +149,11 @@ def _bundle(home: Path, folder: Path) -> None:
     other.close()
 
 
-def _kill_import(home: Path, folder: Path, number: int, after: float) -> bool:
-    killed(home, ["artifact", "import", str(folder / f"b{number // 5 % 3}.ptq")], after)
-    return True
+def _kill_import(home: Path, folder: Path, number: int, after: float) -> Killed:
+    return Killed(killed(home, ["artifact", "import", str(folder / f"b{number // 5 % 3}.ptq")], after))
 
 
-def _kill_gc(home: Path, number: int, after: float) -> bool:
+def _kill_gc(home: Path, number: int, after: float) -> Killed:
     old = time.time() - 7200
     for name in (f"{number:064x}", f"{number + 1:064x}"):
         path = home / "store" / "datasets" / name
@@ -152,16 +161,15 @@ def _kill_gc(home: Path, number: int, after: float) -> bool:
         for part in range(200):
             (path / f"{part}").write_text("x")
         os.utime(path, (old, old))
-    killed(home, ["gc", "--yes"], after)
-    return True
+    return Killed(killed(home, ["gc", "--yes"], after))
 
 
-def _kill_backup(home: Path, folder: Path, number: int, after: float) -> bool:
+def _kill_backup(home: Path, folder: Path, number: int, after: float) -> Killed:
     """What is there under its name is whole."""
     file = folder / f"backup-{number}.tar"
-    killed(home, ["backup", str(file)], after)
+    struck = killed(home, ["backup", str(file)], after)
     if not file.exists():
-        return True
+        return Killed(struck, whole=struck)
     back = folder / f"back-{number}"
     restore(load_settings({"PTQ_HOME": str(back)}), file, now=time.time())
     registry = Registry.open(load_settings({"PTQ_HOME": str(back)}))
@@ -169,24 +177,24 @@ def _kill_backup(home: Path, folder: Path, number: int, after: float) -> bool:
     registry.close()
     shutil.rmtree(back)
     file.unlink()
-    return not wrong
+    return Killed(struck, whole=not wrong)
 
 
-def _kill_migration(home: Path, after: float, points: int) -> bool:
+def _kill_migration(home: Path, after: float, points: int) -> Killed:
     """The old registry or the new one, with every point."""
     home.mkdir()
     path = first_registry(home)
     with sqlite3.connect(path) as raw:
         raw.executemany("INSERT INTO metrics VALUES (1, 'train', 'loss', ?, 0.5)", ((n,) for n in range(points)))
     raw.close()
-    killed(home, ["init", "--migrate"], after)
+    struck = killed(home, ["init", "--migrate"], after)
     with sqlite3.connect(path) as raw:
         (schema,) = raw.execute("SELECT version_num FROM alembic_version").fetchone()
         (count,) = raw.execute("SELECT count(*) FROM metrics").fetchone()
         faults = raw.execute("PRAGMA integrity_check").fetchall() != [("ok",)]
         tables = {name for (name,) in raw.execute("SELECT name FROM sqlite_master")}
     raw.close()
-    return count == points and not faults and (schema == "0001") == ("aliases" not in tables)
+    return Killed(struck, whole=count == points and not faults and (schema == "0001") == ("aliases" not in tables))
 
 
 def first_registry(home: Path, more: str = "") -> Path:

@@ -23,6 +23,8 @@ from box import row
 from training_fixtures import make_base
 
 from orchestrator.cli.main import build_app
+from orchestrator.recipe.schema import Recipe
+from orchestrator.settings import POLICY_FILE, Policy, load_policy
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
@@ -87,6 +89,47 @@ def test_links_lead_somewhere(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    for name in re.findall(
+        r"`(?:tests/)?((?:unit|contract|acceptance|benchmarks)/[\w/]+\.py)`", page.read_text("utf-8")
+    ):
+        assert (REPOSITORY / "tests" / name).is_file(), f"{named(page)}: {name}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "reference" not in page.parts], ids=named)
+def test_recipes_in_the_text_are_recipes(page: Path) -> None:
+    """A block with some of a recipe's parts stands for one that has the other parts too."""
+    for block in blocks(page):
+        if block.kind == "yaml":
+            written = yaml.safe_load("\n".join(block.lines))
+            Recipe.model_validate(written if "name" in written else merged(PARTS, written))
+
+
+#: What the recipe of such a block would have where the block says nothing.
+PARTS: dict[str, Any] = {
+    "name": "any", "base": "any", "dataset": "any", "method": {"type": "prompt-tuning"},
+    "task": {"type": "generate", "input": "{a}", "target": "{b}"},
+    "train": {"steps": 1000, "batch_size": 8, "lr": 0.1},
+}  # fmt: skip
+
+
+def merged(parts: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """`task` and `method` are taken whole; a method that is not trained has no steps."""
+    made = {**parts, **written}
+    if "train" in written and written.get("method", {}).get("type") != "prompt-design":
+        made["train"] = {**parts["train"], **written["train"]}
+    return made
+
+
+def test_the_policy_in_the_text_is_one(tmp_path: Path) -> None:
+    (block,) = [block for block in blocks(REPOSITORY / "docs" / "howto" / "shared-box.md") if block.kind == "toml"]
+    (tmp_path / POLICY_FILE).write_text("\n".join(block.lines), encoding="utf-8")
+    policy, defaults = load_policy(tmp_path), Policy()
+    assert (policy.half_life, policy.ageing, policy.turn) == (defaults.half_life, defaults.ageing, defaults.turn)
+    assert (policy.quota("ada"), policy.quota("eve"), policy.teams_of("bob")) == (4, 2, ["nlp"])
 
 
 def told(page: Path) -> list[str]:

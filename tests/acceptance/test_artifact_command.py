@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from in_process import ptq
 from safetensors.numpy import load_file, save_file
 
 from orchestrator.manifest import write_manifest
@@ -23,7 +24,7 @@ from orchestrator.settings import child_environment, load_settings
 PROMPT = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def ptq(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("ptq")), *map(str, arguments)]
     return subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=120, check=False)
 
@@ -70,7 +71,7 @@ def leave_artifact(folder: Path, kind: str) -> None:
 
 def test_a_base_is_registered_listed_and_shown(home: Path, tmp_path: Path) -> None:
     folder = base_folder(tmp_path / "a model")
-    done = ptq("base", "add", "tiny", folder)
+    done = started("base", "add", "tiny", folder)
     assert done.stdout.startswith("tiny: GPT2LMHeadModel, causal, 28 parameters\n"), done.stderr
     assert ptq("base", "list").stdout.splitlines()[1].split()[:4] == ["tiny", "causal", "GPT2LMHeadModel", "28"]
     shown = json.loads(ptq("base", "show", "tiny", "--json").stdout)
@@ -125,3 +126,14 @@ def test_what_peft_has_no_place_for_is_said(home: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_alias_is_removed(home: Path, tmp_path: Path) -> None:
+    leave_artifact(tmp_path / "made", "causal")
+    assert ptq("artifact", "alias", "e2e@best", "1").returncode == 0
+    removed = ptq("artifact", "alias", "e2e@best", "--remove", "--why", "a better one comes")
+    assert (removed.returncode, removed.stdout.endswith("-> nothing\n")) == (0, True)
+    assert json.loads(ptq("artifact", "aliases", "--json").stdout) == []
+    assert "a better one comes" in ptq("artifact", "aliases", "e2e@best").stdout
+    assert ptq("artifact", "show", "e2e@best").returncode == 3
+    assert ptq("artifact", "alias", "e2e@best", "--remove").returncode == 3

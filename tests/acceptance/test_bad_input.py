@@ -11,12 +11,14 @@ import shlex
 import shutil
 import sqlite3
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from box import Box
+from in_process import ptq
 from training_fixtures import make_base
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -179,6 +181,14 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(tmp_path_factory.mktemp("hub"))
 
 
+def typed(box: Box, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In this process, but for what reads the hub's settings as it is imported."""
+    words = shlex.split(command)
+    if "hub" in command:
+        return box.run(*words, **environment)
+    return ptq(*words, cwd=box.cwd, PTQ_HOME=str(box.home), **environment)
+
+
 def test_what_the_bad_ones_are_made_from_is_good(box: Box) -> None:
     """Else they might be refused for another reason."""
     said = box.ok("submit", "good.yaml", "good-words.yaml", "--dry-run")
@@ -188,7 +198,7 @@ def test_what_the_bad_ones_are_made_from_is_good(box: Box) -> None:
 @pytest.mark.parametrize(("command", "code", "said"), CASES, ids=[case[0].replace("/", " ")[-60:] for case in CASES])
 def test_bad_input(box: Box, hub: str, command: str, code: int, said: list[str]) -> None:
     before = everything(box)
-    done = box.run(*shlex.split(command), HF_HUB_OFFLINE="1", HF_HOME=hub)
+    done = typed(box, command, HF_HUB_OFFLINE="1", HF_HOME=hub)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith("ptq: "), done.stderr
     assert done.stderr.count("ptq: ") == 1, done.stderr
@@ -201,7 +211,7 @@ def test_bad_input(box: Box, hub: str, command: str, code: int, said: list[str])
 @pytest.mark.parametrize(("command", "said"), USAGE)
 def test_what_the_parser_refuses(box: Box, command: str, said: str) -> None:
     before = everything(box)
-    done = box.run(*shlex.split(command))
+    done = typed(box, command)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith("Usage: ptq ")
     assert said in done.stderr
@@ -210,7 +220,7 @@ def test_what_the_parser_refuses(box: Box, command: str, said: str) -> None:
 
 @pytest.mark.parametrize("command", OUTSIDE)
 def test_without_a_registry(tmp_path: Path, command: str) -> None:
-    done = Box(tmp_path, cwd=tmp_path).run(*shlex.split(command))
+    done = typed(Box(tmp_path, cwd=tmp_path), command)
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     assert done.stderr == (
         f"ptq: {tmp_path}/registry.db: there is no registry here\n"

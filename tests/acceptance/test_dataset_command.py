@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,14 +247,16 @@ def test_an_interruption_leaves_nothing(ptq: Ptq, home: Path, tmp_path: Path) ->
     """Ctrl-C while the command waits for the rest of a file that is still being read."""
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"t": "x"}\n' * 3_000_000)
+    # a shell that runs the tests in the background has made its children deaf to Ctrl-C
+    hearing = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("ptq")), "dataset", "add", "x", str(rows)],
+        [sys.executable, "-c", hearing, str(Path(sys.executable).with_name("ptq")), "dataset", "add", "x", str(rows)],
         env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that runs the tests in the background has made its children deaf to Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     store = home / "store"
     while not (store.exists() and list(store.iterdir())):

@@ -60,11 +60,14 @@ def test_memory_beyond_the_limit_ends_the_run_at_once_and_says_so(box: Box, monk
 
 
 def test_a_removed_folder_of_a_job_costs_that_job_a_try_and_its_neighbours_nothing(box: Box) -> None:
-    removed, neighbour = add_jobs(box.registry, 2, fuse="always")
+    [removed] = add_jobs(box.registry, behaviour="pauses")
+    [neighbour] = add_jobs(box.registry)
     box.worker(slots=1)
-    box.until(neighbour, step=5)
-    assert box.job(removed).run_id == box.job(neighbour).run_id
-    box.registry.paths.job(removed).root.rename(box.home / "away")  # at once, whatever is being written there
+    job = box.until(removed, step=12)
+    assert box.job(neighbour).run_id == job.run_id
+    rank = box.rank(job)
+    box.registry.paths.job(removed).root.rename(box.home / "away")
+    os.kill(rank, signal.SIGCONT)
     for job_id in (removed, neighbour):
         box.until(job_id, state=JobState.FINISHED)
     wait_until(box.all_slots_are_free, what="the end of the last run")
@@ -76,13 +79,17 @@ def test_a_removed_folder_of_a_job_costs_that_job_a_try_and_its_neighbours_nothi
     assert box.job(neighbour).counted_attempts == 1
 
 
-def test_a_removed_folder_of_a_run(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+def test_a_removed_folder_of_a_run(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTQ_GRACE", "0.5")  # a halted program does not hear that it should go
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     box.worker()
-    job = box.until(job_id, step=5)
+    job = box.until(job_id, step=12)
     box.registry.paths.run(job.run_id or 0).root.rename(box.home / "away")
     box.until(job_id, state=JobState.FINISHED)
     box.assert_trained_as_if_undisturbed(job_id)
+    assert box.job(job_id).attempt == 2
+    requeued = [event for event in events_of(box, job_id) if event.kind == "queued"][1:]
+    assert [event.detail["reason"] for event in requeued] == [Reason.WORKER_LOST]
 
 
 def test_a_disk_without_room_loses_nothing_that_was_trained(box: Box, armed: Path) -> None:
@@ -137,12 +144,14 @@ def test_a_disk_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with small_disk(home, "3m"):
         monkeypatch.setenv("PTQ_HOME", str(home))
         box = Box(home)
-        [job_id] = add_jobs(box.registry)
+        [job_id] = add_jobs(box.registry, behaviour="pauses")
         worker = box.worker()
-        box.until(job_id, step=3)
+        rank = box.rank(box.until(job_id, step=12))
         fill(home / "ballast")
+        os.kill(rank, signal.SIGCONT)
         time.sleep(1.0)
         assert worker.poll() is None
+        assert box.job(job_id).state is not JobState.FINISHED
         said = subprocess.run(["bash", "-c", f"head -c 65536 /dev/zero > {home}/more"], capture_output=True)
         assert said.returncode != 0  # it is still full
         (home / "ballast").unlink()
@@ -175,12 +184,12 @@ def fill(path: Path) -> None:
 
 
 def test_a_locked_registry_is_waited_out_by_the_worker(box: Box) -> None:
-    [job_id] = add_jobs(box.registry)
+    [job_id] = add_jobs(box.registry, behaviour="pauses")
     worker = box.worker()
-    box.until(job_id, step=3)
+    job = box.until(job_id, step=12)
     connection = sqlite3.connect(box.home / "registry.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    job = box.job(job_id)
+    os.kill(box.rank(job), signal.SIGCONT)
     wait_until(box.registry.paths.run(job.run_id or 0).exit_record.exists, what="the run goes on by itself")
     assert box.job(job_id).state is JobState.RUNNING
     assert worker.poll() is None

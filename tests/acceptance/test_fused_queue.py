@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from queue_helpers import FAKE_TRAINING, add_jobs, get, open_registry, wait_until
+from queue_helpers import FAKE_TRAINING, add_jobs, get, let_go, open_registry, wait_until
 
 from orchestrator.dispatch.control import cancel
 from orchestrator.dispatch.running import processes
@@ -93,16 +93,17 @@ def ptq(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_joins_what_runs_and_another_leaves_it(box: Box) -> None:
-    add_jobs(box.registry, 2, steps=400)
+    add_jobs(box.registry, 2, behaviour="held")
     shown: list[str] = []
 
     def script() -> bool:
         if box.at(1, 5) and len(box.said) == 2:
-            add_jobs(box.registry, 1, steps=30)
+            add_jobs(box.registry, 1, behaviour="held", steps=30)
             box.said.append("submitted")
         if box.at(3, 3) and not shown:
             shown.extend([ptq("status").stdout, ptq("logs", "3", "--lines", "0").stderr])
             cancel(box.registry, ["2"], user="ada", now=time.time())
+            let_go(box.registry, 3)
         return box.ended(2, 3)
 
     box.work(script)
@@ -112,22 +113,24 @@ def test_a_job_joins_what_runs_and_another_leaves_it(box: Box) -> None:
     box.succeeded(3)
     cancelled = box.job(2)
     assert (cancelled.result, cancelled.reason) == (JobResult.CANCELLED, Reason.CANCELLED_BY_USER)
-    assert 0 < cancelled.step < 400
+    assert 0 < cancelled.step < cancelled.steps
     assert {box.job(number).run_id for number in (1, 2, 3)} == {1}
     assert box.job(1).state is JobState.RUNNING  # and its run goes on
+    let_go(box.registry, 1)
     box.work(lambda: box.ended(1) and box.no_lease())
     box.succeeded(1)
     assert box.job(1).attempt == 1
 
 
 def test_a_killed_program_takes_all_its_jobs_down_and_all_go_on(box: Box) -> None:
-    ids = add_jobs(box.registry, 3, steps=60)
+    ids = add_jobs(box.registry, 3, behaviour="held")
     killed: list[int] = []
 
     def script() -> bool:
         if all(box.at(number, 12) for number in ids) and not killed:
             killed.append(box.program(1))
             os.kill(killed[0], signal.SIGKILL)
+            let_go(box.registry, *ids)
         return box.ended(*ids)
 
     box.work(script)
@@ -163,7 +166,7 @@ def test_a_failure_and_a_time_limit_are_one_jobs_own(box: Box) -> None:
 
 
 def test_a_claim_whose_worker_died_before_the_ticket_is_delivered_by_the_next(box: Box) -> None:
-    add_jobs(box.registry, 1, steps=400)
+    add_jobs(box.registry, 1, behaviour="held")
     box.work(lambda: box.at(1, 5))
     [late] = add_jobs(box.registry, 1, steps=20)
     shown = ptq("status")
@@ -177,11 +180,12 @@ def test_a_claim_whose_worker_died_before_the_ticket_is_delivered_by_the_next(bo
 
 
 def test_a_job_that_was_to_join_a_run_that_has_just_ended_waits_for_another(box: Box) -> None:
-    add_jobs(box.registry, 1, steps=60)  # still at work when the next one is to join
+    add_jobs(box.registry, 1, behaviour="held")  # still at work when the next one is to join
     box.work(lambda: box.at(1, 1))
     [late] = add_jobs(box.registry, 1, steps=10)
     with box.registry.write() as conn:
         assert runs.join(conn, late, 0, 1, box.worker.me, at=time.time())
+    let_go(box.registry, 1)
     wait_until(box.registry.paths.run(1).exit_record.exists, what="the end of run 1")
     box.work(lambda: box.ended(1, late))
     box.succeeded(1, late)

@@ -42,7 +42,7 @@ def test_a_reproduced_job_leaves_the_same_prompt(box: Box) -> None:
 
 
 def test_a_reproduction_that_differs_says_how(box: Box) -> None:
-    """Job 3 put in the place of a reproduction: another prompt, and what it was made with is compared."""
+    """The original with another torch in its facts: what both were made with is compared."""
     facts = box.artifact(1) / "artifact.json"
     kept = facts.read_bytes()
     try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_process
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,16 +25,13 @@ sweep: {method.length: [1, 2, 3]}
 
 
 def ptq(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from orchestrator.cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=folder,
-        env={**os.environ, "PTQ_HOME": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return in_process.ptq(*arguments, cwd=folder, PTQ_HOME=str(folder))
+
+
+def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from orchestrator.cli.main import main; main()", *arguments]
+    env = {**os.environ, "PTQ_HOME": str(folder)}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_good_recipe_is_told_in_one_line(folder: Path) -> None:
-    done = ptq(folder, "recipe", "check", "good.yaml")
+    done = started(folder, "recipe", "check", "good.yaml")
     assert (done.returncode, done.stdout, done.stderr) == (0, "good.yaml: fine, makes 6 jobs\n", "")
     assert ptq(folder, "recipe", "check", "good.yaml", "--set", "sweep={}", "--set", "train.seed=1").stdout == (
         "good.yaml: fine, makes 1 job\n"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import ptq
 from queue_helpers import RECIPE, add_jobs, get, open_registry, recipe_file
 
 from orchestrator.registry import jobs
@@ -15,7 +16,7 @@ from orchestrator.registry import jobs
 PTQ = [sys.executable, "-c", "from orchestrator.cli.main import main; main()"]
 
 
-def ptq(*arguments: str) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PTQ, *arguments], capture_output=True, text=True, timeout=60)
 
 
@@ -37,7 +38,7 @@ def contents(home: Path) -> tuple[list[str], int]:
 
 def test_a_group_of_seeds(with_rows: Path, tmp_path: Path) -> None:
     path = str(recipe_file(tmp_path))
-    done = ptq("submit", path, "--set", "train.seeds=[1, 2, 3]", "--priority", "high", "--after", "1")
+    done = started("submit", path, "--set", "train.seeds=[1, 2, 3]", "--priority", "high", "--after", "1")
     assert (done.returncode, done.stdout) == (0, "group g1: jobs 2-4\n")
     assert "no worker is running here" in done.stderr
     registry = open_registry(with_rows)
@@ -86,16 +87,13 @@ def test_refusals_write_nothing(
     assert contents(with_rows) == before
 
 
-def without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As on a machine where no tracker is installed."""
-    code = "from orchestrator.recipe import tracking; tracking.find_spec = lambda name: None\n" + PTQ[-1]
-    return subprocess.run([*PTQ[:-1], code, *arguments], capture_output=True, text=True, timeout=60)
-
-
-def test_a_tracker_that_is_not_installed_is_refused(with_rows: Path, tmp_path: Path) -> None:
+def test_a_tracker_that_is_not_installed_is_refused(
+    with_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.recipe.tracking.find_spec", lambda _name: None)
     before = contents(with_rows)
     recipe = recipe_file(tmp_path, RECIPE.replace("dataset: rows", "dataset: rows\ntracking: [tensorboard, mlflow]"))
-    done = without_packages("submit", str(recipe))
+    done = ptq("submit", str(recipe))
     assert (done.returncode, done.stdout) == (2, "")
     assert "tensorboard and mlflow-skinny are not installed" in done.stderr
     assert "`pip install tensorboard mlflow-skinny`" in done.stderr

@@ -29,7 +29,7 @@ from queue_helpers import open_registry
 from registry_helpers import add_dataset, finished_job
 from registry_proofs import PTQ, environment, fill, flips, kill_rounds, open_at, write_rows
 
-ROWS, FLIPS, KILLS, JOBS, POINTS = 1_000_000, 200, 100, 100_000, 100
+ROWS, FLIPS, KILLS, JOBS, POINTS = 1_000_000, 200, 20, 100_000, 100
 CHANGED, CHANGES = 100_000, 100
 #: Runs a program and says at its end what it took: its own peak, which nobody's before it is counted into.
 MEASURED = """
@@ -156,10 +156,10 @@ def _kills(folder: Path) -> Row:
     told = ", ".join(f"{name} {kills}" for name, (kills, _) in counts.items())
     faults = sum(faults for _, faults in counts.values())
     return [
-        f"kill -9 at random moments: {told}",
+        f"kill -9 at random moments, of commands that were still at work: {told}",
         f"{faults} times something lost or half-written",
         "0",
-        _holds(not faults),
+        _holds(not faults and all(kills == KILLS for kills, _ in counts.values())),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -100,8 +101,9 @@ def test_losses_read_at_once_are_timed_from_read_to_read() -> None:
 
 
 def test_a_programs_memory_is_its_own_peak() -> None:
-    now = psutil.Process().memory_info().rss
-    assert 0.9 * now <= peak_bytes() < 100 * now
+    now, found = psutil.Process().memory_info().rss, peak_bytes()
+    largest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # or that of who has started this process
+    assert 0.9 * now <= found <= 1.01 * largest  # the kernel counts pages by batches
 
 
 def test_the_figures_of_the_docs_are_those_of_the_table() -> None:

@@ -109,6 +109,8 @@ class Runs:
             self._follow(run, paths, at=at)
         elif paths.supervisor.exists():
             self._lose(run, paths, Reason.WORKER_LOST, "the run's supervisor died", at=at)
+        elif self.started_here.get(run.id) in self.children and not paths.spec.exists():
+            self._lose(run, paths, Reason.WORKER_LOST, "somebody has removed the run's folder", at=at)
         elif self.started_here.get(run.id) not in self.children and (give_up(paths) or not signs.supervised(paths)):
             # Its supervisor never introduced itself, and now it never can.
             reason = Reason.LAUNCH_FAILED if run.id in self.started_here else Reason.WORKER_LOST

@@ -37,6 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     init = {"type": "prompt", "path": [str(first.path)], "weights": None}
     second = finished_job(registry, folder / "jobs", version, number=0.7, init=init)
     assert write_bundle(registry, second, folder / "b.ptq", with_data=True) == "2 artifacts, 1 dataset"
+    registry.close()
     return folder / "b.ptq"
 
 

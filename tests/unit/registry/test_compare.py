@@ -18,7 +18,9 @@ from orchestrator.registry.jobs import Job
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     registry = open_registry(tmp_path_factory.mktemp("home"))
-    return get(registry, add_jobs(registry)[0])
+    found = get(registry, add_jobs(registry)[0])
+    registry.close()
+    return found
 
 
 def made(job: Job, number: int, seed: int, **method: Any) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ METHODS = ("prefix-tuning", "prompt-tuning", "p-tuning")
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """Twelve jobs: methods by turns, bleu = 10 x id on test rows for the odd ones, on validation rows for all."""
     registry = open_registry(tmp_path_factory.mktemp("home"))
     ids = add_jobs(registry, 12)
@@ -38,7 +38,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
             points = [Point("validation", "bleu", step, float(job + step)) for step in (1, 2)]
             points += [Point("test", "bleu", 3, 10.0 * job)] if job % 2 else []
             metrics.put(conn, job, points)
-    return registry
+    yield registry
+    registry.close()
 
 
 def found(registry: Registry, where: str, *sort: str, limit: int | None = None) -> list[int]:

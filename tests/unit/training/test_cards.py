@@ -20,7 +20,8 @@ def test_any_other_card_ends_the_run_before_it_touches_one(seen: list[str]) -> N
         check_cards(["GPU-aa", "GPU-bb"], seen)
 
 
-def test_without_a_card_torch_sees_none() -> None:
+def test_without_a_card_torch_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # also on a machine with cards
     with pytest.raises(WrongCards, match="torch sees none"):
         check_cards(["GPU-aa"])
 

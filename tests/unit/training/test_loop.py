@@ -289,9 +289,10 @@ def test_a_base_in_half_precision(
         made = [{**one, "base": {"model": "tiny", "dtype": precision}} for one in jobs]
         run = make_run(tmp_path / precision, made, base=bases[name], dataset=dataset, kind=kind)
         assert run.train() == 0
-        losses[precision] = [run.losses(number)[1] for number in range(2)]
+        losses[precision] = [loss for number in range(2) for loss in run.losses(number).values()]
         saved = load_file(run.jobs[0].artifact(1) / "prompt.safetensors")
         assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert len(losses[dtype]) == 4
     assert losses[dtype] == pytest.approx(losses["fp32"], rel=0.03)
 
 
