@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from safetensors.numpy import save_file
 
+from orchestrator.companions import companions
 from orchestrator.errors import BadInput, NotFound
-from orchestrator.registry.bases import add_base, get_base, list_bases, resolve_base
+from orchestrator.jobspec import BaseSpec
+from orchestrator.registry import bases
+from orchestrator.registry.bases import add_base, faults, get_base, list_bases, resolve_base
+from orchestrator.registry.storage import tables
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.weights import fingerprint
@@ -93,6 +100,49 @@ def test_changed_weights_are_noticed(registry: Registry, tmp_path: Path) -> None
     folder.rename(tmp_path / "away")
     with pytest.raises(NotFound, match="is gone"):
         resolve_base(registry, "tiny", None, offline=True)
+
+
+def test_a_changed_tokenizer_is_noticed_by_name(registry: Registry, tmp_path: Path) -> None:
+    """The weights are the same: what they read is not."""
+    folder = base_folder(tmp_path / "model")
+    made = add_base(registry, "tiny", str(folder), user="ann", now=1)
+    spec = resolve_base(registry, "tiny", None, offline=True).spec
+    assert spec.companions == made.companions == get_base(registry, "tiny").companions
+    assert set(spec.companions) == {"config.json", "tokenizer.json"}
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (folder / "tokenizer.json").write_text('{"other": 1}')
+    assert faults(made) == ["tokenizer.json was changed"]
+    for act in (
+        lambda: resolve_base(registry, "tiny", None, offline=True),
+        lambda: add_base(registry, "tiny", str(folder), user="ann", now=2),
+        lambda: bases.base_folder(registry, asdict(spec)),
+    ):
+        with pytest.raises(BadInput, match=r"(?s)tokenizer.json was changed since.*ptq base add NAME PATH"):
+            act()
+    add_base(registry, "whole", str(copy), user="ann", now=3)
+    assert bases.base_folder(registry, asdict(spec)) == copy
+    (folder / "model.safetensors").unlink()
+    assert faults(made)[0].startswith("no model.safetensors")
+
+
+def test_a_base_of_an_older_registry_goes_on(registry: Registry, tmp_path: Path) -> None:
+    """Nobody wrote down what its tokenizer was; adding it again does."""
+    folder = base_folder(tmp_path / "model")
+    made = add_base(registry, "tiny", str(folder), user="ann", now=1)
+    with registry.write() as connection:
+        facts = connection.execute(sa.select(tables.bases.c.facts)).scalar_one()
+        old = {key: value for key, value in facts.items() if key != "companions"}
+        connection.execute(sa.update(tables.bases).values(facts=old))
+    known = get_base(registry, "tiny")
+    assert (known.companions, faults(known)) == ({}, [])
+    (folder / "tokenizer.json").write_text('{"other": 1}')
+    now = companions(folder)
+    assert resolve_base(registry, "tiny", None, offline=True).spec.companions == now != made.companions
+    older = {"id": "tiny", "path": str(folder), "revision": "r", "fingerprint": made.fingerprint, "kind": "causal"}
+    assert bases.base_folder(registry, older) == folder
+    assert BaseSpec(**older).companions == {}
+    assert add_base(registry, "tiny", str(folder), user="ann", now=2).companions == now
+    assert get_base(registry, "tiny").companions == now
 
 
 def test_a_registered_base_is_not_hashed_again(
