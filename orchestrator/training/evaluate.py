@@ -44,8 +44,7 @@ def evaluate(
     starting operations, of which this starts fewer. `between` is called before each, on all ranks equally often; where
     it raises, what was answered so far is `kept`, and the next evaluation of the same goes on behind it.
 
-    Ranks share the batches; with a sharded base (ZeRO-3) every rank must run every forward, so all do all of them. An
-    error that one rank meets is raised on all.
+    Ranks share the batches, but for a sharded base (ZeRO-3), where all do all; what one rank meets is raised on all.
     """
     plans = [_Plan.of(one, size) for one, size in zip(asked, batch_sizes, strict=True)]
     known = _known(kept, plans, processes)

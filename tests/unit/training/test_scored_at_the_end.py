@@ -45,12 +45,13 @@ class Asked:
     """Notes each turn of an evaluation, and stops the program behind one of them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_behind: int | None = None) -> None:
-        self.turns = 0
+        self.turns = self.batches = 0
         turn = evaluate._answer_turn
 
         def counted(*args: Any) -> None:
             turn(*args)
             self.turns += 1
+            self.batches += sum(1 for own in args[3] if own)
             if self.turns == stop_behind:
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -215,7 +216,7 @@ def test_what_nothing_has_trained_is_scored_once(
     run = make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=dataset)
     counted = Asked(monkeypatch)
     assert run.train() == 0
-    assert counted.turns == 3
+    assert counted.batches == 3
     assert run.artifact()["baseline"] == run.artifact()["metrics"] != {}
 
 
