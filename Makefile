@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.11+, git and make:
 #   make demo    creates the environment, installs ptq, runs the main job (about a minute after installing)
 #   make test    creates the environment, installs ptq and what the tests need, passes the tests
-# PYTHON chooses the interpreter the environment is made with.
+# PYTHON chooses the interpreter the environment is made with, TORCH_INDEX the build of torch.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,12 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 install: $(VENV)/installed
 
-# torch first and pinned: a looser range takes a build with gigabytes of CUDA on a machine without a GPU.
+# Where torch comes from. Empty: pip's own index, which on Linux x86_64 means the newest CUDA build, gigabytes of it, and a driver
+# that runs that CUDA. Without a GPU: make TORCH_INDEX=https://download.pytorch.org/whl/cpu …; for an older driver …/whl/cu126.
+TORCH_INDEX ?=
+
+# torch first and by itself, so that its index serves nothing else; pinned, so that no other build replaces it later.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "ptq needs Python 3.11 or newer: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing torch and ptq into $(VENV) (a few minutes the first time)"
-	$(PIP) torch==2.13.0
+	$(PIP) torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(PIP) -e .
 	@touch $@
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import typer.main
 
-from orchestrator import events, states
+from orchestrator import events, settings, states
 from orchestrator.cli.main import build_app
+from orchestrator.cli.service import unit
 from orchestrator.recipe.schema import Recipe, recipe_schema
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -35,6 +36,7 @@ def main() -> int:
         return 1 if stale else 0
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in stale:
+        (FOLDER / name).parent.mkdir(exist_ok=True)
         (FOLDER / name).write_text(PAGES[name](), encoding="utf-8")
         print(f"docs/reference/{name}")
     return 0
@@ -92,18 +94,47 @@ def states_page() -> str:
     )
 
 
+def settings_page() -> str:
+    """Environment variables, from the comments in settings.py."""
+    found = [*_variables(Path(str(settings.__file__)).read_text(encoding="utf-8")), _PASSED_ON]
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in found]
+    return "\n".join([f"# Settings\n\n{NOTE}\n{_SETTINGS}\n", "| variable | meaning |", "|---|---|", *rows]) + "\n"
+
+
+def _variables(source: str) -> list[tuple[str, str]]:
+    """Each `#: NAME: meaning` of the class Settings, continued lines joined."""
+    body = source[source.index("class Settings") : source.index("\ndef load_settings")]
+    body = re.sub(r"\n    #: {2,}", " ", body)
+    return re.findall(r"#: ([A-Z_]{5,}): (.*)$", body, re.MULTILINE)
+
+
+def service_page() -> str:
+    return unit(Path("/srv/ptq"), "ptq", python="/opt/ptq/bin/python") + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "recipe.md": recipe_page,
     "recipe.schema.json": schema_page,
     "events.md": events_page,
     "states.md": states_page,
+    "settings.md": settings_page,
+    "../howto/ptq-worker.service": service_page,
 }
 
 _EXIT_CODES = """Every command takes `--debug`: a failure then shows its traceback.
 
 Exit codes: 0 done, 1 the job or command failed, 2 bad input (nothing was written), 3 no such thing, 4 not finished yet,
 130 interrupted."""
+
+_SETTINGS = """Read from the environment of whoever types a command, or of the worker (`Environment=` lines of
+[its service](../howto/ptq-worker.service)). None is needed: without any, everything lies in the nearest parent folder
+that holds a `registry.db`. How a box is shared is said in a file, [queue.toml](../howto/shared-box.md)."""
+
+_PASSED_ON = (
+    "PTQ_PASS_ENV",
+    "names of variables, with commas, that a worker hands to its runs though it would keep them to itself",
+)
 
 _RECIPES = """A recipe is one YAML file. Unknown keys are refused; `ptq recipe check FILE` names every fault with
 its line. `ptq submit FILE --set train.lr=1e-3` puts a value over the file's. Editors complete and check recipes that

@@ -20,22 +20,23 @@ POLICY_FILE = "queue.toml"
 
 @dataclass(frozen=True)
 class Settings:
-    home: Path  #: PTQ_HOME: holds registry.db, jobs/, runs/ and store/
-    registry_url: str  #: a SQLAlchemy URL
-    user: str  #: PTQ_USER or the account's name; in a shared home the account's name, whatever PTQ_USER says
-    offline: bool  #: HF_HUB_OFFLINE: never ask the hub
-    allow_remote_code: bool  #: PTQ_ALLOW_REMOTE_CODE=1: this worker may run a base's own code
+    home: Path
+    #: PTQ_HOME: the folder that holds registry.db, jobs/, runs/ and store/; default: the nearest parent folder with a
+    #:  registry.db in it, else the current folder
+    registry_url: str  #: PTQ_REGISTRY: a SQLAlchemy URL; default: SQLite in PTQ_HOME
+    user: str  #: PTQ_USER: who submits; default, and in a shared home always: the account's name
+    offline: bool  #: HF_HUB_OFFLINE: with 1 the hub is never asked
+    allow_remote_code: bool  #: PTQ_ALLOW_REMOTE_CODE: with 1 a base's own code may run here
     uid: int  #: the account; decides whose jobs are whose
-    grace_seconds: float  #: PTQ_GRACE: between TERM (checkpoint and leave) and KILL
-    run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none
-    tracking: tuple[str, ...] = ()  #: PTQ_TRACKING: trackers of the jobs whose recipes name none
+    grace_seconds: float  #: PTQ_GRACE: seconds between TERM (checkpoint and leave) and KILL; default: 30
+    run_memory: int | None  #: PTQ_RUN_MEMORY: bytes of host memory for a run whose recipe names none; default: no limit
+    tracking: tuple[str, ...] = ()  #: PTQ_TRACKING: trackers, with commas, of the jobs whose recipes name none
     fake_gpus: Path | None = None  #: PTQ_FAKE_GPUS: a file that stands for this box's GPUs, to try the queue out
-    threads: int = (
-        1  #: PTQ_THREADS: of what a command computes here itself on the CPU (`ptq predict`); see fair_threads
-    )
-    visible_gpus: tuple[str, ...] | None = (
-        None  #: CUDA_VISIBLE_DEVICES: cards granted to this shell; None: it says nothing
-    )
+    threads: int = 1
+    #: PTQ_THREADS: CPU threads of what a command computes here itself (`ptq predict`, `ptq base pretrain`); default:
+    #:  OMP_NUM_THREADS, else all cores that it may use, in a shared home a quarter of them
+    visible_gpus: tuple[str, ...] | None = None
+    #: CUDA_VISIBLE_DEVICES: cards granted to this shell, for `ptq predict`; a worker goes by `--gpus`
 
 
 def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None) -> Settings:
@@ -57,7 +58,7 @@ def load_settings(environ: dict[str, str] | None = None, cwd: Path | None = None
         uid=os.getuid(),
         grace_seconds=_positive(env, "PTQ_GRACE", GRACE_SECONDS),
         run_memory=int(_positive(env, "PTQ_RUN_MEMORY", 0.0)) or None,
-        tracking=tuple(name for part in env.get("PTQ_TRACKING", "").split(",") if (name := part.strip())),
+        tracking=_names(env.get("PTQ_TRACKING")),
         fake_gpus=Path(env["PTQ_FAKE_GPUS"]) if env.get("PTQ_FAKE_GPUS") else None,
         threads=int(_positive(env, "PTQ_THREADS", 0.0)) or fair_threads(env, shared=sharing.is_shared(home)),
         visible_gpus=_visible(env.get("CUDA_VISIBLE_DEVICES")),
@@ -139,7 +140,7 @@ def training_environment(**extra: str) -> dict[str, str]:
     What a run does not have it cannot print: no password, token or key of the worker's account gets into a log that the
     group reads. PTQ_PASS_ENV names more, with commas.
     """
-    more = {name.strip() for name in os.environ.get("PTQ_PASS_ENV", "").split(",")}
+    more = _names(os.environ.get("PTQ_PASS_ENV"))
     kept = {name: value for name, value in os.environ.items() if name in more or _is_harmless(name)}
     return {**kept, **extra}
 
@@ -182,6 +183,11 @@ _SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|KEYS?|CREDENT
 
 def _is_harmless(name: str) -> bool:
     return (name in _NEEDED or name.startswith(_NEEDED_FAMILIES)) and not _SECRET.search(name.upper())
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """With commas between them."""
+    return tuple(name for part in (text or "").split(",") if (name := part.strip()))
 
 
 def _visible(text: str | None) -> tuple[str, ...] | None:

@@ -288,3 +288,13 @@ def test_the_tutorial_is_followed(first_home: Path, shared_data: Path, tmp_path:
         elif block.kind == "console":
             for command, shown in block.commands():
                 follow(command, shown, tmp_path)
+
+
+def test_make_takes_torch_from_where_it_is_told() -> None:
+    def said(*arguments: str) -> str:
+        command = ["make", "-n", "VENV=nowhere", *arguments, "install"]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+
+    index = "https://download.pytorch.org/whl/cpu"
+    assert re.search(rf"torch==\S+ --index-url {index}$", said(f"TORCH_INDEX={index}"), re.MULTILINE)
+    assert "--index-url" not in said("TORCH_INDEX=")

@@ -66,3 +66,11 @@ def test_the_schema_takes_the_short_forms_that_recipes_may_use() -> None:
     assert "type" not in schema["$defs"]["MlpReparameterization"].get("required", [])
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]) == set(Recipe.model_fields)
+
+
+def test_every_variable_that_is_read_is_there() -> None:
+    source = (REPOSITORY / "orchestrator" / "settings.py").read_text(encoding="utf-8")
+    page = (REFERENCE / "settings.md").read_text(encoding="utf-8")
+    read = set(re.findall(r"\"((?:PTQ|HF|CUDA)_[A-Z_]+[A-Z])\"", source)) - {"PTQ_FAILPOINTS"}  # that one is for tests
+    assert {"PTQ_REGISTRY", "PTQ_GRACE", "PTQ_RUN_MEMORY"} <= read
+    assert {name for name in read if f"| `{name}` |" not in page} == set()

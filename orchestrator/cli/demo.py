@@ -40,6 +40,9 @@ def demo(
     only_data: Annotated[bool, typer.Option("--only-data", help="register the dataset and stop")] = False,
 ) -> None:
     """Train three prompts on a small frozen base and show what they changed. No network, no GPU, about a minute."""
+    from orchestrator.dispatch.running.processes import boot_id
+
+    boot_id()  # or it says that it needs Linux, before anything is made
     home = home.absolute()
     started = time.time()
     stage = Stage(home)

@@ -33,10 +33,9 @@ DelegateSubgroup=worker
 WantedBy=multi-user.target"""
 
 
-def unit(home: Path, user: str, options: Sequence[str] = ()) -> str:
+def unit(home: Path, user: str, options: Sequence[str] = (), *, python: str = sys.executable) -> str:
     """The text of ptq-worker.service."""
-    python = sys.executable.replace("%", "%%")
-    command = " ".join([_quoted(python), "-P", "-m", "orchestrator.cli.main", "worker", *options])
+    command = " ".join([_quoted(python.replace("%", "%%")), "-P", "-m", "orchestrator.cli.main", "worker", *options])
     return _UNIT.format(home=_plain(home), user=user, environment=_quoted(f"PTQ_HOME={_plain(home)}"), command=command)
 
 

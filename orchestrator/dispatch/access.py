@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 
 from orchestrator import sharing
+from orchestrator.dispatch.running.processes import boot_id
 from orchestrator.errors import NotAllowed
 from orchestrator.paths import HomePaths
 from orchestrator.registry.jobs import Job
@@ -44,8 +45,9 @@ def check_may_release(registry: Registry, found: Iterable[Reservation]) -> None:
 def check_may_work(registry: Registry) -> None:
     """In a shared home one account works, the one that made it: what its runs leave must be readable to the next.
 
-    Raises NotAllowed.
+    Raises NotAllowed, and NoProc where ptq could not look after what it starts.
     """
+    boot_id()
     folder = registry.paths.jobs
     if sharing.is_shared(registry.paths.root) and folder.exists() and not os.access(folder, os.W_OK):
         worker = sharing.account_name(folder.stat().st_uid)

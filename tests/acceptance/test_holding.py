@@ -181,3 +181,17 @@ def test_a_granted_card_must_be_nobody_elses(registry: Registry, home: Path) -> 
         hold.check_granted(registry, ["GPU-b"])
     (home.parent / "gpus.json").unlink()
     hold.check_granted(registry, ["GPU-a"])  # no driver: torch will say
+
+
+def test_a_system_without_proc_queues_and_releases_and_trains_nothing(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """macOS, for one."""
+    assert ptq(monkeypatch, "reserve", "--no-wait") == 0
+    monkeypatch.setattr(processes, "_PROC", tmp_path / "nothing")
+    assert ptq(monkeypatch, "release", "r1") == 0
+    capsys.readouterr()
+    for command in (["worker"], ["demo", "--home", str(tmp_path / "demo")]):
+        assert ptq(monkeypatch, *command) == 2
+        assert "on Linux only: ptq knows their processes by /proc" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -1,7 +1,7 @@
 """Processes as Linux shows them in /proc: who lives, who descends from whom, who belongs to a run.
 
-Standard library only. A pid alone says little, for it is reused: a process is named by its pid and its start time,
-within one boot.
+Standard library and our errors only. A pid alone says little, for it is reused: a process is named by its pid and its
+start time, within one boot.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import BadInput
+
 TOKEN = "PTQ_RUN"  #: in the environment of every process of a run
 _PR_SET_CHILD_SUBREAPER = 36  # <sys/prctl.h>
 _DEAD = frozenset("ZXx")
+
+
+class NoProc(BadInput):
+    """Runs are looked after on Linux only: ptq knows their processes by /proc."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,23 @@ class Process:
         return self.state in _DEAD
 
 
+_PROC = Path("/proc")
+
+
 def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """Raises NoProc where the system has no /proc as Linux has it."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        raise NoProc(hint="submit and look from here; train on a box with Linux") from None
 
 
 def booted_at() -> float:
-    """When this machine was started, by its clock."""
-    lines = Path("/proc/stat").read_text().splitlines()
+    """When this machine was started, by its clock; 0.0 where that cannot be seen."""
+    try:
+        lines = (_PROC / "stat").read_text().splitlines()
+    except FileNotFoundError:
+        return 0.0
     return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
 
 
