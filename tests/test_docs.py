@@ -86,6 +86,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(there), f"{named(page)}: {target}"
 
 
+def test_every_page_is_reached_from_the_readme() -> None:
+    seen, waiting = set(), [README]
+    while waiting:
+        page = waiting.pop()
+        if page in seen or page.suffix != ".md":
+            continue
+        seen.add(page)
+        targets = re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", page.read_text(encoding="utf-8"))
+        waiting += [(page.parent / target).resolve() for target in targets if ":" not in target]
+    assert {named(page) for page in PAGES if page.name != "CHANGELOG.md"} <= {named(page) for page in seen}
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -248,12 +260,12 @@ def first_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _edit(path: Path) -> None:
-    """What the README leaves to the reader: base, dataset, input and target."""
+    """What the README shows of it, and leaves to the reader."""
+    (shown,) = [block for block in section(README, "Your first job on your own data") if block.kind == "yaml"]
     text = path.read_text(encoding="utf-8")
-    for key, value in {
-        "base": "small", "dataset": "mine", "  input": '"{text}"', "  target": '"{target}"', "  max_new_tokens": "4",
-    }.items():  # fmt: skip
-        text, count = re.subn(rf"^{key}:.*$", f"{key}: {value}", text, flags=re.MULTILINE)
+    for line in shown.lines:
+        key = line.partition(":")[0]
+        text, count = re.subn(rf"^{key}:.*$", line.replace("\\", r"\\"), text, flags=re.MULTILINE)
         assert count == 1, key
     path.write_text(text, encoding="utf-8")
 
@@ -298,3 +310,17 @@ def test_make_takes_torch_from_where_it_is_told() -> None:
     index = "https://download.pytorch.org/whl/cpu"
     assert re.search(rf"torch==\S+ --index-url {index}$", said(f"TORCH_INDEX={index}"), re.MULTILINE)
     assert "--index-url" not in said("TORCH_INDEX=")
+
+
+def test_the_tutorials_scores_are_those_that_were_measured() -> None:
+    """To the digits that the table has; the same recipe, base and rows."""
+    table = (REPOSITORY / "docs" / "results" / "sst2.md").read_text(encoding="utf-8")
+    head, *rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")]
+    (measured,) = [dict(zip(head, row, strict=True)) for row in rows if row[1] == "prefix-tuning"]
+    shown = dict(
+        re.findall(r"^(validation|test) +accuracy +([\d.]+ +[\d.]+)$", TUTORIAL.read_text("utf-8"), re.MULTILINE)
+    )
+    for split, name in (("validation", "dev"), ("test", "test")):
+        found = [f"{float(score):.3f}" for score in shown[split].split()]
+        assert found == [measured[name], measured[f"{name}, untuned"]], split
+    assert f"accuracy {shown['test'].split()[0]}" in TUTORIAL.read_text(encoding="utf-8")

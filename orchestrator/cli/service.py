@@ -15,7 +15,6 @@ After=local-fs.target nvidia-persistenced.service
 
 [Service]
 User={user}
-UMask=0002
 Environment={environment}
 ExecStart={command}
 Restart=always

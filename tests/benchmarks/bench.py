@@ -27,7 +27,7 @@ import torch
 
 from tests.benchmarks.bench_floor import bandwidth, matmul_peak, work_of
 from tests.benchmarks.bench_measure import Measured, peft_in_turn, peft_side_by_side, ptq
-from tests.benchmarks.bench_page import difference, page, summary, with_figures
+from tests.benchmarks.bench_page import difference, headline, page, summary, with_figures
 from tests.benchmarks.bench_state import State, key_of
 from tests.benchmarks.bench_world import GPU_BASES, Shape, World
 from tests.benchmarks.report import REPOSITORY, RESULTS
@@ -59,6 +59,7 @@ ABLATION = [
     Shape("22M", 20, 128, 1, 8, method="prefix-tuning"),
 ]
 QUICK = [Shape("1M", 20, 32, 1, 20), Shape("22M", 100, 32, 1, 5), Shape("1M", 20, 32, 4, 20)]
+README = REPOSITORY / "README.md"
 EXPLANATION = REPOSITORY / "docs" / "explanation" / "fused-runs.md"
 #: On a GPU long enough for several reads of the losses, which stay there for half a second.
 GPU_STEPS = 100
@@ -98,6 +99,7 @@ def _write(text: str, rows: Sequence[dict[str, Any]], *, gpu: bool) -> None:
     if not gpu:
         explanation = EXPLANATION.read_text(encoding="utf-8")
         EXPLANATION.write_text(with_figures(explanation, summary(rows)), encoding="utf-8")
+        README.write_text(with_figures(README.read_text(encoding="utf-8"), headline(text)), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:

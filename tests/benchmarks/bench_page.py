@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -15,7 +16,7 @@ from tests.benchmarks.bench_floor import Work
 from tests.benchmarks.report import conditions
 
 Row = Mapping[str, Any]
-#: Between these two lines of docs/explanation/fused-runs.md stands what the page says in short.
+#: Between these two lines of README.md and docs/explanation/fused-runs.md stands what the page says in short.
 FIGURES, END = "<!-- written by make bench -->", "<!-- until here -->"
 
 
@@ -110,8 +111,21 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def headline(page: str) -> str:
+    """What README.md says, from a page's lines on the most jobs together."""
+    line = r"^- (\d+) jobs on .*? with start-up ([\d.]+) times less than PEFT one after another"
+    found = [(int(jobs), float(ratio)) for jobs, ratio in re.findall(line, page, re.MULTILINE)]
+    jobs = max(jobs for jobs, _ in found)
+    ratios = [f"{ratio:.1f}" for ratio in sorted(ratio for count, ratio in found if count == jobs)]
+    times = " to ".join(dict.fromkeys([ratios[0], ratios[-1]]))
+    return f"""\
+- **Many jobs on one base in one forward**, each [exactly as if alone](docs/results/isolation.md), on one copy of
+  the base: {jobs} small jobs on two CPU cores take {times} times less time, with start-up, than
+  [PEFT takes](docs/results/bench.md) for them one after another."""
+
+
 def with_figures(explanation: str, figures: str) -> str:
-    """The explanation with these figures between its two marks."""
+    """The explanation, or README.md, with these figures between its two marks."""
     before, rest = explanation.split(FIGURES)
     return f"{before}{FIGURES}\n{figures}\n{END}{rest.split(END)[1]}"
 

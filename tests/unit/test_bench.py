@@ -47,7 +47,9 @@ def programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     for name in ("RESULTS", "REPOSITORY"):
         monkeypatch.setattr(bench, name, tmp_path)
     monkeypatch.setattr(bench, "EXPLANATION", tmp_path / "fused-runs.md")
-    bench.EXPLANATION.write_text(f"before\n{FIGURES}\nold\n{END}\nbehind\n", encoding="utf-8")
+    monkeypatch.setattr(bench, "README", tmp_path / "README.md")
+    for file in (bench.EXPLANATION, bench.README):
+        file.write_text(f"before\n{FIGURES}\nold\n{END}\nbehind\n", encoding="utf-8")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["bench"])
     return ran
@@ -79,6 +81,7 @@ def test_it_goes_on_where_it_was_cut(programs: list[str], monkeypatch: pytest.Mo
     figures, behind = figures.split(END)
     assert (before, behind) == ("before\n", "\nbehind\n")
     assert figures.strip() in page
+    assert "4 small jobs on two CPU cores take 3.0 times less time" in bench.README.read_text(encoding="utf-8")
 
 
 def test_losses_that_differ_fail_it(programs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +113,10 @@ def test_the_figures_of_the_docs_are_those_of_the_table() -> None:
     explanation = bench.EXPLANATION.read_text(encoding="utf-8")
     figures = explanation.split(FIGURES)[1].split(END)[0].strip()
     assert figures
-    assert figures in (RESULTS / "bench.md").read_text(encoding="utf-8")
+    table = (RESULTS / "bench.md").read_text(encoding="utf-8")
+    assert figures in table
+    readme = bench.README.read_text(encoding="utf-8")
+    assert readme == bench_page.with_figures(readme, bench_page.headline(table))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # PEFT's
