@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -44,6 +45,26 @@ def why(
     if len(full) > _TOLD:
         parts.append(f"nor {len(full) - _TOLD} more on its base")
     return ", ".join(parts)
+
+
+def apart(key: str | None, other: str | None) -> str:
+    """Why jobs on one base share no run, by their fuse keys (see `fusing`); empty: they may, or have other bases."""
+    try:
+        one, two = (dict(json.loads(each or "")) for each in (key, other))
+    except (ValueError, TypeError):
+        return ""
+    differing = [name for name in one if one[name] != two.get(name)]
+    return ", ".join(_APART[name] for name in differing) if set(differing) <= set(_APART) else ""
+
+
+_APART = {
+    "dtype": "another `base.dtype`",
+    "code": "another `base.trust_remote_code`",
+    "processes": "another `resources.gpus`",
+    "zero": "another `resources.zero`",
+    "memory": "another `resources.memory`",
+    "user": "`fuse: user` shares with the same user's jobs only",
+}
 
 
 def behind(job: Waiting, first: Waiting, all_slots: Sequence[Slot], until: float, now: float) -> str:

@@ -299,7 +299,11 @@ class _Planner:
 
     def _why(self, job: Waiting) -> str:
         placed = {one.id: count for one, count in self.started}
-        full = [f"{room.label}: {said}" for room in self.rooms if (said := room.refuses(job))]
+        full = [
+            f"{room.label}: {said}"
+            for room in self.rooms
+            if (said := room.refuses(job) or reasons.apart(job.key, room.key))
+        ]
         if job.alone and any(room.key is not None for room in self.rooms):
             full = [f"any run: {job.alone}"]
         free, gone = len(self.free), {**dict.fromkeys(self.plan.leave, "ending"), **self.plan.preempt}

@@ -273,6 +273,21 @@ def test_when_nothing_is_free_a_job_joins_what_runs_while_there_is_room() -> Non
     )
 
 
+def test_who_may_not_join_a_run_on_the_same_base_is_told_why() -> None:
+    own, others = (key(user=user, resources__fuse="user") for user in ("ada", "bob"))
+    host = Host(7, ("gpu:a",), (3,), own, (Load(1, 400),), None, 0, LIMITS)
+
+    def told(mine: str | None) -> str:
+        return schedule([waiting(8, key=mine)], FREE[:1], {"gpu:a": 3}, {}, [host]).reasons[8]
+
+    assert told(others).endswith("may not join run 7: `fuse: user` shares with the same user's jobs only")
+    assert told(key(base__dtype="bf16")).endswith(
+        "another `base.dtype`, `fuse: user` shares with the same user's jobs only"
+    )
+    another = key(base={"id": "b", "path": "/b", "revision": "r", "fingerprint": "f2", "kind": "causal"})
+    assert "may not join" not in told(another)
+
+
 def test_a_warm_base_is_joined_first_and_gives_way_to_who_needs_its_slot() -> None:
     warm = Host(7, ("gpu:a",), (), "k", limits=LIMITS)
     assert schedule([waiting(8)], FREE, {"gpu:a": 3}, {}, [warm]).joins == {8: 7}
