@@ -261,10 +261,13 @@ def test_what_is_measured_of_a_card(bases: dict[str, Path], monkeypatch: pytest.
         host = BaseHost.load(bases["gpt2"], kind="causal", device="cuda")
         found = calibrate.calibrate(host, Processes(None, 0, 1, torch.device("cuda"), None), context=64)  # type: ignore[arg-type]
         assert calibrate.device_name(torch.device("cuda")) == "pretended"
+        waits = list(device.waits)
+        calibrate._Probe(host, Processes(None, 0, 1, torch.device("cuda"), None)).run(calibrate.Point((9, 5, 7), 2, 3))  # type: ignore[arg-type]
+        assert device.waits == waits  # no more than a step of a job does
     assert found.capacity_bytes == 1 << 33
     assert found.weight_bytes == plain.weight_bytes
     assert plain.token_bytes <= found.token_bytes <= 3 * plain.token_bytes
-    assert any(wait.startswith("synchronize") for wait in device.waits)  # a time that is not waited for is none
+    assert any(wait.startswith("synchronize") for wait in waits)  # a time that is not waited for is none
 
 
 def test_a_narrow_base_asks_the_kernel_for_all_rows_at_once(

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from pretend_cuda import pretended_card
 from tiny_bases import H, V
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 from tuning_helpers import METHODS, built, close, gradients, loss_of, run
 
-from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch
+from orchestrator.tuning import BaseHost, Prompt, Row, RowBatch, forward
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.forward import generate
 
@@ -123,3 +124,20 @@ def test_long_rows_move_no_weight(name: str) -> None:
     assert base.checksum() == before
     next(base.model.parameters()).data[0] += 1
     assert base.checksum() != before
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_angles_on_a_card_are_those_of_the_cpu(name: str) -> None:
+    """Packed and padded. Where scaling is dynamic, transformers reads from the card how long the longest row is."""
+    rows = [row(length) for length in (5, SHORT + 1, 12)]
+    plain = host(name)
+    with pretended_card() as device:
+        there = BaseHost.from_model(bare(name).to("cuda"), None, "causal")
+        for pack in (True, False):
+            plain.fast = there.fast = Fast(pack=pack)
+            batch = RowBatch.collate(rows, pad_id=0)
+            expected = forward(plain, batch, [Prompt.empty()]).logits
+            assert torch.equal(forward(there, batch, [Prompt.empty()]).logits.cpu(), expected)
+            before = len(device.waits)
+            forward(there, batch, [Prompt.empty()])
+            assert (device.waits[before:] == []) is (name == "phi3")
