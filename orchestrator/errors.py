@@ -5,6 +5,9 @@ The command line catches :class:`PtqError` once, prints one message and exits wi
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PtqError(Exception):
     """Something went wrong."""
@@ -63,3 +66,16 @@ class RegistryUnusable(PtqError):
 
 class MethodDoesNotFit(BadRecipe):
     """The method cannot be used on this base."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like it, whatever its capitals; None: none is."""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return names[near[0]] if near else None
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint: the nearest known name, else `otherwise`."""
+    near = nearest(word, known)
+    return f"did you mean {near!r}?" if near else otherwise

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+ASIDE = ".aside-"  #: in the name of a folder that was set aside
+
 
 @dataclass(frozen=True)
 class HomePaths:
@@ -56,6 +58,15 @@ class HomePaths:
     def run(self, run_id: int) -> RunPaths:
         return RunPaths(self.runs / str(int(run_id)))
 
+    def numbered(self) -> list[Path]:
+        """`jobs` and `runs`, where folders of any job or run lie in them."""
+        kept = (self.jobs, self.runs)
+        return [one for one in kept if one.is_dir() and any(entry.name.isdecimal() for entry in one.iterdir())]
+
+    def set_aside(self) -> list[Path]:
+        """Folders of jobs and runs that were another registry's."""
+        return sorted(folder for one in (self.jobs, self.runs) for folder in one.glob(f"*{ASIDE}*"))
+
     def calibration(self, name: str) -> Path:
         return self.root / "calibrations" / f"{name}.json"
 
@@ -86,6 +97,11 @@ class JobPaths:
     def spec(self) -> Path:
         """The resolved job, written by the worker at each claim (see `jobspec.JobSpec`)."""
         return self.root / "job.json"
+
+    @property
+    def owner(self) -> Path:
+        """Whose folder this is (see `dispatch.running.places`)."""
+        return self.root / "owner.json"
 
     @property
     def events(self) -> Path:
@@ -296,6 +312,14 @@ def folder_written_atomically(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_folder(final.parent)
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a folder out of the way, whole, for somebody to look at; its new name."""
+    away = folder.with_name(f"{folder.name}{ASIDE}{uuid.uuid4().hex[:8]}")
+    folder.rename(away)
+    fsync_folder(folder.parent)
+    return away
 
 
 def is_touched(folder: Path) -> bool:

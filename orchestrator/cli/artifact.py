@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli import alias, exchange
-from orchestrator.cli.common import Json, size, when
+from orchestrator.cli.common import Json, open_registry, size, when
 from orchestrator.cli.output.render import note, number, print_json, say, table
 from orchestrator.cli.show import patterns_table
 from orchestrator.paths import ArtifactPaths, read_json
+from orchestrator.recipe.scores import TELLING
 
 if TYPE_CHECKING:
     from orchestrator.registry.artifacts import Artifact
-    from orchestrator.registry.storage.engine import Registry
 
 Ref = Annotated[
     str, typer.Argument(metavar="ARTIFACT", help="Its id (a12), its job (12), an alias or the start of its digest.")
@@ -41,7 +41,7 @@ def list_artifacts(json: Json = False) -> None:
     from orchestrator.registry import artifacts
     from orchestrator.registry.aliases import list_aliases
 
-    registry = _registry()
+    registry = open_registry()
     found = artifacts.list_artifacts(registry)
     named: dict[int, list[str]] = {}
     for one in list_aliases(registry):
@@ -83,7 +83,7 @@ def show(ref: Ref, neighbours: Neighbours = False, json: Json = False) -> None:
     from orchestrator.cli.output.words import best_step, found_words, neighbours_of, print_neighbours
     from orchestrator.registry import artifacts
 
-    artifact = artifacts.get_artifact(_registry(), ref)
+    artifact = artifacts.get_artifact(open_registry(), ref)
     if neighbours:
         if json:
             print_json(neighbours_of(artifact.path, artifact.ref))
@@ -127,7 +127,7 @@ def verify(
     """Hash every file again. Exit code 1 when something does not hold."""
     from orchestrator.registry import artifacts
 
-    registry = _registry()
+    registry = open_registry()
     chosen = [artifacts.get_artifact(registry, ref) for ref in refs] if refs else artifacts.list_artifacts(registry)
     found = {artifact.ref: artifacts.verify(artifact) for artifact in chosen}
     if json:
@@ -137,13 +137,6 @@ def verify(
             say(f"{ref}: {'; '.join(faults) or 'whole'}")
     if any(found.values()):
         raise typer.Exit(1)
-
-
-def _registry() -> Registry:
-    from orchestrator.registry.storage.engine import Registry
-    from orchestrator.settings import load_settings
-
-    return Registry.open(load_settings())
 
 
 def _facts(artifact: Artifact) -> dict[str, Any]:
@@ -174,7 +167,7 @@ def _dataset(artifact: Artifact) -> str:
 def _metrics(artifact: Artifact) -> str:
     """`bleu 61.2 (validation)`: the last split that was evaluated is the one that counts."""
     metrics = artifact.summary.get("metrics") or {}
-    for split in ("test", "validation"):
+    for split in TELLING:
         if metrics.get(split):
             return ", ".join(f"{name} {number(value)}" for name, value in metrics[split].items()) + f" ({split})"
     return ""

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
         jobs: SomeJobs,
     ) -> None:
         """Cancel jobs."""
-        from orchestrator.cli.output.views import open_registry
+        from orchestrator.cli.common import open_registry
         from orchestrator.dispatch.control import cancel as cancel_jobs
         from orchestrator.states import JobState
 

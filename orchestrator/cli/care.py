@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.box import look_at_the_box, tell_box
-from orchestrator.cli.common import Json, size
+from orchestrator.cli.common import Json, open_registry, size
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
     from orchestrator.registry.care.doctor import Finding
-    from orchestrator.registry.storage.engine import Registry
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +29,7 @@ def doctor(
     """Check the registry, its files, this box, and what torch sees of its GPUs. Exit code 1 when something is wrong."""
     from orchestrator.registry.care.doctor import examine
 
-    registry = _registry()
+    registry = open_registry()
     with render.progress("checking") as advance:
 
         def told(done: int, total: int | None, _name: str) -> None:
@@ -54,7 +53,7 @@ def gc(
     """Show (or with --yes remove) what lies in the store and nothing names."""
     from orchestrator.registry.care.gc import collect, find_garbage
 
-    registry = _registry()
+    registry = open_registry()
     found = collect(registry, now=time.time()) if yes else find_garbage(registry, now=time.time())
     if json:
         items = [{**vars(one), "path": str(one.path)} for one in found]
@@ -80,7 +79,7 @@ def backup(
     """Write the registry and its store into one file, while everything goes on running."""
     from orchestrator.registry.care.backup import write_backup
 
-    made = write_backup(_registry(), file, now=time.time())
+    made = write_backup(open_registry(), file, now=time.time())
     if json:
         render.print_json({**vars(made), "path": str(made.path)})
         return
@@ -116,10 +115,3 @@ def _tell(found: list[Finding], box: dict[str, Any]) -> None:
     if not any(one.fault for one in found):
         render.say("the registry is whole")
     tell_box(box)
-
-
-def _registry() -> Registry:
-    from orchestrator.registry.storage.engine import Registry
-    from orchestrator.settings import load_settings
-
-    return Registry.open(load_settings())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.complete import complete_jobs, complete_recipes
+
+if TYPE_CHECKING:
+    from orchestrator.registry.storage.engine import Registry
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 
@@ -23,6 +26,13 @@ AnyJobs = Annotated[
 Recipes = Annotated[
     list[Path], typer.Argument(metavar="RECIPE...", help="recipe files", autocompletion=complete_recipes)
 ]
+
+
+def open_registry(*, create: bool = False) -> Registry:
+    from orchestrator.registry.storage.engine import Registry
+    from orchestrator.settings import load_settings
+
+    return Registry.open(load_settings(), create=create)
 
 
 def when(seconds: float) -> str:

@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _comparison(references: list[str], where: str, metric: str | None) -> Comparison:
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.registry import compare, jobs, metrics, search
 
     if not references and not where:
@@ -76,11 +76,21 @@ def _table(found: Comparison) -> None:
     keys = short_keys(found.keys)
     names = [*keys, "seeds", first, "best (seed)", *shown[1:], "to best", "p (pairs)", "jobs"]
     render.table(names, rows, right=("seeds", "to best", "p (pairs)"))
+    _say_on_which_rows(found)
     if any(len(one.jobs) > 1 for one in found.configurations):
         render.note("mean ± standard deviation over seeds; apart from it the best seed, chosen by its score")
         render.note(f"p: exact paired sign-flip test of {first} against the best row")
     if len(found.metrics) > len(shown):
         render.note(f"more with --metric: {', '.join(found.metrics[len(shown) :])}")
+
+
+def _say_on_which_rows(found: Comparison) -> None:
+    render.note(f"scores on the {found.split} rows")
+    if found.elsewhere:
+        from orchestrator.cli.output.views import id_ranges
+
+        which = f"job{'s' * (len(found.elsewhere) > 1)} {id_ranges(found.elsewhere)}"
+        render.note(f"{which}: scored on other rows only, so not compared")
 
 
 def _grid(found: Comparison) -> None:
@@ -94,6 +104,7 @@ def _grid(found: Comparison) -> None:
     names = [_setting(column) for column in columns]
     render.table([corner, *names], lines, right=names)
     render.note(f"{metric}: mean ± standard deviation over seeds")
+    _say_on_which_rows(found)
 
 
 def _draw(found: Comparison, output: Path) -> None:
@@ -112,6 +123,8 @@ def _json(found: Comparison) -> dict[str, Any]:
     return {
         "settings": found.keys,
         "metrics": found.metrics,
+        "split": found.split,
+        "scored_elsewhere": found.elsewhere,
         "configurations": [
             {
                 "settings": one.settings,

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from orchestrator.cli.common import Json, words
+from orchestrator.cli.common import Json, open_registry, words
 from orchestrator.cli.dataset_look import in_words, leaks_of
-from orchestrator.cli.dataset_programs import open_registry, printed_by
+from orchestrator.cli.dataset_programs import printed_by
 from orchestrator.cli.output.render import print_json, say
 from orchestrator.errors import BadInput, NotFound
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.common import Json, when
-from orchestrator.cli.dataset_programs import open_registry, printed_by
+from orchestrator.cli.common import Json, open_registry, when
+from orchestrator.cli.dataset_programs import printed_by
 from orchestrator.cli.output.render import note, number, print_json, say, table
 from orchestrator.errors import NotFound
 

@@ -9,7 +9,7 @@ import typer
 from orchestrator.cli.output.render import note
 
 if TYPE_CHECKING:
-    from orchestrator.registry.storage.engine import Registry
+    pass
 
 
 def printed_by(module: str, request: dict[str, Any]) -> str:
@@ -24,10 +24,3 @@ def printed_by(module: str, request: dict[str, Any]) -> str:
     if process.returncode:
         raise typer.Exit(process.returncode)
     return text
-
-
-def open_registry() -> Registry:
-    from orchestrator.registry.storage.engine import Registry
-    from orchestrator.settings import load_settings
-
-    return Registry.open(load_settings())

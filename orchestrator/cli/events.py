@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from orchestrator.cli.common import OneJob
+from orchestrator.cli.common import Json, OneJob
 from orchestrator.cli.output import render
 
 
@@ -14,10 +14,11 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def events(
         job: OneJob,
-        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+        as_json: Json = False,
     ) -> None:
         """Show what happened to a job, when and by whom."""
-        from orchestrator.cli.output.views import clock, one_job, open_registry
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import clock, one_job
         from orchestrator.registry import history
 
         registry = open_registry()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.common import Json, size
+from orchestrator.cli.common import Json, open_registry, size
 from orchestrator.cli.output.render import note, print_json, say
 from orchestrator.errors import BadInput, NotFound
 
@@ -44,7 +44,7 @@ def export(
     """Write an artifact in another tool's format, or as a bundle."""
     from orchestrator.registry.artifacts import get_artifact
 
-    registry = _registry()
+    registry = open_registry()
     artifact = get_artifact(registry, ref)
     if output.exists():
         raise BadInput("already exists", where=str(output), hint="choose a name that does not exist yet")
@@ -133,13 +133,6 @@ def _refuse_options(given: dict[str, object]) -> None:
     for option, value in given.items():
         if value is not None:
             raise BadInput("a bundle says that itself", where=option, hint="leave it out")
-
-
-def _registry() -> Registry:
-    from orchestrator.registry.storage.engine import Registry
-    from orchestrator.settings import load_settings
-
-    return Registry.open(load_settings())
 
 
 def _base_path(registry: Registry, artifact: Artifact) -> str:

@@ -53,8 +53,8 @@ def _fields(json: bool) -> None:
 
 
 def _list(where: str, sort: Sequence[str], columns: str | None, limit: int, json: bool) -> None:
-    from orchestrator.cli.common import words
-    from orchestrator.cli.output.views import job_json, open_registry
+    from orchestrator.cli.common import open_registry, words
+    from orchestrator.cli.output.views import job_json
     from orchestrator.registry import jobs, metrics, search
 
     registry = open_registry(create=True)

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Show where a thing comes from and what came of it."""
-        from orchestrator.cli.output.views import open_registry
+        from orchestrator.cli.common import open_registry
         from orchestrator.registry.lineage import lineage as find
 
         graph = find(open_registry(), thing)

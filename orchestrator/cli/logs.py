@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
         lines: Annotated[int | None, typer.Option("--lines", metavar="N", min=0, help="only the last N lines")] = None,
     ) -> None:
         """Show a job's log."""
-        from orchestrator.cli.output.views import one_job, open_registry
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import one_job
 
         registry = open_registry()
         found = one_job(registry, job)

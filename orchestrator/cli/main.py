@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -26,6 +27,21 @@ def build_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    for verb in _verbs():
+        verb.register(app)
+
+    @app.callback(invoke_without_command=True)
+    def bare(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            from orchestrator.cli.status import show
+
+            show()
+
+    return app
+
+
+def _verbs() -> tuple[Any, ...]:
+    """In the order in which `ptq --help` shows them."""
     from orchestrator.cli import (
         artifact,
         base,
@@ -53,19 +69,10 @@ def build_app() -> typer.Typer:
         worker,
     )
 
-    verbs = (
+    return (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
         cancel, retry, pause, reserve, reproduce, artifact, lineage, predict, care,
     )  # fmt: skip
-    for verb in verbs:
-        verb.register(app)
-
-    @app.callback(invoke_without_command=True)
-    def bare(context: typer.Context) -> None:
-        if context.invoked_subcommand is None:
-            status.show()
-
-    return app
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def pause(
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="of the whole queue: everybody sees it")] = "",
 ) -> None:
     """Start nothing more, or not these jobs, until `ptq resume`. What runs goes on."""
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.dispatch import control
 
     registry = open_registry()
@@ -40,13 +40,19 @@ def pause(
         control.pause_queue(registry, why, user=user, now=now)
         render.say("the queue is paused; `ptq resume` lets it go on")
         return
-    for number in control.pause(registry, jobs, user=user, now=now):
-        render.say(f"job {number} paused")
+    for job, changed in control.pause(registry, jobs, user=user, now=now):
+        if changed and job.state == "queued":
+            render.say(f"job {job.id} paused")
+        elif changed:
+            again = f"`ptq resume {job.id}`"
+            render.say(f"job {job.id} is {job.state} and goes on; should it stop, only {again} starts it again")
+        else:
+            render.note(f"job {job.id} {'has finished' if job.result else f'is paused already, by {job.paused_by}'}")
 
 
 def resume(jobs: Jobs = None) -> None:
     """Let the queue, or these jobs, start again."""
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.dispatch import control
 
     registry = open_registry()
@@ -55,5 +61,8 @@ def resume(jobs: Jobs = None) -> None:
         was = control.resume_queue(registry)
         render.say("the queue goes on" if was else "the queue was not paused")
         return
-    for number in control.resume(registry, jobs, user=user, now=now):
-        render.say(f"job {number} resumed")
+    for job, changed in control.resume(registry, jobs, user=user, now=now):
+        if changed:
+            render.say(f"job {job.id} resumed")
+        else:
+            render.note(f"job {job.id} {'has finished' if job.result else 'was not paused'}")

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.common import Json
 from orchestrator.cli.complete import complete_names, complete_recipes
 from orchestrator.cli.output.render import note, print_json, say, table
 from orchestrator.errors import BadInput, NotFound, PtqError
 
 if TYPE_CHECKING:
     from orchestrator.recipe.shipped import ShippedRecipe
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output and nothing else there.")]
 
 
 def register(app: typer.Typer) -> None:

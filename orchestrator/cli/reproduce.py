@@ -27,7 +27,8 @@ def register(app: typer.Typer) -> None:
         json: Json = False,
     ) -> None:
         """Submit exactly that job again: recipe, seed, rows and weights. Exit code 1 when another prompt comes out."""
-        from orchestrator.cli.output.views import one_job, open_registry
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import one_job
         from orchestrator.dispatch.reproduce import agreement, newest_repeat, repeat_job
 
         registry = open_registry()

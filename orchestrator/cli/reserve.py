@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.common import Json
 from orchestrator.cli.complete import complete_reservations
 from orchestrator.cli.holding import card_environment, get, holding, slots_of, take_out, wait_for
 from orchestrator.cli.output import render
@@ -41,14 +42,14 @@ def reserve(
     ] = "30m",
     note: Annotated[str, typer.Option("--note", metavar="TEXT", help="what for; everybody sees it")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait here until they are yours")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+    as_json: Json = False,
 ) -> None:
     """Take GPUs for work by hand: they stand in line as a job does, and nobody's job is started on them.
 
     Prints the line that makes your shell use them: eval "$(ptq reserve --gpus 1 --for 2h)". Or runs a command with
     them: ptq reserve --gpus 1 -- python notebook.py.
     """
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
 
     seconds = _seconds(duration)
     if command:
@@ -75,7 +76,7 @@ def release(
     ],
 ) -> None:
     """Give reserved GPUs back, or leave the line."""
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.dispatch.control import release as release_all
 
     registry = open_registry()

@@ -16,7 +16,8 @@ def register(app: typer.Typer) -> None:
         jobs: SomeJobs,
     ) -> None:
         """Try failed or cancelled jobs again."""
-        from orchestrator.cli.output.views import NO_WORKER, open_registry, worker_is_here
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import NO_WORKER, worker_is_here
         from orchestrator.dispatch.control import retry as retry_jobs
 
         registry = open_registry()

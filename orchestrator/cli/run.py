@@ -32,7 +32,8 @@ def register(app: typer.Typer) -> None:
         cpu_slots: CpuSlotsOption = None,
     ) -> None:
         """Submit a recipe, train it here (or on the worker that is running), and show the result."""
-        from orchestrator.cli.output.views import open_registry, worker_is_here
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import worker_is_here
         from orchestrator.cli.show import print_result
         from orchestrator.cli.waiting import all_succeeded, say_how_it_ended
         from orchestrator.dispatch.access import check_may_work

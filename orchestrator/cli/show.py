@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from orchestrator.cli.common import OneJob
+from orchestrator.cli.common import Json, OneJob
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def show(
         job: OneJob,
-        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+        as_json: Json = False,
     ) -> None:
         """Show a job: recipe, result beside the untuned base's, lineage, attempts."""
-        from orchestrator.cli.output.views import one_job, open_registry
+        from orchestrator.cli.common import open_registry
+        from orchestrator.cli.output.views import one_job
         from orchestrator.registry import metrics
 
         registry = open_registry()
@@ -98,11 +100,12 @@ def patterns_table(patterns: Sequence[Mapping[str, Any]]) -> None:
 
 def environment_of(registry: Registry, job: Job) -> dict[str, Any]:
     """What the newest attempt that told computed with: versions, code, hardware."""
-    from orchestrator.events import read_events
+    from orchestrator.events import events_of
 
-    events = read_events(registry.paths.job(job.id).events, 0)[0] if _has_events(registry, job) else []
-    told = [event for event in events if event.get("kind") == "environment"]
-    return {key: told[-1].get(key) for key in ("versions", "code", "hardware")} if told else {}
+    if not job.attempt:  # it has no folder yet
+        return {}
+    told = deque(events_of(registry.paths.job(job.id).events, {"environment"}), maxlen=1)
+    return {key: told[0].get(key) for key in ("versions", "code", "hardware")} if told else {}
 
 
 def ran_on(registry: Registry, job: Job) -> dict[str, str]:
@@ -117,10 +120,6 @@ def ran_on(registry: Registry, job: Job) -> dict[str, str]:
     )
     names = ", ".join(f"{name} {versions[name]}" for name in ("ptq", "python", "torch", "transformers"))
     return {"ran on": f"{hardware['host']}: {where}", "versions": f"{names}; code {str(told['code'])[7:19]}"}
-
-
-def _has_events(registry: Registry, job: Job) -> bool:
-    return registry.paths.job(job.id).events.is_file()
 
 
 def _company(registry: Registry, job: Job) -> list[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.common import AnyJobs
+from orchestrator.cli.common import AnyJobs, Json
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def status(
         jobs: AnyJobs = None,
-        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+        as_json: Json = False,
         watch: Annotated[bool, typer.Option("--watch", help="keep showing it until Ctrl-C")] = False,
         everything: Annotated[bool, typer.Option("--all", help="every job there ever was")] = False,
     ) -> None:
@@ -37,7 +37,7 @@ def show(
     references: list[str] | None = None, *, as_json: bool = False, watch: bool = False, everything: bool = False
 ) -> None:
     """What the bare command `ptq` shows too."""
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.errors import BadInput
 
     if watch and as_json:

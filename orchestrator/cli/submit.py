@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.common import Recipes
+from orchestrator.cli.common import Json, Recipes
 from orchestrator.cli.complete import complete_jobs
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
-    from orchestrator.dispatch.submit import Planned, Submitted
+    from orchestrator.dispatch.submit import Enqueued, Planned
     from orchestrator.registry.storage.engine import Registry
 
 
@@ -49,10 +49,10 @@ def register(app: typer.Typer) -> None:
         wait: Annotated[
             bool, typer.Option("--wait", help="until the jobs have finished; exit 1 if one failed")
         ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="machine-readable, on stdout")] = False,
+        as_json: Json = False,
     ) -> None:
         """Queue the jobs of one or more recipes."""
-        from orchestrator.cli.output.views import open_registry
+        from orchestrator.cli.common import open_registry
         from orchestrator.dispatch.submit import enqueue
 
         registry = open_registry(create=True)
@@ -78,7 +78,7 @@ def make_plan(registry: object, path: Path, overrides: list[str], priority: str 
     return plan(registry, load_recipe(path, overrides), priority=priority)  # type: ignore[arg-type]
 
 
-def _tell(done: list[Submitted], recipes: list[Path], as_json: bool) -> None:
+def _tell(done: list[Enqueued], recipes: list[Path], as_json: bool) -> None:
     from orchestrator.cli.output.views import group_name, id_ranges
 
     if as_json:

@@ -66,7 +66,7 @@ def register(app: typer.Typer) -> None:
         if install_service:
             _print_service(gpus, cpu_slots)
             return
-        from orchestrator.cli.output.views import open_registry
+        from orchestrator.cli.common import open_registry
         from orchestrator.dispatch.scheduling.admission import default_limits
         from orchestrator.dispatch.worker import Worker
 
@@ -80,9 +80,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _drain() -> None:
-    import socket
-
-    from orchestrator.cli.output.views import open_registry
+    from orchestrator.cli.common import open_registry
     from orchestrator.dispatch.lock import holder
     from orchestrator.errors import NotFound
     from orchestrator.registry import workers
@@ -91,7 +89,7 @@ def _drain() -> None:
     if holder(registry.paths.worker_lock) is None:
         raise NotFound("no worker is at work in this home", hint="`ptq worker` starts one")
     with registry.write() as conn:
-        workers.drain(conn, socket.gethostname(), by=registry.settings.user)
+        workers.drain(conn, registry.box, by=registry.settings.user)
     render.say("the worker starts nothing more and leaves when its runs have ended; `ptq status` shows them")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from orchestrator.data.columns import Columns, batch_of, texts
 from orchestrator.data.rows import ReadOptions, Record
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, did_you_mean
 from orchestrator.values import field_text
 
 
@@ -92,11 +91,10 @@ def refuse_unknown(wanted: Sequence[str], known: Sequence[str], option: str, whe
     """BadInput when an option names a field that the data lack."""
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
             raise BadInput(
                 f"{option} names the field {name!r}, which the data lack",
                 where=where,
-                hint=f"did you mean {near[0]!r}?" if near else f"the fields are: {', '.join(known)}",
+                hint=did_you_mean(name, known, f"the fields are: {', '.join(known)}"),
             )
 
 

@@ -1,10 +1,4 @@
-"""A dataset version on disk: one Arrow file a split, all columns text; and the digest over all rows.
-
-<split>.arrow    Arrow IPC file, one string column a field
-version.json     {format, digest, fields, splits}
-bad_rows.jsonl   rows that --skip-bad set aside: {file, line, reason, raw}
-manifest.json    the hash of every file, see `orchestrator.manifest`
-"""
+"""A dataset version on disk (`layout` names its files): all columns text; and the digest over all rows."""
 
 from __future__ import annotations
 

@@ -72,19 +72,22 @@ def retry(registry: Registry, references: Sequence[str], *, user: str, now: floa
     return [job.id for job in found]
 
 
-def pause(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
-    """Keep these jobs from starting (again); those that were not paused. What runs goes on."""
+def pause(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[tuple[Job, bool]]:
+    """Keep these jobs from starting (again); what runs goes on. Each as it was, and whether this has paused it."""
     with registry.write() as conn:
-        ids = jobs.resolve(conn, references)
-        check_may_change(registry, jobs.list_jobs(conn, ids=ids), "pause")
-        return queue.pause(conn, ids, user=user, at=now)
+        found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
+        check_may_change(registry, found, "pause")
+        changed = queue.pause(conn, [job.id for job in found], user=user, at=now)
+    return [(job, job.id in changed) for job in found]
 
 
-def resume(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[int]:
+def resume(registry: Registry, references: Sequence[str], *, user: str, now: float) -> list[tuple[Job, bool]]:
+    """Each as it was, and whether this lets it start again."""
     with registry.write() as conn:
-        ids = jobs.resolve(conn, references)
-        check_may_change(registry, jobs.list_jobs(conn, ids=ids), "resume")
-        return queue.resume(conn, ids, user=user, at=now)
+        found = jobs.list_jobs(conn, ids=jobs.resolve(conn, references))
+        check_may_change(registry, found, "resume")
+        changed = queue.resume(conn, [job.id for job in found], user=user, at=now)
+    return [(job, job.id in changed) for job in found]
 
 
 def pause_queue(registry: Registry, why: str, *, user: str, now: float) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 from orchestrator.errors import BadData
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.scores import NAMES, SCORED, TRAIN
 from orchestrator.recipe.tasks import Classify, Tag, choices_of, fixed_words, own_choices
 from orchestrator.recipe.vocabulary import unknown_words, words_of_several_tokens
 from orchestrator.registry.datasets import DatasetVersion, distinct_values
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import parse
 
-TRAIN = "train"
-SPLITS = (TRAIN, "validation", "test")  # what a job reads
 _SHOWN = 5
 
 
@@ -56,7 +55,7 @@ class LabelCheck:
             self._in_data[key] = _labels(task.label, data)
         held = self._in_data[key]
         if unlabelled and held.get("", "").startswith(f"{TRAIN} "):
-            elsewhere = _labels(task.label, data, SPLITS[1:])
+            elsewhere = _labels(task.label, data, SCORED)
             held = {label: row for label, row in held.items() if label} | {k: v for k, v in elsewhere.items() if not k}
         return _not_named(held, task.labels, data)
 
@@ -99,7 +98,7 @@ def _wrong_rows(task: Classify, data: DatasetVersion, *, unlabelled: bool) -> It
     of what is right."""
     choices = choices_of(task)
     fields = tuple(dict.fromkeys([*choices.read, *choices.judged]))
-    for split in (name for name in SPLITS if data.splits.get(name)):
+    for split in (name for name in NAMES if data.splits.get(name)):
         for values, number in distinct_values(data, split, fields).items():
             row = dict(zip(fields, values, strict=True))
             if unlabelled and split == TRAIN and choices.unlabelled(row):
@@ -115,7 +114,7 @@ def _wrong_rows(task: Classify, data: DatasetVersion, *, unlabelled: bool) -> It
                 yield f"{split} row {number:,}: a row has {len(right)} right answers, and {scores}"
 
 
-def _labels(template: str, data: DatasetVersion, splits: Sequence[str] = SPLITS) -> dict[str, str]:
+def _labels(template: str, data: DatasetVersion, splits: Sequence[str] = NAMES) -> dict[str, str]:
     """Each label that the data hold -> where it stands first, as `train row 3`."""
     parsed = parse(template)
     found: dict[str, str] = {}

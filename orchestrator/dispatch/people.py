@@ -25,8 +25,8 @@ class Reservations:
     hold_slots: bool = False  #: at the last look
 
     def start(self, number: int, names: tuple[str, ...]) -> None:
+        self.check_still_free(names)
         with self.registry.write() as conn:
-            self.check_still_free(names)
             if not reservations.start(conn, number, names, self.me, at=self.clock()):
                 return
         self.log(f"reservation r{number}: has {', '.join(names)}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from orchestrator.dispatch.labels import SPLITS, TRAIN
 from orchestrator.errors import BadData
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.scores import NAMES, TRAIN
 from orchestrator.recipe.tasks import Classify, Span, Tag, Task
 from orchestrator.registry.datasets import DatasetVersion, values_of
 from orchestrator.tasks.lists import answers
@@ -32,7 +32,7 @@ class RowCheck:
         asked = (data.ref, job.task.model_dump_json())
         if asked not in self._found:
             self._found[asked] = [
-                f"{key}: {fault}" for split in SPLITS if data.splits.get(split)
+                f"{key}: {fault}" for split in NAMES if data.splits.get(split)
                 for fault in _in_split(data, split, templates, check)
             ]  # fmt: skip
         return self._found[asked]

@@ -37,7 +37,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class Enqueued:
     group_id: int | None  #: where one recipe has become several jobs
     job_ids: list[int]
 
@@ -82,7 +82,7 @@ def enqueue(
     now: float,
     after_any: Sequence[str] = (),
     at_once: int | None = None,
-) -> list[Submitted]:
+) -> list[Enqueued]:
     """Queue everything in one transaction, or nothing.
 
     `after`, `after_any`: job ids or groups that must succeed first, or just end. `at_once`: of each group, at most so
@@ -101,7 +101,7 @@ def enqueue(
                 conn, one.jobs, user=user, uid=registry.settings.uid, command=command, at=now, group_id=group,
                 after=before, after_any=ended,
             )  # fmt: skip
-            done.append(Submitted(group, ids))
+            done.append(Enqueued(group, ids))
     return done
 
 
@@ -132,7 +132,7 @@ def submit(
     after: Sequence[str] = (),
     command: Sequence[str] = (),
     now: float,
-) -> Submitted:
+) -> Enqueued:
     """Check one recipe and queue its jobs."""
     planned = plan(registry, loaded, priority=priority)
     return enqueue(registry, [planned], user=user, after=after, command=command, now=now)[0]

@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 from orchestrator.settings import child_environment
@@ -49,8 +51,22 @@ def _post(order: Mapping[str, Any]) -> str:
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE):
             return ""
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        return f"{order['webhook']}: {error}"
+    except (OSError, ValueError, HTTPException) as error:
+        # Neither the address nor an error's own words, which may hold it: who knows it may post there.
+        why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else _why(error)
+        return f"the webhook of queue.toml at {_host(order['webhook'])}: {why}"
+
+
+def _host(address: str) -> str:
+    try:
+        return urllib.parse.urlsplit(address).hostname or "?"
+    except ValueError:
+        return "?"
+
+
+def _why(error: BaseException) -> str:
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or type(cause).__name__
 
 
 if __name__ == "__main__":

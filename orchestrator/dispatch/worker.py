@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import time
 import traceback
 import uuid
@@ -24,6 +23,7 @@ from orchestrator.dispatch.people import Reservations
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, threads_per_process, training_command
 from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
+from orchestrator.dispatch.running.places import clear_job_folder, clear_run_folder
 from orchestrator.dispatch.running.reconcile import Runs
 from orchestrator.dispatch.running.requests import request_stop
 from orchestrator.dispatch.running.settle import settle
@@ -262,7 +262,10 @@ class Worker:
         request_stop(self.registry.paths.run(run_id), "preempt")
 
     def _check_still_free(self, names: Collection[str]) -> None:
-        """Inside the claim: nobody has come since the plan was made. Raises Taken; nothing is written then."""
+        """Just before a claim: nobody has come since the plan was made. Raises Taken; nothing is written then.
+
+        Not inside it: a driver may take its time, and nobody else can write to the registry meanwhile.
+        """
         for slot in self.slots.look(()):
             if slot.name in names and not slot.usable:
                 raise Taken(f"{slot.name} was free a moment ago: {slot.taken_by or slot.fault}")
@@ -270,12 +273,14 @@ class Worker:
     def _claim_and_start(
         self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...], *, alone: str = ""
     ) -> None:
+        with self.registry.read() as conn:
+            port = free_port(runs.ports(conn, self.me.host))
+        self._check_still_free(names)
         with self.registry.write() as conn:
             claim = runs.claim(
-                conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock(),
-                port=free_port(runs.ports(conn, self.me.host)), alone=alone,
+                conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock(), port=port,
+                alone=alone,
             )  # fmt: skip
-            self._check_still_free(names)
             if claim is None:
                 return  # cancelled, or taken, since we looked
             joined = [
@@ -287,8 +292,9 @@ class Worker:
         failpoints.reach("worker.claimed")
         for one in found:
             self.log(f"job {one.id} ({one.name}): starts on {', '.join(names)} as run {claim.run_id}")
-        ready = [one for one in found if self._folder_is_written(one)]
+        ready = [one for one in found if self._folder_is_written(one, claim.token)]
         try:
+            clear_run_folder(self.registry.paths.run(claim.run_id), claim.run_id, claim.token, say=self.log)
             pid = start_run(self.registry.paths, ready, claim, names, self.how, key=job.key) if ready else None
         except Exception as error:
             for one in ready:
@@ -304,17 +310,19 @@ class Worker:
     def _claim_and_join(self, job: Waiting, run_id: int) -> None:
         """What goes wrong after the claim, `Runs.look_after` puts right: it delivers the ticket or requeues the job."""
         with self.registry.write() as conn:
-            if runs.join(conn, job.id, job.attempt, run_id, self.me, at=self.clock()) is None:
+            claim = runs.join(conn, job.id, job.attempt, run_id, self.me, at=self.clock())
+            if claim is None:
                 return
             found = jobs.get_job(conn, job.id)
         failpoints.reach("worker.joined")
         self.log(f"job {job.id} ({found.name}): joins run {run_id}")
-        if self._folder_is_written(found):
+        if self._folder_is_written(found, claim.token):
             ticket(self.registry.paths, found).deliver(self.registry.paths.run(run_id))
 
-    def _folder_is_written(self, job: Job) -> bool:
+    def _folder_is_written(self, job: Job, run: str) -> bool:
         try:
-            write_job(self.registry.paths, job)
+            clear_job_folder(self.registry, job, run, actor=self.actor, at=self.clock(), say=self.log)
+            write_job(self.registry.paths, job, run)
         except Exception as error:
             self._not_started(job, error)
             return False
@@ -344,7 +352,7 @@ class Worker:
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
 
     def _register(self) -> None:
-        host, boot, pid = socket.gethostname(), processes.boot_id(), os.getpid()
+        host, boot, pid = self.registry.box, processes.boot_id(), os.getpid()
         with self.registry.write() as conn:
             number = workers.register(
                 conn, host=host, pid=pid, pid_started=processes.start_time(pid), boot_id=boot,

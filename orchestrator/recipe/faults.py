@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.errors import BadRecipe
+from orchestrator.errors import BadRecipe, nearest
 
 KeyPath = tuple[str | int, ...]  #: ("train", "seeds", 0)
 
@@ -47,9 +46,8 @@ def dotted(path: KeyPath) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean …?` for the nearest of `known`, or nothing."""
-    near = difflib.get_close_matches(word.lower(), {name.lower(): name for name in known}, n=1)
-    original = {name.lower(): name for name in known}
-    return f"; did you mean `{original[near[0]]}`?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean `{near}`?" if near else ""
 
 
 def shown(value: object) -> str:

@@ -12,9 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from orchestrator.errors import BadInput, NotFound
+from orchestrator.errors import BadInput, NotFound, did_you_mean
 from orchestrator.registry.artifacts import get_artifact
-from orchestrator.registry.names import did_you_mean
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import alias_moves, aliases, artifacts
 

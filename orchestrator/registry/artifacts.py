@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ def stage_artifact(paths: HomePaths, folder: Path) -> StagedArtifact:
     if manifest.manifest_faults(final) or manifest.digest_of(final) != digest or not is_touched(final):
         with folder_written_atomically(final) as temporary:
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
+            os.utime(temporary)  # it is young, though its copy has the times of the original (see `care.gc`)
     size = sum(path.stat().st_size for path in final.rglob("*") if path.is_file())
     return StagedArtifact(digest, method, {name: value for name, value in facts.items() if name not in _BULK}, size)
 

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from sqlalchemy import RowMapping
 
 from orchestrator.companions import changes, companions, refuse_changes
-from orchestrator.errors import BadInput, NotFound
+from orchestrator.errors import BadInput, NotFound, did_you_mean
 from orchestrator.jobspec import BaseSpec
 from orchestrator.recipe.bases import BaseFacts, read_base_facts, refuse_without_tokenizer
 from orchestrator.registry.hub import fetch_model, is_hub_id
-from orchestrator.registry.names import check_name, did_you_mean
+from orchestrator.registry.names import check_name
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import bases
 from orchestrator.weights import fingerprint, weight_files

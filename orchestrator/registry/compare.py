@@ -1,7 +1,7 @@
 """Several jobs side by side: what differs between them, mean and spread over seeds, and whether a difference is chance.
 
 Jobs whose recipes differ in nothing but the seed are one configuration. Two configurations are compared on the seeds
-that both have.
+that both have, and all jobs by their scores on the rows of one split.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import BadInput
 from orchestrator.recipe.schema import JobRecipe
+from orchestrator.recipe.scores import TELLING, smaller_is_better
 from orchestrator.registry.jobs import Job
 
 #: 2^16 sign patterns take a tenth of a second; beyond that the first 16 common seeds are not the whole truth.
@@ -26,7 +27,6 @@ _SILENT = (
     "name", "description", "resources", "sweep", "tracking", "train.seeds", "train.gradient_checkpointing",
     "dataset", "base",
 )  # fmt: skip
-_FALLING = ("loss", "perplexity")
 #: Recipes of an older time have none: that alone is no difference.
 _DIGESTS = ("task.vocabulary_digest", "method.init.digest", "method.init.digests")
 
@@ -51,7 +51,7 @@ class Configuration:
         found = self.values.get(metric)
         if not found:
             return None
-        seed = min(found, key=lambda seed: (found[seed] if _falls(metric) else -found[seed], seed))
+        seed = min(found, key=lambda seed: (found[seed] if smaller_is_better(metric) else -found[seed], seed))
         return seed, found[seed]
 
 
@@ -69,6 +69,8 @@ class Comparison:
     keys: list[str]  #: the settings that differ
     metrics: list[str]
     configurations: list[Configuration]  #: best first, by the first metric
+    split: str  #: on whose rows all values are
+    elsewhere: list[int]  #: jobs that were scored, but not on those rows
 
 
 def compare(
@@ -77,15 +79,28 @@ def compare(
     """`numbers`: job -> split -> metric -> value. Raises BadInput when no job has the metric."""
     flat = {job.id: _settings(job) for job in jobs}
     keys = [key for key in dict.fromkeys(itertools.chain(*flat.values())) if _differs(key, flat.values())]
+    split = _common_split(numbers, metric)
+    scored = {job: _known(splits.get(split, {})) for job, splits in numbers.items()}
     found: dict[str, Configuration] = {}
-    for job in sorted(jobs, key=lambda job: job.id):  # of two runs of one seed the newer one counts
+    for job in sorted(jobs, key=lambda job: job.id):
         settings = {key: flat[job.id].get(key) for key in keys}
         one = found.setdefault(repr(settings), Configuration(settings, {}, {}))
-        one.jobs[job.seed] = job.id
-        for name, value in _scores(numbers.get(job.id, {})).items():
-            one.values.setdefault(name, {})[job.seed] = value
+        _enter(one, job, scored.get(job.id, {}))
     names = _metrics(jobs, found.values(), metric)
-    return Comparison(keys, names, sorted(found.values(), key=lambda one: _rank(one, names[0])))
+    elsewhere = [job.id for job in jobs if not scored.get(job.id) and _scored_on(numbers.get(job.id, {}), metric)]
+    ranked = sorted(found.values(), key=lambda one: _rank(one, names[0]))
+    return Comparison(keys, names, ranked, split, sorted(elsewhere))
+
+
+def _enter(one: Configuration, job: Job, scores: Mapping[str, float]) -> None:
+    """Of several jobs with one seed the newest that was scored counts, with its own scores alone."""
+    if not scores and any(job.seed in known for known in one.values.values()):
+        return
+    one.jobs[job.seed] = job.id
+    for known in one.values.values():
+        known.pop(job.seed, None)
+    for name, value in scores.items():
+        one.values.setdefault(name, {})[job.seed] = value
 
 
 def paired(one: Configuration, other: Configuration, metric: str) -> Paired | None:
@@ -148,10 +163,18 @@ def _differs(key: str, flat: Iterable[Mapping[str, Any]]) -> bool:
     return len(found - {repr(None)} if key in _DIGESTS else found) > 1
 
 
-def _scores(splits: Mapping[str, Mapping[str, float | None]]) -> dict[str, float]:
-    """Of the test rows, else the validation rows."""
-    chosen = splits.get("test") or splits.get("validation") or {}
-    return {name: value for name, value in chosen.items() if value is not None}
+def _common_split(numbers: Mapping[int, Mapping[str, Mapping[str, float | None]]], metric: str | None) -> str:
+    """The split by whose rows all are compared: scores on different rows do not stand side by side."""
+    on = [_scored_on(splits, metric) for splits in numbers.values()]
+    return max(TELLING, key=lambda split: sum(split in found for found in on))  # of equal ones the first
+
+
+def _scored_on(splits: Mapping[str, Mapping[str, float | None]], metric: str | None) -> list[str]:
+    return [split for split in TELLING if (known := _known(splits.get(split, {}))) and (not metric or metric in known)]
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _metrics(jobs: Sequence[Job], found: Iterable[Configuration], metric: str | None) -> list[str]:
@@ -169,9 +192,4 @@ def _metrics(jobs: Sequence[Job], found: Iterable[Configuration], metric: str | 
 
 def _rank(one: Configuration, metric: str) -> tuple[bool, float]:
     mean = one.mean(metric)
-    return (mean is None, 0.0 if mean is None else mean if _falls(metric) else -mean)
-
-
-def _falls(metric: str) -> bool:
-    """Whether less is better; a task's own score is named `perplexity:TASK`."""
-    return metric.partition(":")[0] in _FALLING
+    return (mean is None, 0.0 if mean is None else mean if smaller_is_better(metric) else -mean)

@@ -16,9 +16,9 @@ from sqlalchemy import Connection, RowMapping
 
 from orchestrator import manifest
 from orchestrator.data import layout
-from orchestrator.errors import BadData, BadInput, NotFound
+from orchestrator.errors import BadData, BadInput, NotFound, did_you_mean
 from orchestrator.paths import HomePaths, fsync_folder, is_touched
-from orchestrator.registry.names import check_name, did_you_mean
+from orchestrator.registry.names import check_name
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import dataset_versions, datasets, derivations
 

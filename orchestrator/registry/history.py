@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select
 
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import job_events
 from orchestrator.states import JobState
 
@@ -42,7 +43,11 @@ def crashes_in_company(conn: Connection, ids: Iterable[int]) -> dict[int, int]:
     wanted = list(ids)
     if not wanted:
         return {}
-    requeued = (job_events.c.job_id.in_(wanted), job_events.c.kind == JobState.QUEUED.value, job_events.c.attempt > 0)
+    requeued = (
+        among(job_events.c.job_id, wanted),
+        job_events.c.kind == JobState.QUEUED.value,
+        job_events.c.attempt > 0,
+    )
     found: dict[int, int] = {}
     for row in conn.execute(select(job_events.c.job_id, job_events.c.detail).where(*requeued)):
         if row.detail.get("crashed_with"):
@@ -69,7 +74,7 @@ class Beginning:
 def beginnings(conn: Connection, attempts: Mapping[int, int]) -> dict[int, Beginning]:
     """`attempts`: job -> its present attempt."""
     kinds = (JobState.STARTING.value, JobState.RUNNING.value)
-    query = select(job_events).where(job_events.c.job_id.in_(list(attempts)), job_events.c.kind.in_(kinds))
+    query = select(job_events).where(among(job_events.c.job_id, attempts), job_events.c.kind.in_(kinds))
     found: dict[int, Beginning] = {}
     for row in conn.execute(query.order_by(job_events.c.id)) if attempts else ():
         if row.attempt != attempts[row.job_id]:

@@ -7,6 +7,7 @@ Every write for an attempt says `WHERE id = … AND attempt = …`: who no longe
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.engine import Row
 
 from orchestrator.errors import NotFound, StaleAttempt
 from orchestrator.registry.history import record
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import (
     artifacts,
     dataset_versions,
@@ -93,6 +95,7 @@ class Job:
     artifact_id: int | None
     queued_at: float | None = None  #: since when it waits, where that is not since submission
     paused_by: str | None = None
+    token: str | None = None  #: says which job it is, whatever its number; None: before tokens were kept
     after: tuple[int, ...] = ()
 
 
@@ -122,7 +125,8 @@ def add_jobs(
     ids = []
     for job in new:
         row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
-        row |= {"group_id": group_id, "user": user, "uid": uid, "command": list(command), "submitted_at": at}
+        row |= {"token": uuid.uuid4().hex, "group_id": group_id, "user": user, "uid": uid}
+        row |= {"command": list(command), "submitted_at": at}
         row |= {"state": JobState.QUEUED.value, "attempt": 0, "counted_attempts": 0, "step": 0, "events_offset": 0}
         job_id = _new_id(conn.execute(insert(jobs).values(row)).inserted_primary_key)
         for other in dict.fromkeys((*after, *after_any)):
@@ -203,7 +207,7 @@ def list_jobs(
     """Jobs by id, all or those asked for."""
     query = _SELECT.order_by(jobs.c.id)
     if ids is not None:
-        query = query.where(jobs.c.id.in_(list(ids)))
+        query = query.where(among(jobs.c.id, ids))
     if states is not None:
         query = query.where(jobs.c.state.in_([state.value for state in states]))
     rows = conn.execute(query).all()
@@ -230,7 +234,7 @@ def submitted(conn: Connection, ids: Iterable[int]) -> dict[int, Submitted]:
     mine = (jobs.c.id, jobs.c.user, jobs.c.recipe, jobs.c.base)
     data = (dataset_versions.c.digest, dataset_versions.c.splits, dataset_versions.c.fields)
     joined = jobs.join(dataset_versions, jobs.c.dataset_version_id == dataset_versions.c.id)
-    query = select(*mine, *data).select_from(joined).where(jobs.c.id.in_(wanted))
+    query = select(*mine, *data).select_from(joined).where(among(jobs.c.id, wanted))
     return {
         row.id: Submitted(row.user, row.recipe, row.base, row.digest, int(row.splits.get("train", 0)), len(row.fields))
         for row in conn.execute(query)
@@ -253,7 +257,7 @@ def finished_since(conn: Connection, event: int, *, limit: int) -> list[tuple[in
 
 def finished_at_events(conn: Connection, events: Iterable[int]) -> list[tuple[int, Job]]:
     """The jobs of these events, oldest first."""
-    query = select(job_events.c.id, job_events.c.job_id).where(job_events.c.id.in_(list(events)))
+    query = select(job_events.c.id, job_events.c.job_id).where(among(job_events.c.id, events))
     return _with_jobs(conn, query.order_by(job_events.c.id))
 
 
@@ -270,7 +274,7 @@ def live_jobs_of(conn: Connection, run_id: int) -> list[Job]:
 
 def endings(conn: Connection, ids: Iterable[int]) -> dict[int, JobResult | None]:
     """How jobs ended; None for those that have not."""
-    query = select(jobs.c.id, jobs.c.result).where(jobs.c.id.in_(list(ids)))
+    query = select(jobs.c.id, jobs.c.result).where(among(jobs.c.id, ids))
     return {row.id: None if row.result is None else JobResult(row.result) for row in conn.execute(query)}
 
 
@@ -337,9 +341,9 @@ def _job(row: Row[Any], after: tuple[int, ...]) -> Job:
     return Job(**values, after=after)
 
 
-def _after(conn: Connection, ids: list[int] | Select[Any]) -> dict[int, tuple[int, ...]]:
+def _after(conn: Connection, ids: list[int]) -> dict[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = {}
-    query = select(dependencies).where(dependencies.c.job_id.in_(ids)).order_by(dependencies.c.after_id)
+    query = select(dependencies).where(among(dependencies.c.job_id, ids)).order_by(dependencies.c.after_id)
     for row in conn.execute(query):
         found[row.job_id] = (*found.get(row.job_id, ()), row.after_id)
     return found

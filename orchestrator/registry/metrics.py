@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Subquery, Table, and_, bindparam, delete, func, insert, or_, select
 
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import latest_metrics, metrics
 
 BASE = "base:"
@@ -41,7 +42,7 @@ def put(conn: Connection, job_id: int, points: Iterable[Point]) -> None:
 
 def latest(conn: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, dict[str, float | None]]]:
     """job -> split -> name -> the value at its newest step."""
-    query = select(latest_metrics).where(latest_metrics.c.job_id.in_(list(job_ids)))
+    query = select(latest_metrics).where(among(latest_metrics.c.job_id, job_ids))
     found: dict[int, dict[str, dict[str, float | None]]] = {}
     for row in conn.execute(query.order_by(*(latest_metrics.c[name] for name in _KEY[:3]))):
         found.setdefault(row.job_id, {}).setdefault(row.split, {})[row.name] = row.value

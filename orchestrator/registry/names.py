@@ -1,10 +1,8 @@
-"""Names that people give, and a hand when one is mistyped."""
+"""Names that people give."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Sequence
 
 from orchestrator.errors import BadInput
 
@@ -19,9 +17,3 @@ def check_name(name: str, what: str) -> str:
             hint="a letter or digit, then letters, digits, `.`, `_` and `-`; 100 characters at most",
         )
     return name
-
-
-def did_you_mean(wanted: str, known: Sequence[str], otherwise: str) -> str:
-    """A hint: the nearest known name, else `otherwise`."""
-    near = difflib.get_close_matches(wanted, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else otherwise

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Row
 
 from orchestrator.cost import Cost, Load
 from orchestrator.registry.history import record
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import dependencies, groups, jobs
 from orchestrator.states import JobState
 
@@ -91,7 +92,7 @@ def _waiting(row: Row[Any], edges: Sequence[Any], at_once: int | None) -> Waitin
 
 
 def pause(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> list[int]:
-    """Keep queued jobs from starting until they are resumed; those that were queued and not paused already."""
+    """Keep jobs that have not finished from starting (again) until they are resumed; those not paused already."""
     return _set_paused(conn, ids, jobs.c.paused_by.is_(None), user, f"user:{user}", "paused", at)
 
 
@@ -102,7 +103,7 @@ def resume(conn: Connection, ids: Iterable[int], *, user: str, at: float) -> lis
 def _set_paused(
     conn: Connection, ids: Iterable[int], which: Any, value: str | None, actor: str, kind: str, at: float
 ) -> list[int]:
-    guard = (jobs.c.id.in_(list(ids)), jobs.c.state != JobState.FINISHED.value, which)
+    guard = (among(jobs.c.id, ids), jobs.c.state != JobState.FINISHED.value, which)
     found = conn.execute(select(jobs.c.id, jobs.c.attempt).where(*guard).order_by(jobs.c.id)).all()
     for row in found:
         conn.execute(update(jobs).where(jobs.c.id == row.id).values(paused_by=value))

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Row
 from orchestrator.errors import StaleAttempt
 from orchestrator.registry import jobs as job_verbs
 from orchestrator.registry import usage
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import jobs, leases, reservations, runs
 from orchestrator.settings import Policy
 from orchestrator.states import LIVE, JobState
@@ -199,7 +200,7 @@ def _charge(conn: Connection, which: Sequence[Any], *, since: float, until: floa
 
 def _reserved(conn: Connection, ids: Collection[int]) -> dict[int, list[str]]:
     """run -> the person who holds it as a reservation."""
-    query = select(reservations.c.run_id, reservations.c.user).where(reservations.c.run_id.in_(list(ids)))
+    query = select(reservations.c.run_id, reservations.c.user).where(among(reservations.c.run_id, ids))
     return {row.run_id: [row.user] for row in conn.execute(query)} if ids else {}
 
 
@@ -244,7 +245,7 @@ def live_slots(conn: Connection, host: str) -> tuple[int, ...]:
 def _hosted(conn: Connection, ids: Collection[int]) -> dict[int, list[Any]]:
     """The jobs whose last run these are, by run: live ones and those that have left and not started anew."""
     found: dict[int, list[Any]] = {}
-    query = select(jobs.c.id, jobs.c.user, jobs.c.run_id, jobs.c.state).where(jobs.c.run_id.in_(list(ids)))
+    query = select(jobs.c.id, jobs.c.user, jobs.c.run_id, jobs.c.state).where(among(jobs.c.run_id, ids))
     for row in conn.execute(query.order_by(jobs.c.id)) if ids else ():
         found.setdefault(row.run_id, []).append(row)
     return found

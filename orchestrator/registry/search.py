@@ -17,13 +17,14 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection, FromClause
 
 from orchestrator.data.where import HINT, All, AnyOf, Compare, Condition, Not, parse
-from orchestrator.errors import BadInput
+from orchestrator.errors import BadInput, did_you_mean
+from orchestrator.recipe.scores import TELLING, TRAIN
 from orchestrator.registry.metrics import BASE
-from orchestrator.registry.names import did_you_mean
+from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import artifacts, dataset_versions, datasets, jobs, latest_metrics
 
 #: `metrics.bleu` is the test split's, else the validation split's, else what training reports.
-SPLITS = ("test", "validation", "train")
+SPLITS = (*TELLING, TRAIN)
 _TEXT, _NUMBER, _TIME = "text", "number", "time"
 
 
@@ -51,7 +52,7 @@ def find(
     """Ids in the order asked for (default: newest first). Raises BadInput for what cannot be understood."""
     conditions = [] if not where.strip() else [_compiled(parse(where))]
     if ids is not None:
-        conditions.append(jobs.c.id.in_(list(ids)))
+        conditions.append(among(jobs.c.id, ids))
     order = [_order(key) for key in sort]
     query = sa.select(jobs.c.id).select_from(_FROM).where(*conditions)
     total = connection.execute(sa.select(sa.func.count()).select_from(query.subquery())).scalar()
@@ -63,7 +64,7 @@ def find(
 def values(connection: Connection, ids: Sequence[int], names: Sequence[str]) -> dict[int, dict[str, Any]]:
     """Some fields of some jobs. Raises BadInput for a name that there is not."""
     columns = [field_of(name).column.label(f"c{number}") for number, name in enumerate(names)]
-    query = sa.select(jobs.c.id, *columns).select_from(_FROM).where(jobs.c.id.in_(list(ids)))
+    query = sa.select(jobs.c.id, *columns).select_from(_FROM).where(among(jobs.c.id, ids))
     return {row[0]: dict(zip(names, row[1:], strict=True)) for row in connection.execute(query)}
 
 

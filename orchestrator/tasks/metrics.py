@@ -1,4 +1,4 @@
-"""Scores of predictions, by the libraries that papers use. Higher is better for all but `SMALLER_IS_BETTER`.
+"""Scores of predictions, by the libraries that papers use. Higher is better, but for perplexity.
 
 sacrebleu, rouge-score and scikit-learn load when a score needs them: scikit-learn alone takes about a second.
 """
@@ -208,8 +208,6 @@ METRICS: dict[str, Metric] = {
     "tag_accuracy": tag_accuracy,
     "perplexity": perplexity,
 }
-
-SMALLER_IS_BETTER = frozenset({"perplexity"})
 
 
 def _rouge(kind: str, predictions: Predictions, references: References) -> float:

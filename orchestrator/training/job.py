@@ -20,10 +20,10 @@ from orchestrator.recipe import methods as recipe_methods
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe, Train
+from orchestrator.recipe.scores import smaller_is_better
 from orchestrator.recipe.starts import LabelsInit
 from orchestrator.recipe.tasks import fixed_words
 from orchestrator.recipe.trained import trained_weights, trains_nothing
-from orchestrator.tasks.metrics import SMALLER_IS_BETTER
 from orchestrator.tasks.template import parse
 from orchestrator.training.best import Best
 from orchestrator.training.checkpoint import (
@@ -166,7 +166,7 @@ class TrainedJob:
         self.evaluated = self.step
         if self.recipe.train.keep == "best":
             name = self.recipe.task.metrics[0]
-            self.best.note(self.step, values[name], self._trained(), smaller=name in SMALLER_IS_BETTER)
+            self.best.note(self.step, values[name], self._trained(), smaller=smaller_is_better(name))
 
     def take_best(self) -> None:
         """Go back to the best evaluation's tensors, where the recipe keeps them."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from orchestrator.events import LAST_WORDS, EventWriter, read_events
+from orchestrator.events import KINDS, LAST_WORDS, EventWriter, events_of
 from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
 from orchestrator.settings import without_secrets
@@ -183,7 +183,7 @@ def earlier_points(spec: JobSpec, resumed_from: int) -> list[Point]:
     if resumed_from == 0:
         return []
     found: dict[int, dict[str, float]] = {}
-    for event in read_events(JobPaths(Path(spec.folder)).events)[0]:
+    for event in events_of(JobPaths(Path(spec.folder)).events, KINDS):
         point = point_of(event, resumed_from) if event["attempt"] < spec.attempt else None
         if point is not None and point.step <= resumed_from:
             found.setdefault(point.step, {}).update(point.values)

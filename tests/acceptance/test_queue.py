@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,9 @@ class Box:
         self.registry = open_registry(home)
         self.workers: list[subprocess.Popen[str]] = []
 
-    def worker(self, slots: int = 2, *, until_idle: bool = False) -> subprocess.Popen[str]:
-        command = [*WORKER, str(slots), *(["until-idle"] if until_idle else [])]
+    def worker(self, slots: int = 2, *, until_idle: bool = False, inside: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """`inside`: what starts it."""
+        command = [*inside, *WORKER, str(slots), *(["until-idle"] if until_idle else [])]
         self.workers.append(
             subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -210,7 +210,7 @@ def test_a_claim_whose_worker_died_before_it_could_start_anything(box: Box, boot
     job_id, waiting = add_jobs(box.registry, 2)
     with box.registry.write() as conn:
         conn.exec_driver_sql("UPDATE jobs SET submitted_at = 1.0")  # long before this machine was started
-        host = socket.gethostname()
+        host = box.registry.box
         number = workers.register(conn, host=host, pid=1, pid_started=1, boot_id=boot, slots=["cpu:0"], at=1.0)
         assert runs.claim(conn, job_id, 0, ["cpu:0"], Claimant(number, host, boot), token="lost", at=1.0)
     box.work_until_idle()

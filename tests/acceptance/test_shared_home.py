@@ -68,7 +68,7 @@ def test_each_sees_both_under_the_names_of_their_accounts(team: Team) -> None:
 
 WRITES_AND_DIES = """
 import os
-from orchestrator.cli.output.views import open_registry
+from orchestrator.cli.common import open_registry
 from orchestrator.registry import controls
 from orchestrator.sharing import keep_to_the_group
 registry = open_registry()

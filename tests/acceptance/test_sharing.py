@@ -246,6 +246,16 @@ def test_pause_and_resume_the_queue_and_single_jobs(box: Box, ptq: Any) -> None:
     box.until(second, JobState.FINISHED)
 
 
+def test_a_job_that_runs_is_not_said_to_be_paused(box: Box, ptq: Any) -> None:
+    [job_id] = add_jobs(box.registry)
+    with box.registry.write() as conn:
+        conn.exec_driver_sql("UPDATE jobs SET state = 'running'")
+    said = f"job {job_id} is running and goes on; should it stop, only `ptq resume {job_id}` starts it again\n"
+    assert ptq("pause", str(job_id)) == said
+    assert ptq("pause", str(job_id)) == ""  # a note on standard error
+    assert ptq("resume", str(job_id)) == f"job {job_id} resumed\n"
+
+
 def test_a_drained_worker_ends_what_runs_and_leaves(box: Box, ptq: Any) -> None:
     [running] = add_jobs(box.registry, behaviour="held")
     worker = box.worker()

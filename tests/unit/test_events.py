@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.events import KINDS, EventWriter, NoEvents, read_events
+from orchestrator.events import KINDS, EventWriter, NoEvents, events_of, read_events
 
 
 def written(path: Path, *steps: int, attempt: int = 1) -> None:
@@ -46,10 +46,31 @@ def test_after_a_kill_at_any_byte_all_whole_events_are_read(cut: int, garbage: b
     path.write_bytes(whole + garbage.replace(b"\n", b""))
     before = [e["step"] for line in whole.splitlines(keepends=True) if line.endswith(b"\n") for e in [json.loads(line)]]
     assert steps(path) == before  # the torn line is left for later
+    assert [event["step"] for event in events_of(path, {"checkpoint"})] == before
     written(path, 4, attempt=2)
+    assert [event["step"] for event in events_of(path, {"checkpoint"})] == steps(path)
     assert steps(path)[-1] == 4
     assert [step for step in steps(path) if step < 4][: len(before)] == before
     assert len(steps(path)) <= len(before) + 2  # a whole line that only lacked its newline is an event
+
+
+def test_some_kinds_and_not_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    with EventWriter(path, 1) as events:
+        for step in range(20):
+            events.write("progress", step=step, steps=20, tokens_per_second=1.0)
+            events.write("warning", message='no "checkpoint" could be written')
+            events.write("checkpoint", step=step)
+    assert [event["step"] for event in events_of(path, {"checkpoint"})] == list(range(20))
+    assert {event["kind"] for event in events_of(path, {"progress", "warning"})} == {"progress", "warning"}
+    assert list(events_of(tmp_path / "nothing", {"progress"})) == []
+    for most in (1, 100, 1000, 1 << 20):
+        found, offset = [], 0
+        while (part := read_events(path, offset, most=most))[0]:
+            assert part[1] - offset <= most + 200
+            offset = part[1]
+            found += part[0]
+        assert (found, offset) == read_events(path)
 
 
 def test_a_reader_that_follows_sees_every_event_once(tmp_path: Path) -> None:

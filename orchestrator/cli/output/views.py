@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.output import render
 from orchestrator.dispatch.lock import holder
+from orchestrator.dispatch.running.processes import boot_id
 from orchestrator.dispatch.scheduling.admission import default_limits
 from orchestrator.dispatch.scheduling.box import Host, Slot
 from orchestrator.dispatch.scheduling.fusing import Facts
@@ -17,12 +18,13 @@ from orchestrator.dispatch.scheduling.line import Line
 from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.survey import Survey, survey
 from orchestrator.errors import BadInput
+from orchestrator.recipe.scores import SCORED, TELLING, TRAIN
 from orchestrator.registry import jobs, metrics, runs, workers
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.queue import count_queued
 from orchestrator.registry.reservations import Reservation
 from orchestrator.registry.storage.engine import Registry
-from orchestrator.settings import Policy, load_policy, load_settings
+from orchestrator.settings import Policy, load_policy
 from orchestrator.states import LIVE, JobState
 
 if TYPE_CHECKING:
@@ -55,10 +57,6 @@ class Queue:
     now: float = 0.0
 
 
-def open_registry(*, create: bool = False) -> Registry:
-    return Registry.open(load_settings(), create=create)
-
-
 def one_job(registry: Registry, reference: str) -> Job:
     """The job that a person names. Raises NotFound, BadInput for a group of several."""
     with registry.read() as conn:
@@ -73,7 +71,7 @@ def worker_is_here(registry: Registry) -> bool:
         return True
     with registry.read() as conn:
         elsewhere = workers.present(conn, now=time.time())
-    return any(worker.host != _host() for worker in elsewhere)
+    return any(worker.boot_id != boot_id() for worker in elsewhere)  # a lock is seen on its own machine
 
 
 def look(
@@ -285,19 +283,19 @@ def progress_of(job: Job) -> str:
 
 def leading_metric(job: Job, numbers: Metrics) -> str:
     """The recipe's first metric on test or validation rows, else what there is, else the training loss."""
-    for split in ("test", "validation", "train"):
+    for split in (*TELLING, TRAIN):
         values = numbers.get(split, {})
         wanted = [*job.recipe["task"].get("metrics", []), "loss"]
         for name in wanted:
             if values.get(name) is not None:
-                return f"{name if split != 'train' else 'train ' + name} {values[name]:.4g}"
+                return f"{name if split != TRAIN else 'train ' + name} {values[name]:.4g}"
     return ""
 
 
 def comparison(numbers: Metrics) -> list[tuple[str, str, float | None, float | None]]:
     """(split, metric, tuned, untuned base) for every split that was evaluated."""
     rows = []
-    for split in ("validation", "test"):
+    for split in SCORED:
         tuned, base = numbers.get(split, {}), numbers.get(f"{metrics.BASE}{split}", {})
         rows += [(split, name, tuned.get(name), base.get(name)) for name in dict.fromkeys([*tuned, *base])]
     return rows
@@ -339,9 +337,3 @@ def _slot(name: str, lease: runs.Lease | None) -> dict[str, Any]:
         "since": lease.since,
         "detail": several if len(lease.jobs) > 1 else one if lease.jobs else f"run {lease.run_id}, no job in it now",
     }
-
-
-def _host() -> str:
-    import socket
-
-    return socket.gethostname()

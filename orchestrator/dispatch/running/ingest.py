@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StaleAttempt
@@ -16,6 +16,9 @@ from orchestrator.states import JobState
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
+
+
+AT_ONCE = 8 << 20  #: bytes of events, some 30,000 steps: one transaction
 
 
 @dataclass
@@ -32,31 +35,37 @@ class News:
 
 
 def take_in(registry: Registry, job: Job, *, actor: str, at: float) -> News | None:
-    """Bring the registry up to date with the job's events; what is new, or None.
+    """Bring the registry up to date with the job's events; what is new (of a long part, its end), or None.
 
-    Numbers and the new offset are one transaction: a worker that is killed in between has taken in nothing.
+    Numbers and the new offset are one transaction: a worker that is killed in between has taken in nothing of them.
     """
     path = registry.paths.job(job.id).events
     try:
         size = path.stat().st_size
     except FileNotFoundError:
         return None
-    start = job.events_offset if size >= job.events_offset else 0  # shorter: the folder was removed and made anew
-    events, offset = read_events(path, start)
-    if offset == job.events_offset:
-        return None
-    found = digest(events, job)
-    with registry.write() as conn:
-        try:
-            _store(conn, job, found, offset, actor=actor, at=at)
-        except StaleAttempt:
-            return None
-    return found
+    known = job.events_offset
+    start = known if size >= known else 0  # shorter: the folder was removed and made anew
+    found = None
+    while True:
+        events, offset = read_events(path, start, most=AT_ONCE)
+        if offset == known:
+            return found
+        found = digest(events, job, found)
+        with registry.write() as conn:
+            try:
+                _store(conn, job, found, offset, actor=actor, at=at)
+            except StaleAttempt:
+                return None
+        known = start = offset
 
 
-def digest(events: Sequence[Mapping[str, Any]], job: Job) -> News:
-    """The events of the job's own attempt; an earlier attempt's late words do not count."""
-    found = News(step=job.step, steps=job.steps)
+def digest(events: Sequence[Mapping[str, Any]], job: Job, before: News | None = None) -> News:
+    """The events of the job's own attempt; an earlier attempt's late words do not count.
+
+    `before`: what the events before these have said.
+    """
+    found = News(step=job.step, steps=job.steps) if before is None else replace(before, points=[], warnings=[])
     for event in events:
         if event.get("attempt") != job.attempt:
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ CRASHES = frozenset(
 )
 
 
-def report(events: Sequence[Mapping[str, Any]], attempt: int) -> Report:
+def report(events: Iterable[Mapping[str, Any]], attempt: int) -> Report:
     """The last word of each kind, of this attempt only."""
     last = {str(event["kind"]): event for event in events if event.get("attempt") == attempt}
     artifact = last.get("artifact", {}).get("folder")

@@ -50,6 +50,14 @@ def boot_id() -> str:
         raise NoProc(hint="submit and look from here; train on a box with Linux") from None
 
 
+def pid_namespace() -> str:
+    """In which our pids count: a container's are its own. The same name within one boot is the same (namespaces(7))."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
 def booted_at() -> float:
     """When this machine was started, by its clock; 0.0 where that cannot be seen."""
     try:

@@ -30,13 +30,14 @@ from orchestrator.dispatch.running.outcome import (
     report,
     verdict,
 )
+from orchestrator.dispatch.running.places import clear_job_folder, clear_run_folder
 from orchestrator.dispatch.running.requests import request_leave, request_stop
 from orchestrator.dispatch.running.settle import settle
 from orchestrator.dispatch.running.start import ticket, time_limit, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.errors import PtqError, StaleAttempt
-from orchestrator.events import read_events
+from orchestrator.events import LAST_WORDS, events_of
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import RunPaths, read_json
 from orchestrator.registry import artifacts, history, jobs, runs
@@ -72,6 +73,8 @@ class Runs:
     _over_since: dict[int, float] = field(default_factory=dict)  #: run -> when its last process was seen to be gone
     _killed: set[int] = field(default_factory=set)  #: runs of which somebody lived when they were over
     _said: set[str] = field(default_factory=set)
+    _signs: signs.Signs = field(default_factory=signs.Signs)
+    _cleared: set[object] = field(default_factory=set)  #: runs, and (job, attempt), whose folders are theirs
 
     def open(self) -> list[Run]:
         with self.registry.read() as conn:
@@ -99,19 +102,23 @@ class Runs:
     def look_after(self, run: Run, *, at: float) -> None:
         """One look at one run; it never waits long."""
         paths = self.registry.paths.run(run.id)
+        if run.id not in self._cleared:
+            clear_run_folder(paths, run.id, run.token, say=self.log)
+            self._cleared.add(run.id)
         if paths.exit_record.exists():
             self._end(run, paths, at=at)
         elif run.boot_id != processes.boot_id():
             self._lose(run, paths, Reason.NODE_REBOOTED, "the machine was restarted", at=at)
-        elif (other := signs.others(paths)) is not None:
+        elif (other := self._signs.others(paths)) is not None:
             self.say(f"run {run.id} was started by the account with number {other}, and only that or root can end it")
-        elif signs.supervised(paths):
+        elif self._signs.supervised(paths):
             self._follow(run, paths, at=at)
         elif paths.supervisor.exists():
             self._lose(run, paths, Reason.WORKER_LOST, "the run's supervisor died", at=at)
-        elif self.started_here.get(run.id) in self.children and not paths.spec.exists():
-            self._lose(run, paths, Reason.WORKER_LOST, "somebody has removed the run's folder", at=at)
-        elif self.started_here.get(run.id) not in self.children and (give_up(paths) or not signs.supervised(paths)):
+        elif self.started_here.get(run.id) in self.children:  # it is on its way
+            if not paths.spec.exists():
+                self._lose(run, paths, Reason.WORKER_LOST, "somebody has removed the run's folder", at=at)
+        elif give_up(paths) or not self._signs.supervised(paths):
             # Its supervisor never introduced itself, and now it never can.
             reason = Reason.LAUNCH_FAILED if run.id in self.started_here else Reason.WORKER_LOST
             self._lose(run, paths, reason, "the run's supervisor did not start", at=at)
@@ -126,8 +133,14 @@ class Runs:
         if live and ending and not paths.stop_request.exists():
             request_stop(paths)
 
+    def _clear(self, run: Run, job: Job, *, at: float) -> None:
+        if (job.id, job.attempt) not in self._cleared:
+            clear_job_folder(self.registry, job, run.token, actor=self.actor, at=at, say=self.log)
+            self._cleared.add((job.id, job.attempt))
+
     def _follow_one(self, run: Run, paths: RunPaths, job: Job, ending: bool, *, at: float) -> None:
         """`ending`: every job of the run was cancelled. Then none is said to have ended before its processes have."""
+        self._clear(run, job, at=at)
         news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
         if ending:
             request_leave(self.registry.paths, job)
@@ -136,7 +149,7 @@ class Runs:
             return
         if job.state is JobState.STOPPING:
             request_leave(self.registry.paths, job)  # whoever cancelled it may have been killed before saying so
-        if not self._arrived(paths, job):
+        if not self._arrived(run, paths, job):
             self._settle(run, job, not_joined(cancelled=_cancelled(job)), Report(), at=at)
 
     def _alone(self, run: Run, job: Job, action: Callable[[], None], *, at: float) -> bool:
@@ -178,14 +191,14 @@ class Runs:
         self._settle(run, job, ending, told, at=at)
         return True
 
-    def _arrived(self, paths: RunPaths, job: Job) -> bool:
+    def _arrived(self, run: Run, paths: RunPaths, job: Job) -> bool:
         """Whether the run has the job or can still be given it: a worker may die between a claim and its ticket."""
         if not paths.joined.exists():  # a run of an earlier version of ptq, which has one job
             return True
         mine = ticket(self.registry.paths, job)
         try:
             if not mine.arrived(paths):
-                write_job(self.registry.paths, job)
+                write_job(self.registry.paths, job, run.token)
             return mine.deliver(paths)
         except OSError:
             return False
@@ -217,6 +230,8 @@ class Runs:
         at: float,
     ) -> None:  # fmt: skip
         lost_folder = self._folder_is_lost(paths, job)
+        if not lost_folder:
+            self._clear(run, job, at=at)
         news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
         self._followed.discard((job.id, job.attempt))
         if not lost_folder and self._has_left(run, job, news, at=at):
@@ -246,7 +261,7 @@ class Runs:
 
         The supervisor itself, which has written its last word, holds nothing. Who survives KILL keeps the slots.
         """
-        own = {read_json(paths.supervisor)["pid"]} if signs.supervised(paths) else set()
+        own = {read_json(paths.supervisor)["pid"]} if self._signs.supervised(paths) else set()
         left = processes.members(run.token) - own
         if left:
             if run.id in self._killed:
@@ -292,6 +307,8 @@ class Runs:
 
     def _lose(self, run: Run, paths: RunPaths, reason: Reason, message: str, *, at: float) -> None:
         """A run without a supervisor: end what it left, then let its jobs be tried again."""
+        if self._signs.is_out_of_sight(paths) and not paths.stop_request.exists():
+            request_stop(paths, "preempt")  # whoever cannot be reached ends by himself, should he live after all
         left = processes.kill_until_gone(lambda: processes.members(run.token), timeout=KILL_SECONDS)
         if left or not self._nobody_lives(run, paths):
             return
@@ -311,11 +328,13 @@ class Runs:
                 conn, run.id, exit_record=record, at=at, used_until=used_until, half_life=self.half_life
             )  # fmt: skip
         self._over_since.pop(run.id, None)
+        self._cleared.discard(run.id)
 
     def _lose_one(self, run: Run, job: Job, reason: Reason, message: str, *, at: float) -> None:
         if self._folder_is_lost(self.registry.paths.run(run.id), job):
             self._start_anew(run, job, at=at)
             return
+        self._clear(run, job, at=at)
         news = take_in(self.registry, job, actor=f"run:{run.id}", at=at)
         self._followed.discard((job.id, job.attempt))
         if self._has_left(run, job, news, at=at):  # it had ended before its run was lost
@@ -349,6 +368,7 @@ class Runs:
     def _write(self, conn: Connection, run: Run, job: Job, ending: Ending, *, at: float) -> None:
         detail = {"run": run.id, "crashed_with": list(ending.crashed_with) or None}
         settle(conn, job, ending, actor=self.actor, at=at, detail=detail)
+        self._cleared.discard((job.id, job.attempt))
 
     def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
         """Artifact and success are one transaction; the files are copied before it."""
@@ -361,8 +381,7 @@ class Runs:
 
     def _told(self, job: Job) -> tuple[Report, list[str]]:
         folder = self.registry.paths.job(job.id)
-        events, _ = read_events(folder.events)
-        told = report(events, job.attempt)
+        told = report(events_of(folder.events, LAST_WORDS), job.attempt)
         if told.artifact is None:
             return told, []
         if Path(told.artifact) != folder.artifact(job.attempt):  # nothing else is taken for what the job has left

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, run_environment
+from orchestrator.dispatch.running.places import own_job_folder
 from orchestrator.dispatch.running.processes import TOKEN
 from orchestrator.dispatch.scheduling.admission import Limits
 from orchestrator.dispatch.scheduling.fusing import cost_name
@@ -41,17 +42,18 @@ def start_run(
     """
     spec = run_spec(paths, found, claim, slots, how, key=key)
     run = paths.run(claim.run_id)
+    spec.write(run.spec)  # first: it says whose the folder is
     for job in found:  # as if they had joined: one way to know who is in a run
         write_json(run.joined / ticket(paths, job).name, asdict(ticket(paths, job)))
     if spec.fuse_key is not None:
         run.inbox.mkdir(parents=True, exist_ok=True)
-    spec.write(run.spec)
     return spawn_supervisor(run, spec, how.command(spec, run))
 
 
-def write_job(paths: HomePaths, job: Job) -> None:
-    """What the training program is told of the job in its present attempt."""
+def write_job(paths: HomePaths, job: Job, run: str) -> None:
+    """What the training program is told of the job in its present attempt; `run`: the token of its run."""
     folder = paths.job(job.id)
+    own_job_folder(folder, job, run)
     if not folder.recipe.exists():
         write_atomic(folder.recipe, job.source)
     name, _, version = job.dataset.rpartition("@")

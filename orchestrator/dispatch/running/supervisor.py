@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 def introduce(paths: RunPaths) -> bool:
     """Publish supervisor.json, exclusively: False when somebody has already taken that name (see `give_up`)."""
     return _create(paths, {
-        "pid": os.getpid(), "started": processes.start_time(os.getpid()),
+        "pid": os.getpid(), "started": processes.start_time(os.getpid()), "pids": processes.pid_namespace(),
         "boot_id": processes.boot_id(), "session": os.getsid(0), "uid": os.getuid(),
     })  # fmt: skip
 

@@ -126,8 +126,7 @@ def restore(settings: Settings, source: Path, *, now: float) -> int:
 def _refuse_remains(paths: HomePaths, target: Path) -> None:
     """A registry, its write-ahead log, or folders of jobs and runs: their numbers would be given again to others."""
     logs = [target.with_name(f"{REGISTRY_FILE}{suffix}") for suffix in ("-wal", "-shm")]
-    folders = [folder for folder in (paths.jobs, paths.runs) if folder.is_dir() and any(folder.iterdir())]
-    for found in [path for path in (target, *logs) if path.exists()] + folders:
+    for found in [path for path in (target, *logs) if path.exists()] + paths.numbered():
         what = "there is a registry here already" if found == target else "this is left of another registry"
         raise BadInput(what, where=str(found), hint="set PTQ_HOME to an empty folder")
 

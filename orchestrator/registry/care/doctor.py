@@ -52,7 +52,8 @@ def examine(
     found += list(_bases(registry, hashes))
     found += list(_jobs(registry))
     found += list(_latest(registry, fix))
-    return found + list(_garbage(registry, now))
+    found += list(_garbage(registry, now))
+    return found + list(_set_aside(registry))
 
 
 def _database(registry: Registry) -> Iterator[Finding]:
@@ -166,6 +167,12 @@ def _latest(registry: Registry, fix: bool) -> Iterator[Finding]:
 def _garbage(registry: Registry, now: float) -> Iterator[Finding]:
     for one in gc.find_garbage(registry, now=now):
         yield Finding(f"{one.why} ({one.bytes:,} bytes)", str(one.path), "`ptq gc` removes it", fault=False)
+
+
+def _set_aside(registry: Registry) -> Iterator[Finding]:
+    for folder in registry.paths.set_aside():
+        what = "was another registry's, or of a later time of this one; nobody reads it"
+        yield Finding(what, str(folder), "look at it, then remove it", fault=False)
 
 
 _FIX = "`ptq doctor --fix` mends it"

@@ -9,6 +9,7 @@ Above this folder nobody knows which database it is.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from orchestrator.settings import REGISTRY_FILE, Settings
 
 #: How long a transaction waits for another process's write. Writes take milliseconds; a minute means that one hangs.
 BUSY_SECONDS = 60.0
+LOCAL = "localhost"
 
 
 class Registry:
@@ -58,6 +60,15 @@ class Registry:
         """The database, for messages (without a password)."""
         url = self._engine.url
         return str(url.database) if sqlite.is_sqlite(url) else url.render_as_string(hide_password=True)
+
+    @property
+    def box(self) -> str:
+        """The name under which this machine's runs and slots are entered.
+
+        A file serves one machine, whatever that is called today: its name may come from a network, or belong to a
+        container that is made anew each time. Where machines share a database, each goes by its own name.
+        """
+        return LOCAL if sqlite.is_sqlite(self._engine.url) else socket.gethostname()
 
     def exists(self) -> bool:
         """Whether the registry is there; raises RegistryUnusable when its schema is not the one known here."""
@@ -92,13 +103,18 @@ class Registry:
                 yield connection
 
     def create(self) -> bool:
-        """Make the registry if it is missing; False when it was there. Two processes may do this at the same time."""
+        """Make the registry if it is missing; False when it was there. Two processes may do this at the same time.
+
+        Raises RegistryUnusable also where jobs and runs of another one lie: their numbers would be given again.
+        """
         if self.exists():
             return False
         with self._translated():
             if sqlite.is_sqlite(self._engine.url):
-                made = sqlite.create_file(sqlite.file_of(self._engine.url))
+                file = sqlite.file_of(self._engine.url)
+                made = sqlite.create_file(file, first=lambda: refuse_remains(self.paths))
             else:
+                refuse_remains(self.paths)
                 made = _create_schema(self._engine)
         if not self.exists():
             raise RegistryUnusable("the registry was made and is gone again", where=self.where)
@@ -174,6 +190,18 @@ class Registry:
             raise
         except exc.DatabaseError as error:
             raise _unusable(str(error.orig), self.where) from error
+
+
+def refuse_remains(paths: HomePaths) -> None:
+    """Raises RegistryUnusable where folders of jobs or runs lie and no registry that knows them."""
+    found = paths.numbered()
+    if found:
+        names = " ".join(folder.name for folder in found)
+        raise RegistryUnusable(
+            "this is left of another registry; a new one would give its numbers to other jobs",
+            where=str(found[0]),
+            hint=f"put that registry back, set PTQ_HOME to an empty folder, or there: `mkdir old && mv {names} old/`",
+        )
 
 
 @dataclass(frozen=True)
@@ -270,5 +298,8 @@ _REFUSALS: dict[str, tuple[str, str]] = {
         "check that its folder exists and that you may write in it",
     ),
     "file is not a database": ("this file is not a database", "move it away, or set PTQ_HOME to another folder"),
-    "malformed": ("the database is damaged", "restore a copy; `sqlite3 registry.db .recover` saves what is readable"),
+    "malformed": (
+        "the database is damaged",
+        "`ptq restore BACKUP` makes a new home; `sqlite3 registry.db .recover` saves what is readable",
+    ),
 }

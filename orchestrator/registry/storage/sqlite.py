@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,17 @@ def in_memory() -> Engine:
     return sqlalchemy.create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
 
-def create_file(path: Path) -> bool:
-    """Make the registry file with its schema, whole or not at all; False when another process was faster."""
+def create_file(path: Path, *, first: Callable[[], None]) -> bool:
+    """Make the registry file with its schema, whole or not at all; False when another process was faster.
+
+    `first`: may refuse, when it is sure that nobody was.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _folder_lock(path.parent):
             if path.exists():
                 return False
+            first()
             _build(path)
     except OSError as error:
         raise RegistryUnusable(

@@ -132,6 +132,7 @@ jobs = Table(
     Column("not_before", Float, nullable=True),  #: a queued job that failed waits until then for its next try
     Column("queued_at", Float, nullable=True),  #: since when it waits, where that is not since submission
     Column("paused_by", String(100), nullable=True),  #: who keeps it from starting
+    Column("token", String(40), nullable=True),  #: no other job's, in any registry; None: before tokens were kept
     CheckConstraint("(state = 'finished') = (result IS NOT NULL)", name="result_when_finished"),
     Index(None, "state", "priority", "id"),
     Index(None, "state", "finished_at"),

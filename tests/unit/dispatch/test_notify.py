@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from queue_helpers import add_jobs, open_registry, wait_until
 
 from orchestrator.dispatch.notify import AGAIN_AFTER, Notifier
+from orchestrator.dispatch.telling import BY_WEBHOOK
 from orchestrator.registry import controls, jobs
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import Policy
@@ -200,3 +204,14 @@ def test_those_that_wait_for_their_next_try_silence_nobody(
     last = queue.ends()
     queue.tell(hook.policy)
     assert sorted(hook.told()) == [first, second, last]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/{}", "http://127.0.0.1:9 9/{}", "http://127.0.0.1:s3cret/{}"])
+def test_the_address_of_a_webhook_is_not_in_the_log(address: str) -> None:
+    """Who has it may post there."""
+    order = {"command": [], "webhook": address.format("s3cret?token=s3cret"), "facts": {"id": 1}}
+    command = [sys.executable, "-P", "-m", "orchestrator.dispatch.telling"]
+    told = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, check=False)
+    assert told.returncode == BY_WEBHOOK
+    assert "127.0.0.1" in told.stderr
+    assert "s3cret" not in told.stderr

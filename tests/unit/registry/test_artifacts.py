@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from orchestrator.manifest import write_manifest
 from orchestrator.paths import write_json
 from orchestrator.registry import artifacts
 from orchestrator.registry.artifacts import get_artifact, keep_artifact, list_artifacts, stage_artifact
+from orchestrator.registry.care.gc import collect
 from orchestrator.registry.storage import tables
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
@@ -136,3 +139,14 @@ def test_what_is_not_there(registry: Registry, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             get_artifact(registry, ref)
+
+
+def test_what_is_about_to_be_named_is_not_cleared_away(home: Path, tmp_path: Path) -> None:
+    """However long ago training wrote it: the disk may have been full for hours."""
+    registry = Registry.open(load_settings(), create=True)
+    registry.create()
+    folder = artifact_folder(tmp_path / "made")
+    os.utime(folder, (1.0, 1.0))
+    staged = stage_artifact(registry.paths, folder)
+    assert collect(registry, now=time.time()) == []
+    assert registry.paths.artifact(staged.digest).is_dir()

@@ -105,3 +105,28 @@ def test_without_numbers_there_is_nothing_to_compare(job: Job) -> None:
         compare([made(job, 1, 1)], {})
     with pytest.raises(BadInput, match="has the metric 'x'"):
         compare([made(job, 1, 1)], {1: scores(bleu=1.0)}, "x")
+
+
+def test_all_scores_are_on_the_rows_of_one_split(job: Job) -> None:
+    """A score on validation rows beside one on test rows says nothing."""
+    jobs = [made(job, 1, 1), made(job, 2, 1, length=5), made(job, 3, 1, length=9)]
+    on_validation = {"validation": {"bleu": 90.0}}
+    found = compare(jobs, {1: {"test": {"bleu": 60.0}}, 2: scores(bleu=70.0), 3: {"validation": {"loss": 1.0}}}, "bleu")
+    assert (found.split, found.elsewhere) == ("test", [])
+    found = compare(jobs, {1: {"test": {"bleu": 60.0}}, 2: {"test": {"bleu": 70.0}}, 3: on_validation})
+    assert (found.split, found.elsewhere) == ("test", [3])
+    assert [one.values.get("bleu", {}) for one in found.configurations] == [{1: 70.0}, {1: 60.0}, {}]
+    both = {"validation": {"bleu": 50.0, "loss": 2.0}}
+    found = compare(jobs, {1: both, 2: {**both, "test": {"bleu": 70.0}}, 3: on_validation})
+    assert (found.split, found.elsewhere) == ("validation", [])
+    assert [list(one.jobs.values()) for one in found.configurations] == [[3], [1], [2]]
+    found = compare(jobs, {1: both, 2: {"test": {"bleu": 70.0}}, 3: on_validation}, metric="loss")
+    assert (found.split, found.elsewhere) == ("validation", [])
+
+
+def test_a_score_is_named_with_the_job_that_has_it(job: Job) -> None:
+    jobs = [made(job, 1, 1), made(job, 7, 1), made(job, 8, 2), made(job, 9, 2)]
+    found = compare(jobs, {1: scores(bleu=0.9, loss=1.0), 8: scores(bleu=0.5, loss=3.0), 9: scores(bleu=0.4)})
+    (one,) = found.configurations
+    assert one.jobs == {1: 1, 2: 9}  # 7 has failed without a score
+    assert one.values == {"bleu": {1: 0.9, 2: 0.4}, "loss": {1: 1.0}}  # 9 has no loss, and does not borrow that of 8

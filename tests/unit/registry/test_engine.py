@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from registry_proofs import first_registry
 
 from orchestrator.errors import NotFound, RegistryUnusable
-from orchestrator.registry import metrics
+from orchestrator.registry import jobs, metrics, runs
 from orchestrator.registry.storage import migrations
 from orchestrator.registry.storage.engine import Migrated, Registry, migrate
 from orchestrator.registry.storage.migrate import configuration, upgrade
@@ -279,6 +279,29 @@ def test_an_older_registry_is_migrated_on_request_with_a_copy_first(settings: Se
         assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
         assert raw.execute("SELECT count(*) FROM metrics").fetchall() == [(3,)]
     raw.close()
+
+
+OPEN_RUNS = """
+INSERT INTO workers (id, host, pid, pid_started, boot_id, slots, started_at, heartbeat_at)
+VALUES (1, 'monday', 1, 1, 'b', '[]', 0, 0), (2, 'tuesday', 1, 1, 'b', '[]', 0, 0);
+INSERT INTO runs (id, worker_id, host, boot_id, token, started_at, ended_at) VALUES
+(1, 1, 'monday', 'b', 't1', 0, NULL), (2, 2, 'tuesday', 'b', 't2', 0, NULL), (3, 1, 'monday', 'b', 't3', 0, 1);
+INSERT INTO leases (id, run_id, host, slot, expires_at, released_at) VALUES
+(1, 1, 'monday', 'cpu:0', 9, NULL), (2, 1, 'monday', 'cpu:1', 9, NULL), (3, 2, 'tuesday', 'cpu:0', 9, NULL),
+(4, 3, 'monday', 'cpu:2', 5, 6);
+"""
+
+
+def test_runs_of_a_machine_that_was_called_otherwise_are_runs_of_this_one(settings: Settings, home: Path) -> None:
+    first_registry(home, OPEN_RUNS)
+    migrate(settings, now=0.0)
+    registry = Registry.open(settings)
+    with registry.read() as connection:
+        assert [run.id for run in runs.open_runs(connection, registry.box)] == [1, 2]
+        held = [(lease.slot, lease.run_id) for lease in runs.live_leases(connection, registry.box)]
+        assert held == [("cpu:0", 2), ("cpu:1", 1)]  # given away twice: to the later run
+        assert jobs.get_job(connection, 1).token is None
+    registry.close()
 
 
 @pytest.mark.parametrize("name", ["what?", "100%", "a#b", "名前"])

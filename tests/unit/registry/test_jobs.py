@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.errors import NotFound, StaleAttempt
-from orchestrator.registry import history, jobs, metrics, runs, workers
+from orchestrator.registry import history, jobs, metrics, runs, search, workers
 from orchestrator.registry.jobs import Move
 from orchestrator.registry.metrics import Point
+from orchestrator.registry.queue import pause
 from orchestrator.registry.runs import Claim, Claimant
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.states import LIVE, MOVES, JobResult, JobState, Reason
@@ -279,3 +281,16 @@ def test_names_that_people_type(registry: Registry) -> None:
         for wrong in ("3", "g2", "x", "0", "-1", "1; drop", "", "9" * 30):
             with pytest.raises(NotFound):
                 jobs.resolve(conn, [wrong])
+
+
+def test_more_ids_than_a_statement_binds(registry: Registry) -> None:
+    """SQLite takes 32,766 values; a queue may have had more jobs."""
+    ids = add_jobs(registry, 80)
+    with registry.write() as conn:
+        conn.connection.dbapi_connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 40)  # type: ignore[union-attr]
+        assert [job.id for job in jobs.list_jobs(conn, ids=ids)] == ids
+        assert len(jobs.list_jobs(conn)) == 80
+        assert set(jobs.endings(conn, ids)) == set(jobs.submitted(conn, ids)) == set(ids)
+        assert search.find(conn, ids=ids).total == len(search.values(conn, ids, ["name"])) == 80
+        assert metrics.latest(conn, ids) == history.crashes_in_company(conn, ids) == {}
+        assert pause(conn, ids, user="ada", at=1.0) == ids

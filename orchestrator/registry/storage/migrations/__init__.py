@@ -7,5 +7,5 @@ a test holds it equal to the files.
 from __future__ import annotations
 
 #: Every schema there has been, oldest first.
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 HEAD = REVISIONS[-1]
