@@ -92,7 +92,7 @@ class Bench:
 
 def write(paths: HomePaths, job: Any, attempt: int) -> None:
     """As a worker does before it starts a run."""
-    write_job(paths, replace(job, attempt=attempt))
+    write_job(paths, replace(job, attempt=attempt), run=f"run-{attempt}")
     RunSpec(attempt, "token", [str(paths.job(job.id).root)], 1, "cpu", [], None).write(paths.run(attempt).spec)
 
 
