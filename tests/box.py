@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -80,9 +81,6 @@ class Box:
     def job(self, job: int) -> dict[str, Any]:
         return next(j for j in self.json("status", str(job), "--json")["jobs"] if j["id"] == job)
 
-    def until_step(self, job: int, step: int) -> None:
-        until(lambda: (self.job(job)["progress"]["step"] or 0) >= step, f"step {step} of job {job}")
-
     def artifact(self, job: int) -> Path:
         found = [a for a in self.json("artifact", "list", "--json") if a["job_id"] == job]
         assert len(found) == 1, found
@@ -111,6 +109,29 @@ class Box:
     def processes_of(self, module: str) -> list[psutil.Process]:
         """Those that run a module of ours themselves (not the launcher, which only names it)."""
         return [p for p in self.processes() if runs_module(p, module)]
+
+    def halted(self, *moments: str) -> int:
+        """Let a training process halt at these moments of failpoints.py, one after the other; its pid at the last.
+
+        Needs PTQ_FAILPOINTS. What has halted before goes on first.
+        """
+        for moment in moments:
+            (Path(os.environ["PTQ_FAILPOINTS"]) / moment).write_text("SIGSTOP")
+            self.go_on()
+            until(lambda: bool(self._halted()), f"a process that halts when it has {moment}")
+        return self._halted()[0].pid
+
+    def go_on(self) -> None:
+        for process in self._halted():
+            os.kill(process.pid, signal.SIGCONT)
+
+    def _halted(self) -> list[psutil.Process]:
+        found = []
+        for process in self.processes_of("orchestrator.training.run"):
+            with contextlib.suppress(psutil.Error):
+                if process.status() == psutil.STATUS_STOPPED:
+                    found.append(process)
+        return found
 
     def kill(self, module: str, *, most: int | None = None) -> None:
         """kill -9 of all who run the module, or of the first `most`."""

@@ -4,45 +4,50 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from box import Box
+from box import Box, until
 
-STEPS = 1000
+STEPS = 120
 TASK = {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4}
-TRAIN = {"steps": STEPS, "batch_size": 4, "lr": 0.01, "checkpoint_every": 100, "eval_batch_size": 8}
+TRAIN = {"steps": STEPS, "batch_size": 4, "lr": 0.01, "checkpoint_every": 40, "eval_batch_size": 8}
+MIDWAY = ("training.checkpointed", "training.stepped")  #: a step behind a checkpoint: what comes again is compared too
 METHOD = {"type": "prompt-tuning", "length": 3}
 VICTIMS = ("orchestrator.cli.main", "orchestrator.dispatch.running.supervisor", "orchestrator.training.run")
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    home = tmp_path_factory.mktemp("kills") / "home"
-    home.mkdir()
-    made = Box.made(home)
+@pytest.fixture
+def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    for name in ("home", "failpoints"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("PTQ_FAILPOINTS", str(tmp_path / "failpoints"))
+    made = Box.made(tmp_path / "home")
     yield made
     made.close()
 
 
 def series(home: Path, job: int) -> list[tuple[int, float]]:
-    with sqlite3.connect(home / "registry.db") as connection:
+    with closing(sqlite3.connect(home / "registry.db")) as connection:
         wanted = "SELECT step, value FROM metrics WHERE job_id = ? AND split = 'train' AND name = 'loss' ORDER BY step"
         return connection.execute(wanted, (job,)).fetchall()
 
 
 def test_every_kill_ends_in_the_same_artifact(box: Box) -> None:
     recipe = box.recipe("kills", task=TASK, train=TRAIN, method=METHOD, resources={"fuse": "never"})
-    for job, victim in enumerate(VICTIMS, start=1):
+    for victim in VICTIMS:
         box.ok("submit", recipe)
         worker = box.start("worker", "--cpu-slots", "2")
-        box.until_step(job, 250)
+        halted = box.halted(*MIDWAY)
         box.kill(victim)
         if victim != VICTIMS[0]:
             # This worker sees the loss and starts the job again by itself; it too must not be needed for long.
-            box.until_step(job, 300)
+            until(lambda pid=halted: pid not in {p.pid for p in box.processes()}, "the end of the try")  # type: ignore[misc]
+            box.halted(MIDWAY[0])
             worker.kill()
         worker.wait()
+        box.go_on()
         box.work(slots=2)  # another worker takes over what goes on
     box.ok("submit", recipe)
     box.work(slots=2)
@@ -59,29 +64,25 @@ def test_every_kill_ends_in_the_same_artifact(box: Box) -> None:
     assert not box.processes()
 
 
-def test_one_killed_rank_of_two_ends_in_the_same_artifact(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    box = Box.made(tmp_path / "home")
-    try:
-        resources = {"gpus": 2, "fuse": "never"}
-        recipe = box.recipe("ranks", task=TASK, train=TRAIN, method=METHOD, resources=resources)
-        killed, undisturbed = 1, 2
-        box.ok("submit", recipe)
-        worker = box.start("worker", "--cpu-slots", "2", "--until-idle")
-        box.until_step(killed, 250)
-        box.kill("orchestrator.training.run", most=1)
-        assert worker.wait(timeout=250) == 0
-        box.ok("submit", recipe)
-        box.work(slots=2)
-        assert [(box.job(job)["result"], box.job(job)["attempt"]) for job in (killed, undisturbed)] == [
-            ("succeeded", 2),
-            ("succeeded", 1),
-        ]
-        expected = series(box.home, undisturbed)
-        assert [step for step, _ in expected] == list(range(1, STEPS + 1))
-        assert series(box.home, killed) == expected
-        prompts = [(box.artifact(job) / "prompt.safetensors").read_bytes() for job in (killed, undisturbed)]
-        assert prompts[0] == prompts[1]
-        assert not box.processes()
-    finally:
-        box.close()
+def test_one_killed_rank_of_two_ends_in_the_same_artifact(box: Box) -> None:
+    resources = {"gpus": 2, "fuse": "never"}
+    recipe = box.recipe("ranks", task=TASK, train=TRAIN, method=METHOD, resources=resources)
+    killed, undisturbed = 1, 2
+    box.ok("submit", recipe)
+    worker = box.start("worker", "--cpu-slots", "2", "--until-idle")
+    box.halted(*MIDWAY)
+    box.kill(VICTIMS[2], most=1)
+    box.go_on()
+    assert worker.wait(timeout=250) == 0
+    box.ok("submit", recipe)
+    box.work(slots=2)
+    assert [(box.job(job)["result"], box.job(job)["attempt"]) for job in (killed, undisturbed)] == [
+        ("succeeded", 2),
+        ("succeeded", 1),
+    ]
+    expected = series(box.home, undisturbed)
+    assert [step for step, _ in expected] == list(range(1, STEPS + 1))
+    assert series(box.home, killed) == expected
+    prompts = [(box.artifact(job) / "prompt.safetensors").read_bytes() for job in (killed, undisturbed)]
+    assert prompts[0] == prompts[1]
+    assert not box.processes()
