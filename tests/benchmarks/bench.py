@@ -37,7 +37,7 @@ TOKENS = (32, 128, 512)
 LENGTHS = (20, 100)
 FUSED = [
     Shape("1M", 20, 32, 4, 100),
-    Shape("1M", 20, 32, 16, 100),
+    Shape("1M", 20, 32, 16, 100, in_turn=4),
     Shape("1M", 20, 32, 64, 40, in_turn=4),
     Shape("1M", 100, 128, 16, 20, in_turn=4),
     Shape("22M", 20, 32, 4, 10),

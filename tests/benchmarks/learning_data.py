@@ -130,8 +130,7 @@ def base_recipes() -> dict[str, dict[str, Any]]:
 
 
 def _english() -> dict[str, Any]:
-    """Read for half a minute: what 32 rows teach is the question here."""
-    return _shipped("superglue") | {"train": {"steps": 60, "batch_size": 6, "lr": 2e-3, "warmup": 10}}
+    return _shipped("superglue") | {"pretrain": "english"}
 
 
 def _shipped(folder: str) -> dict[str, Any]:

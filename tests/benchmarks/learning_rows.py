@@ -48,8 +48,10 @@ class Plan:
         return self.method["type"] in ("fine-tuning", "lm-adapt", "autoprompt", "pet")
 
     def recipe(self, seed: int) -> Settings:
-        said = self._said()
-        return {"name": f"{self.name}-seed-{seed}", **said, "train": said["train"] | {"seed": seed}}
+        said, task = self._said(), self.task
+        if "vocabulary" in task:  # wherever the data lies, the row is the same
+            task = task | {"vocabulary": str(real_data("lama") / task["vocabulary"])}
+        return {"name": f"{self.name}-seed-{seed}", **said, "task": task, "train": said["train"] | {"seed": seed}}
 
     def _said(self) -> Settings:
         train = {"baseline": False, "eval_batch_size": 64, "checkpoint_every": 1000, **self.train}
@@ -221,19 +223,17 @@ CHOICES: dict[str, tuple[str, str, Settings, int]] = {
 
 def choice_rows() -> list[Plan]:
     found = []
-    train = {"steps": 30, "batch_size": 8, "warmup": 3, "eval_batch_size": 32}
+    train = {"steps": 150, "batch_size": 8, "warmup": 5, "eval_batch_size": 32}
     for name, (plain, slots, choice, limit) in CHOICES.items():
         rows: list[tuple[str, str, Settings, Settings]] = [
             ("prompt design", plain, DESIGN, {"eval_batch_size": 32}),
-            ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 3e-3}),
+            ("P-tuning, n 4", slots, {"type": "p-tuning"}, train | {"lr": 1e-2}),
             ("fine-tuning", plain, FINE_TUNING, train | {"lr": 5e-4}),
         ]
         for row, text, method, change in rows:
             task = {"type": "classify", "input": text, "max_input_tokens": limit, **choice}
             seeds = SEEDS if "steps" in change else ONE
-            found.append(
-                Plan(f"FewGLUE {name}", row, "small-english", f"{name.lower()}-rows", task, method, change, seeds)
-            )
+            found.append(Plan(f"FewGLUE {name}", row, "english", f"{name.lower()}-rows", task, method, change, seeds))
     return found
 
 
@@ -243,7 +243,7 @@ def multirc_rows() -> list[Plan]:
         "metrics": ["positive_f1", "group_exact_match"],
     }  # fmt: skip
     return [
-        _headed("FewGLUE MultiRC", "multirc-few", said, row, method, {**change, "steps": 10})
+        _headed("FewGLUE MultiRC", "multirc-few", said, row, method, {**change, "steps": 60})
         for row, method, change in ON_MINILM
     ]
 
@@ -251,7 +251,10 @@ def multirc_rows() -> list[Plan]:
 # ---- [MASK] in masked bases that are pretrained here
 
 
-CLOZE: Settings = {"type": "cloze", "target": "{obj_label}", "max_input_tokens": 40}
+CLOZE: Settings = {
+    "type": "cloze", "target": "{obj_label}", "max_input_tokens": 40,
+    "vocabulary": "common_vocab_cased.txt",
+}  # fmt: skip
 CLOZE_TRAIN: Settings = {"steps": 200, "batch_size": 16, "warmup": 5}
 CLOZE_PROMPTS: Settings = CLOZE_TRAIN | {"lr": 3e-2}
 
@@ -278,7 +281,7 @@ def lama_rows() -> list[Plan]:
 
 
 def prompt_lengths() -> list[Plan]:
-    return [_cloze(f"n {n}", {"type": "prompt-tuning", "length": n}, "prompt length") for n in (1, 6, 20, 60)]
+    return [_cloze(f"n {n}", {"type": "prompt-tuning", "length": n}, "prompt length") for n in (1, 6, 20, 40)]
 
 
 def prompt_starts() -> list[Plan]:
