@@ -6,7 +6,6 @@ Both are reservations with a holder: they end when the command gives them back, 
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -39,7 +38,7 @@ def ask(registry: Registry, count: int, *, seconds: float, note: str) -> int:
 
 def take(registry: Registry, count: int, *, seconds: float, note: str) -> int:
     """The same where no worker would give cards: free ones, at once. Raises NoFreeGpu, NoGpu."""
-    now, host = time.time(), socket.gethostname()
+    now, host = time.time(), registry.box
     check_possible(registry, count, user=registry.settings.user, now=now)
     gpus = _gpus(gpu_source(registry.settings))
     with registry.write() as conn:
@@ -69,7 +68,7 @@ def check_granted(registry: Registry, visible: Sequence[str]) -> None:
         if visible[0] not in {str(gpu.index), gpu.uuid}:
             continue
         with registry.read() as conn:
-            held = {lease.slot: lease for lease in runs.live_leases(conn, socket.gethostname())}
+            held = {lease.slot: lease for lease in runs.live_leases(conn, registry.box)}
             mine = {one.run_id for one in reservations.unfinished(conn) if one.uid == uid}
         lease = held.get(gpu.slot)
         others = sorted({process.user for process in gpu.processes if process.user not in {"", user}})
