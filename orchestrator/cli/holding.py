@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.registry.storage.engine import Registry
 
 POLL = 0.3
+NOTE = 40  #: characters of a command line that `ptq status` has room for
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def holding(registry: Registry, count: int, *, seconds: float, note: str, cards:
     in_line = hold.gives_cards(registry) if cards else worker_is_here(registry)
     # Between the entry and the wait a signal leaves the entry behind: whoever looks next finds its process gone.
     with ended_by(_leave, (signal.SIGHUP, signal.SIGTERM)):
-        number = (hold.ask if in_line else hold.take)(registry, count, seconds=seconds, note=note)
+        shown = textwrap.shorten(note, NOTE, placeholder=" …")
+        number = (hold.ask if in_line else hold.take)(registry, count, seconds=seconds, note=shown)
         try:
             names = slots_of(registry, wait_for(registry, number, []))
             render.note(f"reservation r{number}: {', '.join(names)} for as long as this runs")
