@@ -144,7 +144,8 @@ def test_the_doctor_says_what_torch_sees_of_the_cards(
 
 def test_the_program_that_the_doctor_starts_says_what_torch_sees() -> None:
     found = box._what_torch_sees()
-    assert found["torch"] == metadata.version("torch")
+    version = metadata.version("torch")  # PyPI's CUDA build leaves `+cu130` out here
+    assert found["torch"].partition("+")[0] == version.partition("+")[0]
     assert bool(found["gpus"]) is not bool(found["why_none"])
 
 
