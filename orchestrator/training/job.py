@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -19,7 +18,7 @@ from orchestrator.paths import JobPaths
 from orchestrator.recipe import methods as recipe_methods
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.methods import Method
-from orchestrator.recipe.schema import JobRecipe, Train
+from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.scores import smaller_is_better
 from orchestrator.recipe.starts import LabelsInit
 from orchestrator.recipe.tasks import fixed_words
@@ -43,7 +42,7 @@ from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
-from orchestrator.training.optimizers import build_optimizer
+from orchestrator.training.optimizers import optimizer_of
 from orchestrator.training.order import Passes, mixed_seed, total_steps
 from orchestrator.training.own_files import with_own_files
 from orchestrator.training.pattern_weights import Patterns
@@ -127,7 +126,7 @@ class TrainedJob:
             method=method,
             head=head,
             weights=weights,
-            optimizer=_optimizer(recipe, method, head, weights),
+            optimizer=optimizer_of(recipe.train, method, head, weights),
             steps=0 if trains_nothing(recipe) else total_steps(recipe.train, len(rows)),
             mixed=None if recipe.train.mixture is None else MixedTasks(recipe.train.mixture, rows),
             hidden=hidden,
@@ -399,26 +398,3 @@ def _new_head(objective: Objective, seed: int, host: BaseHost, device: torch.dev
     with seeded(mixed_seed(seed, 2), device):
         head = objective.head(host)
     return None if head is None else head.to(device)
-
-
-def _optimizer(
-    recipe: JobRecipe, method: TunedMethod, head: nn.Module | None, weights: OwnWeights | None
-) -> optim.Optimizer | None:
-    train = recipe.train
-    groups: list[dict[str, Any]] = [{"params": [p for p in method.parameters() if p.requires_grad], "lr": train.lr}]
-    if head is not None:
-        groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
-    if weights is not None:
-        groups += _groups_of_base(train, weights.parameters)
-    groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
-    return build_optimizer(train.optimizer, groups, train.weight_decay) if groups else None
-
-
-def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Matrices decay; biases and the scales of norms do not (Devlin et al. 2019, and all code that followed)."""
-    decay = train.weight_decay if train.base_weight_decay is None else train.base_weight_decay
-    lr = train.base_lr or train.lr
-    if decay == 0:
-        return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
-    matrices, rest = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-    return [{"params": matrices, "lr": lr, "weight_decay": decay}, {"params": rest, "lr": lr, "weight_decay": 0.0}]

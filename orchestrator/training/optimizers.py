@@ -1,15 +1,41 @@
-"""The optimizers that a recipe may name."""
+"""The optimizers that a recipe may name, and what each of a job's parts is trained with."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from orchestrator.recipe import optimizers as recipe
+from orchestrator.recipe.schema import Train
+from orchestrator.tuning.methods import TunedMethod
+from orchestrator.tuning.own_weights import OwnWeights
+
+
+def optimizer_of(
+    train: Train, method: TunedMethod, head: nn.Module | None, weights: OwnWeights | None
+) -> optim.Optimizer | None:
+    """Over all that a job trains, each part at its own rate and decay; None: it trains nothing."""
+    groups: list[dict[str, Any]] = [{"params": [p for p in method.parameters() if p.requires_grad], "lr": train.lr}]
+    if head is not None:
+        groups.append({"params": list(head.parameters()), "lr": train.head_lr or train.lr})
+    if weights is not None:
+        groups += _groups_of_base(train, weights.parameters)
+    groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
+    return build_optimizer(train.optimizer, groups, train.weight_decay) if groups else None
+
+
+def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Matrices decay; biases and the scales of norms do not (Devlin et al. 2019, and all code that followed)."""
+    decay = train.weight_decay if train.base_weight_decay is None else train.base_weight_decay
+    lr = train.base_lr or train.lr
+    if decay == 0:
+        return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
+    matrices, rest = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    return [{"params": matrices, "lr": lr, "weight_decay": decay}, {"params": rest, "lr": lr, "weight_decay": 0.0}]
 
 
 def build_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.optimization import Adafactor as Factored
 
+from orchestrator.recipe.methods import PromptTuning
 from orchestrator.recipe.optimizers import Adafactor as Config
 from orchestrator.recipe.optimizers import AdamW
-from orchestrator.training.optimizers import Adafactor, build_optimizer
+from orchestrator.recipe.schema import Train
+from orchestrator.training.optimizers import Adafactor, build_optimizer, optimizer_of
+from orchestrator.tuning import BaseHost, build_method
+from orchestrator.tuning.own_weights import OwnWeights
 
 SHAPES = ((5, 8), (7,), (2, 3, 4))
 OPTIONS = {"decay": 0.8, "clipping_threshold": 1.0, "eps": 1e-30}
@@ -105,3 +110,21 @@ def test_adamw_takes_its_settings_from_the_recipe() -> None:
     config = AdamW(type="adamw", beta1=0.5, beta2=0.6, eps=1e-3)
     (group,) = build_optimizer(config, [{"params": [parameter], "lr": 0.1}], 0.2).param_groups
     assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.5, 0.6), 1e-3, 0.2)
+
+
+def test_matrices_of_the_base_decay_and_nothing_else_of_it(bases: dict[str, Path]) -> None:
+    """As every fine-tuning code since BERT's: biases and the scales of norms do not. The prompt decays as it says."""
+    base = BaseHost.load(bases["gpt2"], kind="causal")
+    weights = OwnWeights(base, "all")
+    method = build_method(PromptTuning(type="prompt-tuning", length=2), base, length=None, generator=torch.Generator())
+    train = Train(lr=0.1, base_lr=0.01, steps=1, weight_decay=0.2, base_weight_decay=0.5)
+    optimizer = optimizer_of(train, method, None, weights)
+    assert optimizer is not None
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(next(method.parameters()))] == 0.2
+    named = dict(base.model.named_parameters())
+    assert {name for name, p in named.items() if decays[id(p)] == 0} == {
+        name for name in named if name.endswith("bias") or "ln_" in name
+    }
+    assert {decays[id(p)] for p in named.values()} == {0.0, 0.5}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.01}
