@@ -1,7 +1,7 @@
 """Where a thing comes from and what came of it: datasets, bases, jobs and artifacts as a graph.
 
 parent dataset version -> derived version -> job -> artifact -> job that was warm-started from it
-base -> job
+base -> job -> artifact -> base that was adapted to it
 """
 
 from __future__ import annotations
@@ -147,6 +147,39 @@ class _Walker:
             for row in self._connection.execute(query):
                 yield Edge(self._dataset(row.parent_id), node, str(row.operation.get("do", "")))
 
+        elif node.kind == "base":
+            yield from self._adapted_from(node)
+
+    def _adapted_from(self, node: Node) -> Iterator[Edge]:
+        """The artifact that a base was registered from, or what its origin says where that is not here."""
+        known = self._bases.get(node.key)
+        origin = known.facts.origin if known is not None else None
+        if not origin:
+            return
+        made = self._maker(origin)
+        if made is not None:
+            yield Edge(self._artifact(made), node, "registered")
+            return
+        fingerprint = str(origin.get("fingerprint", ""))
+        here = [name for name, one in self._bases.items() if one.fingerprint == fingerprint]
+        parent = self._base(here[0] if here else str(origin.get("parent")), fingerprint)
+        yield Edge(parent, node, f"{origin.get('steps')} steps of LM adaptation")
+
+    def _maker(self, origin: Mapping[str, Any]) -> int | None:
+        """The artifact of this registry with this origin: job numbers are other jobs' elsewhere."""
+        rows = self._connection.execute(
+            sa.select(artifacts.c.id, jobs.c.base, datasets.c.name, dataset_versions.c.version)
+            .select_from(artifacts.join(jobs).join(dataset_versions).join(datasets))
+            .where(jobs.c.id == origin.get("job"), jobs.c.method == "lm-adapt")
+        )
+        for row in rows:
+            if (row.base["fingerprint"], f"{row.name}@{row.version}") == (
+                origin.get("fingerprint"),
+                origin.get("dataset"),
+            ):
+                return int(row.id)
+        return None
+
     def _elsewhere(self, node: Node, summary: dict[str, Any], origin: dict[str, Any]) -> Iterator[Edge]:
         """What an imported artifact says of where it was made."""
         base = summary.get("base") or {}
@@ -177,6 +210,7 @@ class _Walker:
             origin = sa.cast(artifacts.c.origin, sa.String).contains(node.digest)
             for number in self._numbers(sa.select(artifacts.c.id).where(origin)):
                 yield Edge(node, self._artifact(number), "warm start")
+            yield from self._made_from(lambda origin: self._maker(origin) == int(node.key[1:]), node)
         elif node.kind == "dataset":
             version = self._version_id(node)
             for row in self._connection.execute(sa.select(derivations).where(derivations.c.parent_id == version)):
@@ -187,6 +221,15 @@ class _Walker:
             same = jobs.c.base["fingerprint"].as_string() == node.digest
             for number in self._numbers(sa.select(jobs.c.id).where(same)):
                 yield Edge(node, self._job(number))
+            yield from self._made_from(
+                lambda origin: origin.get("fingerprint") == node.digest and self._maker(origin) is None, node
+            )
+
+    def _made_from(self, was: Callable[[Mapping[str, Any]], bool], node: Node) -> Iterator[Edge]:
+        for name, base in self._bases.items():
+            if base.facts.origin and was(base.facts.origin):
+                made = self._base(name, base.fingerprint)
+                yield from (edge for edge in self._adapted_from(made) if edge.source == node)
 
     def _one(self, query: sa.Select[Any]) -> Any:
         return self._connection.execute(query).one()

@@ -49,12 +49,13 @@ def finished_job(
     *,
     number: float = 0.5,
     init: dict[str, Any] | None = None,
+    method: str = "prompt-tuning",
 ) -> Artifact:
     """A job that succeeded and what it left."""
     wanted = recipe()
     if init is not None:
         wanted["method"]["init"] = init
-    new = NewJob("fake", wanted, "name: fake\n", 1, "prompt-tuning", BASE, version.id, 1, 50, 3)
+    new = NewJob("fake", wanted, "name: fake\n", 1, method, BASE, version.id, 1, 50, 3)
     with registry.write() as conn:
         (job,) = jobs.add_jobs(conn, [new], user="ada", command=["ptq", "submit"], at=2.0)
         done = {"state": "finished", "result": "succeeded", "attempt": 1, "finished_at": 3.0}
@@ -62,7 +63,7 @@ def finished_job(
     made = folder / f"artifact-{job}"
     made.mkdir(parents=True)
     (made / "prompt.safetensors").write_bytes(safetensors([number, number]))
-    facts = {"name": "fake", "method": "prompt-tuning", "length": 2, "slots": "front", "job": job, "recipe": wanted}
+    facts = {"name": "fake", "method": method, "length": 2, "slots": "front", "job": job, "recipe": wanted}
     facts["base"] = {"id": "tiny", "revision": "r", "fingerprint": DIGEST, "kind": "causal"}
     facts["dataset"] = {"name": version.name, "version": version.version, "digest": version.digest}
     write_json(made / "artifact.json", facts)

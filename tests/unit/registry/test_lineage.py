@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from queue_helpers import DIGEST
 from registry_helpers import add_dataset, finished_job, registry_at
+from safetensors.numpy import save_file
 
 from orchestrator.cli.lineage import as_json, dot, mermaid, text
 from orchestrator.data.rows import ReadOptions
@@ -14,11 +18,20 @@ from orchestrator.data.staging import stage
 from orchestrator.errors import BadInput, NotFound
 from orchestrator.registry import aliases, artifacts
 from orchestrator.registry.artifacts import get_artifact
+from orchestrator.registry.bases import add_base
 from orchestrator.registry.care import gc
-from orchestrator.registry.datasets import verify
+from orchestrator.registry.datasets import get_version, verify
 from orchestrator.registry.lineage import lineage
 from orchestrator.registry.storage.engine import Registry
 
+CONFIG = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": 7,
+    "n_embd": 4,
+    "n_layer": 1,
+    "n_positions": 16,
+}
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(5)]
 
 
@@ -74,6 +87,27 @@ def test_lineage_from_every_side(registry: Registry) -> None:
     ]
     with pytest.raises(NotFound, match="no artifact, job, dataset or base 'nothing'"):
         lineage(registry, "nothing")
+
+
+def test_lineage_goes_on_through_a_base_that_was_adapted(registry: Registry, tmp_path: Path) -> None:
+    def base(name: str, job: int) -> None:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(CONFIG))
+        (folder / "tokenizer.json").write_text("{}")
+        save_file({"transformer.wte.weight": np.full((7, 4), job, np.float32)}, folder / "model.safetensors")
+        origin = {"parent": "tiny", "fingerprint": DIGEST, "method": "lm-adapt", "steps": 100, "job": job}
+        (folder / "origin.json").write_text(json.dumps(origin | {"dataset": "e2e@1"}))
+        add_base(registry, name, str(folder), user="ann", now=5.0)
+
+    finished_job(registry, tmp_path / "jobs", get_version(registry, "e2e@1"), number=0.9, method="lm-adapt")
+    base("adapted", 3)
+    base("from-elsewhere", 2)  # its job 2 was another registry's: here that is one of prompt-tuning
+    chain = ["artifact:a3", "base:adapted", "base:tiny", "dataset:e2e@1", "job:3"]
+    assert sorted(node.id for node in lineage(registry, "adapted").nodes) == chain
+    assert "base:adapted" in {node.id for node in lineage(registry, "3").nodes}
+    (edge,) = lineage(registry, "from-elsewhere").edges
+    assert (edge.source.id, edge.how) == ("base:tiny", "100 steps of LM adaptation")
 
 
 def test_lineage_as_text_graphviz_and_mermaid(registry: Registry) -> None:
