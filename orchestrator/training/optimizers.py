@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -29,13 +30,16 @@ def optimizer_of(
 
 
 def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Matrices decay; biases and the scales of norms do not (Devlin et al. 2019, and all code that followed)."""
+    """Matrices decay; biases and the scales of norms do not (Devlin et al. 2019, and all code that followed).
+
+    In the parameters' own order: checkpoints number them through all groups.
+    """
     decay = train.weight_decay if train.base_weight_decay is None else train.base_weight_decay
     lr = train.base_lr or train.lr
     if decay == 0:
         return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
-    matrices, rest = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-    return [{"params": matrices, "lr": lr, "weight_decay": decay}, {"params": rest, "lr": lr, "weight_decay": 0.0}]
+    alike = groupby(parameters, key=lambda parameter: parameter.dim() > 1)
+    return [{"params": list(own), "lr": lr, "weight_decay": decay if matrices else 0.0} for matrices, own in alike]
 
 
 def build_optimizer(

@@ -128,3 +128,5 @@ def test_matrices_of_the_base_decay_and_nothing_else_of_it(bases: dict[str, Path
     }
     assert {decays[id(p)] for p in named.values()} == {0.0, 0.5}
     assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.01}
+    numbered = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert numbered[1:] == [id(p) for p in weights.parameters], "as checkpoints number them, with or without decay"
