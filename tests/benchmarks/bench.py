@@ -56,7 +56,6 @@ ABLATION = [
     Shape("1M", 20, 32, 16, 6),
     Shape("1M", 100, 128, 1, 16),
     Shape("22M", 100, 32, 1, 8),
-    Shape("22M", 20, 128, 1, 8, method="prefix-tuning"),
 ]
 QUICK = [Shape("1M", 20, 32, 1, 20), Shape("22M", 100, 32, 1, 5), Shape("1M", 20, 32, 4, 20)]
 README = REPOSITORY / "README.md"

@@ -32,7 +32,7 @@ def main(root: str, told: str, device: str, threads: str) -> None:
     off = dict.fromkeys((field.name for field in dataclasses.fields(Fast)), False)
     parts = parts_of(device)
     variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in parts}, "none": Fast(**off)}
-    if shape.jobs == 1:
+    if shape.jobs == 1 and shape.tokens == 32:
         variants |= {only(part): Fast(**off | dict.fromkeys([part, *NEEDED.get(part, ())], True)) for part in parts}
     found: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(ROUNDS):
