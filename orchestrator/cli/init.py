@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.common import Json
 from orchestrator.cli.output.render import print_json, say
+
+if TYPE_CHECKING:
+    from orchestrator.registry.storage.engine import Migrated
+    from orchestrator.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +37,7 @@ def init(
     from orchestrator.settings import load_settings
 
     settings = load_settings()
-    migrated = engine.migrate(settings, now=time.time()) if migrate else None
+    migrated = _migrate(settings) if migrate else None
     before, backup = (migrated.before, migrated.backup) if migrated else (None, None)
     registry = engine.Registry.open(settings, create=True)
     made = registry.create()
@@ -53,6 +57,20 @@ def init(
         say(f"  as it was before: {backup}")
     if group is not None and not json:
         say(f"{settings.home}: shared by the group {group}")
+
+
+def _migrate(settings: Settings) -> Migrated:
+    """Not under a worker: it would go on with the schema and the names that it knows."""
+    from orchestrator.dispatch.lock import WorkerPresent, holder, worker_lock
+    from orchestrator.paths import HomePaths
+    from orchestrator.registry.storage import engine
+
+    lock = HomePaths(settings.home).worker_lock
+    try:
+        return engine.migrate(settings, now=time.time(), alone=worker_lock(lock))
+    except WorkerPresent as error:
+        hint = f"stop it first: `kill {holder(lock) or 'PID'}`; its runs go on, and the next worker takes them over"
+        raise WorkerPresent(error.message, where=error.where, hint=hint) from None
 
 
 def _share(home: Path, group: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,10 +210,11 @@ class Migrated:
     backup: Path | None  #: the registry as it was; None when nothing had to be changed, or it is no file
 
 
-def migrate(settings: Settings, *, now: float) -> Migrated:
+def migrate(settings: Settings, *, now: float, alone: AbstractContextManager[None] | None = None) -> Migrated:
     """Bring an older registry up to date, after a copy of it was put beside it. Raises NotFound and RegistryUnusable.
 
-    Killed at any moment it leaves the old schema or the new one: the change is one transaction.
+    Killed at any moment it leaves the old schema or the new one: the change is one transaction. `alone`: entered before
+    anything is changed; raises where a worker would go on with the old one.
     """
     engine = _engine(settings, BUSY_SECONDS)
     registry = Registry(settings, engine, create=False)
@@ -223,11 +224,13 @@ def migrate(settings: Settings, *, now: float) -> Migrated:
 
     backup = None
     try:
-        with registry._translated(), engine.connect() as plain:
+        with ExitStack() as until_written, registry._translated(), engine.connect() as plain:
             connection = plain.execution_options(**{sqlite.WRITE_OPTION: True})
             with connection.begin():  # holds the write lock: the copy is the very state that is migrated
                 before = str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar())
                 if before in REVISIONS and before != HEAD:
+                    if alone is not None:
+                        until_written.enter_context(alone)
                     backup = _copy_before(engine, before, now) if sqlite.is_sqlite(engine.url) else None
                     upgrade(connection)
         registry.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from registry_proofs import first_registry
 
+from orchestrator.cli.main import main
+from orchestrator.dispatch.lock import worker_lock
 from orchestrator.errors import NotFound, RegistryUnusable
 from orchestrator.registry import jobs, metrics, runs
 from orchestrator.registry.storage import migrations
@@ -302,6 +305,29 @@ def test_runs_of_a_machine_that_was_called_otherwise_are_runs_of_this_one(settin
         assert held == [("cpu:0", 2), ("cpu:1", 1)]  # given away twice: to the later run
         assert jobs.get_job(connection, 1).token is None
     registry.close()
+
+
+def test_a_registry_is_not_migrated_under_a_worker(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would go on under its machine's name, and nobody would follow its runs."""
+
+    def migrated() -> int:
+        monkeypatch.setattr(sys, "argv", ["ptq", "init", "--migrate"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    first_registry(home, OPEN_RUNS)
+    with worker_lock(home / "worker.lock"):
+        assert migrated() == 1
+    said = capsys.readouterr().err
+    assert f"a worker is at work here already (pid {os.getpid()})" in said
+    assert f"`kill {os.getpid()}`" in said
+    with pytest.raises(RegistryUnusable, match="ptq init --migrate"):
+        Registry.open(load_settings())
+    assert list(home.glob("registry-schema-*")) == []
+    assert migrated() == 0
 
 
 @pytest.mark.parametrize("name", ["what?", "100%", "a#b", "名前"])
