@@ -26,11 +26,10 @@ def holding(registry: Registry, count: int, *, seconds: float, note: str, cards:
 
     `cards`: no CPU slots, though a worker may have nothing else.
     """
-    from orchestrator.cli.output.views import worker_is_here
     from orchestrator.dispatch import hold
     from orchestrator.dispatch.signals import ended_by
 
-    in_line = hold.gives_cards(registry) if cards else worker_is_here(registry)
+    in_line = hold.gives(registry, cards=cards)
     # Between the entry and the wait a signal leaves the entry behind: whoever looks next finds its process gone.
     with ended_by(_leave, (signal.SIGHUP, signal.SIGTERM)):
         shown = textwrap.shorten(note, NOTE, placeholder=" …")

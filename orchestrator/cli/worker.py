@@ -86,10 +86,14 @@ def _drain() -> None:
     from orchestrator.registry import workers
 
     registry = open_registry()
-    if holder(registry.paths.worker_lock) is None:
+    pid = holder(registry.paths.worker_lock)
+    if pid is None:
         raise NotFound("no worker is at work in this home", hint="`ptq worker` starts one")
     with registry.write() as conn:
-        workers.drain(conn, registry.box, by=registry.settings.user)
+        asked = workers.drain(conn, registry.box, by=registry.settings.user)
+    if not asked:
+        hint = f"stop it with `kill {pid}`: its runs go on, and the next worker takes them over"
+        raise NotFound("the worker here is not entered in the registry, and was not asked", hint=hint)
     render.say("the worker starts nothing more and leaves when its runs have ended; `ptq status` shows them")
 
 

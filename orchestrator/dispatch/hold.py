@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.dispatch.lock import holder
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, NoGpu, fault_of, gpu_source, used_by
 from orchestrator.dispatch.submit import check_possible
@@ -79,11 +80,17 @@ def check_granted(registry: Registry, visible: Sequence[str]) -> None:
         raise NotAllowed(f"{gpu.slot} is in use: {_why_not(gpu, lease)}", where=where, hint=hint)
 
 
-def gives_cards(registry: Registry) -> bool:
-    """Whether a worker here has cards to give."""
+def gives(registry: Registry, *, cards: bool) -> bool:
+    """Whether a worker gives slots here, `cards`: GPUs. One that is busy may be silent: its lock says that it lives.
+
+    One that has been asked to leave gives no more.
+    """
+    is_here = holder(registry.paths.worker_lock) is not None
     with registry.read() as conn:
-        present = workers.present(conn, now=time.time())
-    return any(slot.startswith("gpu:") for worker in present for slot in worker.slots)
+        mine = workers.newest(conn, registry.box) if is_here else None
+        elsewhere = [one for one in workers.present(conn, now=time.time()) if one.boot_id != processes.boot_id()]
+    found = [one for one in (mine, *elsewhere) if one is not None and not one.drained_by]
+    return any(not cards or slot.startswith("gpu:") for one in found for slot in one.slots)
 
 
 def _add(registry: Registry, conn: Connection, count: int, seconds: float, note: str, now: float) -> int:
@@ -122,6 +129,5 @@ def _claimant(conn: Connection, host: str, now: float) -> Claimant:
     if here:
         return Claimant(here[0].id, host, boot)
     started = processes.start_time(pid)
-    number = workers.register(conn, host=host, pid=pid, pid_started=started, boot_id=boot, slots=[], at=now)
-    workers.leave(conn, number, at=now)
+    number = workers.pass_by(conn, host=host, pid=pid, pid_started=started, boot_id=boot, at=now)
     return Claimant(number, host, boot)

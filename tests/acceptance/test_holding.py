@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,7 @@ from queue_helpers import FAKE_TRAINING, wait_until
 
 from orchestrator.cli.main import main
 from orchestrator.dispatch import hold
+from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.people import MORE, Reservations
 from orchestrator.dispatch.running import processes
 from orchestrator.registry import controls, reservations, runs, usage
@@ -123,7 +125,7 @@ def test_the_worker_notices_that_a_command_was_killed(registry: Registry, home: 
     bob = [{"pid": 8812, "user": "bob"}] if waits else []
     has(home, {"uuid": "GPU-a"}, {"uuid": "GPU-b", "processes": bob})
     start([*WORKER])
-    wait_until(lambda: hold.gives_cards(registry), what="a worker")
+    wait_until(lambda: hold.gives(registry, cards=True), what="a worker")
     command = start([*PTQ, "reserve", "--gpus", "2", "--", "cat"])
     wait_until(lambda: [bool(one.run_id) for one in unfinished(registry)] == [not waits], what="its place")
     [one] = unfinished(registry)
@@ -132,6 +134,40 @@ def test_the_worker_notices_that_a_command_was_killed(registry: Registry, home: 
     with registry.read() as conn:
         assert reservations.get(conn, one.id).ended_by == "its command is gone"
         assert bool(usage.used(conn, half_life=1e9, now=0.0)) is not waits
+
+
+def test_a_worker_that_is_not_heard_of_is_still_the_worker(
+    registry: Registry, home: Path, start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One look may take longer than its silence is borne, as when it hashes a large base."""
+    assert not hold.gives(registry, cards=False)
+    has(home, {"uuid": "GPU-a"}, {"uuid": "GPU-b"})
+    worker = start([*WORKER])
+    wait_until(lambda: hold.gives(registry, cards=True), what="a worker")
+
+    def silence() -> None:
+        with registry.write() as conn:
+            conn.exec_driver_sql("update workers set heartbeat_at = heartbeat_at - 60")
+
+    silence()
+    assert hold.gives(registry, cards=True)
+    number = hold.take(registry, 1, seconds=60, note="")  # as a command does that has seen no worker
+    silence()
+    assert hold.gives(registry, cards=True)
+    assert ptq(monkeypatch, "worker", "--drain") == 0
+    assert "the worker starts nothing more" in capfd.readouterr().out
+    assert not hold.gives(registry, cards=False)
+    assert worker.wait(timeout=20) == 0
+    with registry.write() as conn:
+        assert reservations.end(conn, number, by="ada", at=time.time())
+
+
+def test_a_worker_without_an_entry_cannot_be_drained(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with worker_lock(home / "worker.lock"):
+        assert ptq(monkeypatch, "worker", "--drain") == 3
+    assert f"`kill {os.getpid()}`" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
