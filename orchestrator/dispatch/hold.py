@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.lock import holder
+from orchestrator.dispatch.people import holder_lives, why_over
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, NoGpu, fault_of, gpu_source, used_by
 from orchestrator.dispatch.submit import check_possible
@@ -43,7 +44,7 @@ def take(registry: Registry, count: int, *, seconds: float, note: str) -> int:
     check_possible(registry, count, user=registry.settings.user, now=now)
     gpus = _gpus(gpu_source(registry.settings))
     with registry.write() as conn:
-        _end_what_is_left(conn, now)
+        _end_what_is_over(conn, now)
         paused = controls.get(conn, controls.PAUSED)
         if paused is not None:
             raise NoFreeGpu(f"the queue is paused by {paused.by}: nothing starts", hint="`ptq resume` lets it go on")
@@ -115,11 +116,11 @@ def _why_not(gpu: Gpu, lease: Lease | None) -> str:
     return "reserved" if lease.job_id is None else f"job {lease.job_id} of {lease.user}"
 
 
-def _end_what_is_left(conn: Connection, now: float) -> None:
-    """Of commands that were killed while no worker looked."""
+def _end_what_is_over(conn: Connection, now: float) -> None:
+    """While no worker looked: commands were killed, and time went by."""
     for one in reservations.unfinished(conn):
-        if one.holder is not None and processes.lives(one.holder) is False:
-            reservations.end(conn, one.id, by="its command is gone", at=now, up_since=processes.booted_at())
+        if why := why_over(one, holder_lives(one), now):
+            reservations.end(conn, one.id, by=why, at=now, unseen=True, up_since=processes.booted_at())
 
 
 def _claimant(conn: Connection, host: str, now: float) -> Claimant:

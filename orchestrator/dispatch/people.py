@@ -36,23 +36,29 @@ class Reservations:
         now = self.clock()
         with self.registry.read() as conn:
             found = reservations.unfinished(conn)
-        over = {one.id: why for one in found if (why := _why_over(one, now))}
+        lives = {one.id: holder_lives(one) for one in found}
+        over = {one.id: why for one in found if (why := why_over(one, lives[one.id], now))}
         self.hold_slots = any(one.started_at is not None and one.id not in over for one in found)
         for one in found:
             if one.id in over:
                 with self.registry.write() as conn:
                     reservations.end(
-                        conn, one.id, by=over[one.id], at=now, up_since=processes.booted_at(), half_life=half_life
+                        conn, one.id, by=over[one.id], at=now, unseen=True,
+                        up_since=processes.booted_at(), half_life=half_life,
                     )  # fmt: skip
                 self.log(f"reservation r{one.id} of {one.user} is over: {over[one.id]}")
-            elif one.holder is not None and one.until is not None and one.until - now < SOON:
+            elif lives[one.id] and one.until is not None and one.until - now < SOON:
                 with self.registry.write() as conn:
                     reservations.prolong(conn, one.id, one.seconds + MORE)
 
 
-def _why_over(one: Reservation, now: float) -> str:
-    """Empty: it goes on."""
-    alive = None if one.holder is None else processes.lives(one.holder)
-    if alive is False:
+def holder_lives(one: Reservation) -> bool | None:
+    """Whether the command that holds it does; None: it has none, or that cannot be seen from here."""
+    return None if one.holder is None else processes.lives(one.holder)
+
+
+def why_over(one: Reservation, lives: bool | None, now: float) -> str:
+    """Empty: it goes on. Where no command is seen to live its time counts."""
+    if lives is False:
         return "its command is gone"
-    return "its time is over" if alive is None and one.until is not None and one.until <= now else ""
+    return "its time is over" if lives is None and one.until is not None and one.until <= now else ""

@@ -4,7 +4,7 @@ One that waits stands in line like a job, under minus its number. When it starts
 leases, so that the database itself keeps jobs off those slots.
 
 One with a holder belongs to a command (`ptq predict --gpu`): it lasts as long as that process does, and `seconds` is
-only for planning.
+only for planning; where nobody can see whether it lives, they count.
 """
 
 from __future__ import annotations
@@ -117,19 +117,21 @@ def end(
     *,
     by: str,
     at: float,
+    unseen: bool = False,
     up_since: float = 0.0,
     half_life: float = Policy.half_life,
 ) -> bool:
     """Take it out of the line, or free its slots; False when it had ended already.
 
-    `up_since`: when the box was started: nobody is charged for the time that it was off.
+    `unseen`: it was over before anybody looked: nobody is charged for more than was planned. `up_since`: when the box
+    was started: nor for the time that it was off.
     """
     one = get(conn, number)
     if one.ended_at is not None:
         return False
     conn.execute(update(reservations).where(reservations.c.id == number).values(ended_at=at, ended_by=by))
     if one.run_id is not None:
-        until = one.until if one.holder is None else None
+        until = one.until if one.holder is None or unseen else None
         run_verbs.release(conn, one.run_id, at=at, used_until=until, up_since=up_since, half_life=half_life)
     return True
 

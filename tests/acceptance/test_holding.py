@@ -194,6 +194,44 @@ def test_a_command_that_lives_keeps_its_card_beyond_what_was_planned(registry: R
     assert (one.id, one.seconds, people.hold_slots) == (number, MORE, True)
 
 
+@pytest.mark.parametrize("by_a_worker", [True, False])
+def test_a_command_that_cannot_be_seen_keeps_its_card_for_its_time(registry: Registry, by_a_worker: bool) -> None:
+    """It runs in another container: nobody can say whether it lives."""
+    began = time.time()
+    number = hold.take(registry, 1, seconds=1000.0, note="")
+    boot = processes.boot_id()
+    with registry.write() as conn:
+        conn.exec_driver_sql("update reservations set holder = ?", (f"{boot}/pid:[1]/{os.getpid()}/1",))
+    clock = [began + 999.0]
+    people = Reservations(registry, Claimant(1, "box", "boot"), lambda _: None, lambda _: None, lambda: clock[0])
+    people.end_those_that_are_over(half_life=1e9)
+    [one] = unfinished(registry)
+    assert (one.id, one.seconds, people.hold_slots) == (number, 1000.0, True)
+    if by_a_worker:
+        clock[0] += 5000.0
+        people.end_those_that_are_over(half_life=1e9)
+    else:
+        with registry.write() as conn:
+            conn.exec_driver_sql("update reservations set started_at = started_at - 6000")
+        assert hold.take(registry, 1, seconds=60, note="the next") != number
+    with registry.read() as conn:
+        assert reservations.get(conn, number).ended_by == "its time is over"
+
+
+def test_a_killed_command_is_charged_for_no_more_than_was_planned(registry: Registry, start: Any) -> None:
+    """Nobody looks for hours: no worker is here."""
+    command = start([*PTQ, "reserve", "--for", "10m", "--", "cat"])
+    wait_until(lambda: any(one.run_id for one in unfinished(registry)), what="its card")
+    command.kill()
+    command.wait()
+    later = time.time() + 36_000
+    people = Reservations(registry, Claimant(1, "box", "boot"), lambda _: None, lambda _: None, lambda: later)
+    people.end_those_that_are_over(half_life=1e9)
+    assert unfinished(registry) == []
+    with registry.read() as conn:
+        assert usage.used(conn, half_life=1e9, now=later)["ada"] == pytest.approx(600.0, abs=1.0)
+
+
 def test_a_mark_names_one_process_of_one_boot() -> None:
     mine = processes.mark(os.getpid())
     boot, namespace, pid, started = mine.split("/")
@@ -201,6 +239,7 @@ def test_a_mark_names_one_process_of_one_boot() -> None:
     assert processes.lives(f"{boot}/{namespace}/{pid}/{int(started) + 1}") is False
     assert processes.lives(f"another/{namespace}/{pid}/{started}") is False
     assert processes.lives(f"{boot}/pid:[1]/{pid}/{started}") is None  # another container's: not to be seen from here
+    assert processes.lives(f"{boot}//{pid}/{started}") is None  # what hid it then may hide it now
 
 
 def test_a_granted_card_must_be_nobody_elses(registry: Registry, home: Path) -> None:

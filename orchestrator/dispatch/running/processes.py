@@ -51,7 +51,10 @@ def boot_id() -> str:
 
 
 def pid_namespace() -> str:
-    """In which our pids count: a container's are its own. The same name within one boot is the same (namespaces(7))."""
+    """In which our pids count: a container's are its own; empty where that cannot be seen.
+
+    The same name within one boot is the same (namespaces(7)).
+    """
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -93,7 +96,7 @@ def alive(pid: int, started: float) -> bool:
 
 def mark(pid: int) -> str:
     """Names a process for as long as this boot lasts, and beyond containers: see `lives`."""
-    return f"{boot_id()}/{_namespace()}/{pid}/{start_time(pid)}"
+    return f"{boot_id()}/{pid_namespace()}/{pid}/{start_time(pid)}"
 
 
 def lives(marked: str) -> bool | None:
@@ -101,14 +104,9 @@ def lives(marked: str) -> bool | None:
     boot, namespace, pid, started = marked.split("/")
     if boot != boot_id():
         return False
-    if namespace != _namespace() or look(1) is None:
+    if not namespace or namespace != pid_namespace() or look(1) is None:
         return None
     return alive(int(pid), int(started))
-
-
-def _namespace() -> str:
-    """Within which pids count."""
-    return str(Path("/proc/self/ns/pid").readlink())
 
 
 def everyone() -> dict[int, Process]:
