@@ -2,7 +2,8 @@
 
 It outlives the worker, never opens the database, and tells the ledger everything through the run's folder:
 supervisor.json (who it is, before anything starts), heartbeat (each second), run.log, and exit.json, written
-last. It leaves no process behind: not one that ignores TERM, nor one that moved to a session of its own.
+last. It leaves no process behind: not one that ignores TERM, nor one that moved to a session of its own. Where an
+older registry was put back and another run has the folder's name now, it ends its own and writes nothing there.
 Standard library only, so that nothing can go wrong in an import.
 """
 
@@ -24,7 +25,7 @@ from orchestrator.dispatch.running import processes, runlog
 from orchestrator.dispatch.running.launcher import TRAINING
 from orchestrator.dispatch.running.limits import Memory, TimeLimit
 from orchestrator.jobspec import RunSpec
-from orchestrator.paths import RunPaths, fsync_folder, write_json
+from orchestrator.paths import RunPaths, fsync_folder, read_json, write_json
 from orchestrator.settings import child_environment
 
 POLL = 0.2  #: seconds between looks at the stop request
@@ -69,7 +70,7 @@ def main(arguments: list[str]) -> int:
     supervisor.close()
     failpoints.reach("supervisor.over")
     record.ended_at = time.time()
-    _write_record(paths, record)
+    _write_record(paths, record, supervisor.spec.token)
     failpoints.reach("supervisor.recorded")
     return 0
 
@@ -123,6 +124,9 @@ class Supervisor:
         self.launched = True
         failpoints.reach("supervisor.launched")
         while not self._over():
+            if _is_anothers(self.paths, self.spec.token):
+                self.kill()  # at once: a checkpoint would lie in another job's folder
+                break
             self._beat()
             if (held := self.memory.over()) and self.record.why != "memory":
                 self._end_for_memory(held)
@@ -262,9 +266,17 @@ def _requested(paths: RunPaths) -> str | None:
     return why if why in {"cancel", "timeout", "preempt", "idle", "folder"} else "cancel"
 
 
-def _write_record(paths: RunPaths, record: Exit) -> None:
+def _is_anothers(paths: RunPaths, token: str) -> bool:
+    """Whether another run has the folder's name now, and this run's was set aside (see `places`)."""
+    try:
+        return bool(read_json(paths.spec)["token"] != token)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_record(paths: RunPaths, record: Exit, token: str) -> None:
     """Until it is on the disk: a full disk is waited out. A folder that was deleted has no reader any more."""
-    while paths.root.is_dir():
+    while paths.root.is_dir() and not _is_anothers(paths, token):
         try:
             write_json(paths.exit_record, asdict(record))
             return

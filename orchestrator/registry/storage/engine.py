@@ -200,7 +200,8 @@ def refuse_remains(paths: HomePaths) -> None:
         raise RegistryUnusable(
             "this is left of another registry; a new one would give its numbers to other jobs",
             where=str(found[0]),
-            hint=f"put that registry back, set PTQ_HOME to an empty folder, or there: `mkdir old && mv {names} old/`",
+            hint=f"put that registry back, set PTQ_HOME to an empty folder, or there: `mkdir old && mv {names} old/` "
+            "(no run may be under way)",
         )
 
 

@@ -20,7 +20,7 @@ from orchestrator.dispatch.running.requests import request_stop
 from orchestrator.dispatch.running.start import spawn_supervisor
 from orchestrator.dispatch.running.supervisor import give_up
 from orchestrator.jobspec import RunSpec, Ticket
-from orchestrator.paths import RunPaths, read_json, write_json
+from orchestrator.paths import RunPaths, read_json, set_aside, write_json
 
 
 class Case:
@@ -156,6 +156,19 @@ def test_what_a_killed_supervisor_leaves_is_found_by_its_token(case: Case) -> No
     wait_until(lambda: len(processes.members(case.token)) == 2, what="the supervisor's end")
     assert processes.kill_until_gone(lambda: processes.members(case.token), timeout=10) == set()
     assert not case.paths.exit_record.exists()
+
+
+def test_a_supervisor_whose_folder_is_another_runs_now_ends_its_own_and_writes_nothing_there(case: Case) -> None:
+    """An older registry was put back, and its worker has set the folder aside."""
+    case.python("import time; print('up', flush=True); time.sleep(1000)")
+    case.says("up")
+    others = RunPaths(case.paths.root.with_name("next"))
+    write_json(others.spec, {"token": "another"})
+    away = set_aside(case.paths.root)
+    others.root.rename(case.paths.root)
+    wait_until(lambda: processes.members(case.token) == set(), what="its end")
+    assert not case.paths.exit_record.exists()
+    assert not RunPaths(away).exit_record.exists()
 
 
 def test_a_run_that_was_given_up_starts_nothing(case: Case) -> None:
