@@ -89,13 +89,19 @@ def get(registry: Registry, number: int) -> Reservation:
         return reservations.get(conn, number)
 
 
-def slots_of(registry: Registry, one: Reservation) -> list[str]:
+def refuse_released(one: Reservation) -> None:
     """Raises NotFound where somebody has released it meanwhile."""
     from orchestrator.errors import NotFound
-    from orchestrator.registry import reservations
 
     if one.ended_at is not None:
         raise NotFound(f"reservation r{one.id} was released before it had its GPUs")
+
+
+def slots_of(registry: Registry, one: Reservation) -> list[str]:
+    """Raises NotFound where somebody has released it meanwhile."""
+    from orchestrator.registry import reservations
+
+    refuse_released(one)
     with registry.read() as conn:
         return reservations.slots_of(conn, one)
 

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator.cli.common import Json
 from orchestrator.cli.complete import complete_reservations
-from orchestrator.cli.holding import card_environment, get, holding, slots_of, take_out, wait_for
+from orchestrator.cli.holding import card_environment, get, holding, refuse_released, slots_of, take_out, wait_for
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _seconds(duration: str) -> float:
 
 
 def _ask(registry: Registry, gpus: int, seconds: float, note: str, *, wait: bool) -> Reservation:
-    """The reservation, with `wait` as soon as it has its slots."""
+    """The reservation, with `wait` as soon as it has its slots. Raises NotFound where somebody has released it."""
     from orchestrator.dispatch.signals import ended_by
     from orchestrator.dispatch.submit import check_possible
     from orchestrator.registry import reservations
@@ -120,6 +120,8 @@ def _ask(registry: Registry, gpus: int, seconds: float, note: str, *, wait: bool
     if asked:  # just when the slots came
         take_out(registry, number)
         sys.exit(128 + asked[0])
+    if wait:
+        refuse_released(found)
     return found
 
 

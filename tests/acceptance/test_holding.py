@@ -170,6 +170,18 @@ def test_a_worker_without_an_entry_cannot_be_drained(
     assert f"`kill {os.getpid()}`" in capfd.readouterr().err
 
 
+def test_a_reservation_that_is_released_while_it_waits_is_none(
+    registry: Registry, start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In `eval "$(ptq reserve)"` the shell must get nothing to run."""
+    waiting = start([*PTQ, "reserve"])
+    wait_until(lambda: unfinished(registry) != [], what="its place in line")
+    assert ptq(monkeypatch, "release", "r1") == 0
+    assert b"reservation r1 was released before it had its GPUs" in waiting.communicate(timeout=30)[1]
+    assert waiting.returncode == 3
+    assert capfd.readouterr().out == "reservation r1 released\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_is_asked_to_end_takes_its_child_along(
     registry: Registry, start: Any, number: signal.Signals
