@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.holding import card_environment, holding
+from orchestrator.cli.holding import brief, card_environment, holding
 from orchestrator.cli.output import render
 from orchestrator.cli.programs import NO_CARDS
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from orchestrator.registry.storage.engine import Registry
 
 PLANNED = 600.0  #: seconds that the queue reckons with; a prediction that takes longer keeps its card
+
+ON_THE_CPU = "leave --gpu out, and it runs on the CPU"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def place(registry: Registry, *, gpu: bool | None, note: str) -> Iterator[Place]
         _say_how_to_use_a_card(registry)
         yield Place()
     elif visible is None:
-        with holding(registry, 1, seconds=PLANNED, note=note, cards=True) as names:
+        with holding(registry, 1, seconds=PLANNED, note=brief(note), otherwise=ON_THE_CPU, cards=True) as names:
             yield Place("cuda", [name.removeprefix("gpu:") for name in names], card_environment(names))
     elif not visible:
         hint = "unset it and a free card is reserved, or leave --gpu out"

@@ -8,13 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.common import Json
 from orchestrator.cli.complete import complete_reservations
-from orchestrator.cli.holding import card_environment, get, holding, refuse_released, slots_of, take_out, wait_for
+from orchestrator.cli.holding import (
+    brief,
+    card_environment,
+    get,
+    holding,
+    refuse_released,
+    slots_of,
+    take_out,
+    wait_for,
+)
 from orchestrator.cli.output import render
 
 if TYPE_CHECKING:
@@ -22,6 +32,9 @@ if TYPE_CHECKING:
 
     from orchestrator.registry.reservations import Reservation
     from orchestrator.registry.storage.engine import Registry
+
+CPU_SLOTS = "start `ptq worker --cpu-slots N` for CPU slots"
+SCRIPTS = (".py", ".sh", ".ipynb")
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +68,8 @@ def reserve(
     if command:
         _check_command(command, wait=wait, as_json=as_json)
         registry = open_registry(create=True)
-        with holding(registry, gpus, seconds=seconds, note=note or " ".join(command)) as names:
+        note = note or brief(_what_runs(command))
+        with holding(registry, gpus, seconds=seconds, note=note, otherwise=CPU_SLOTS) as names:
             code = _run(command, card_environment(names))
         raise typer.Exit(code)
     registry = open_registry(create=True)
@@ -132,6 +146,12 @@ def _check_command(command: Sequence[str], *, wait: bool, as_json: bool) -> None
         raise BadInput("a command waits for its GPUs and writes its own output", hint="leave --json and --no-wait out")
     if shutil.which(command[0]) is None:
         raise NotFound(f"there is no command {command[0]!r}")
+
+
+def _what_runs(command: Sequence[str]) -> str:
+    """The program and its script, by their names alone: everybody sees the note, and arguments may hold secrets."""
+    scripts = [one for one in command[1:] if one.endswith(SCRIPTS) and not one.startswith("-")]
+    return " ".join(Path(one).name for one in (command[0], *scripts[:1]))
 
 
 def _run(command: Sequence[str], cards: dict[str, str]) -> int:

@@ -23,8 +23,6 @@ from orchestrator.registry.storage.engine import Registry
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-CPU_HINT = "leave --gpu out, and it runs on the CPU"
-
 
 class NoFreeGpu(PtqError):
     """Every GPU is in use."""
@@ -38,11 +36,14 @@ def ask(registry: Registry, count: int, *, seconds: float, note: str) -> int:
         return _add(registry, conn, count, seconds, note, now)
 
 
-def take(registry: Registry, count: int, *, seconds: float, note: str) -> int:
-    """The same where no worker would give cards: free ones, at once. Raises NoFreeGpu, NoGpu."""
+def take(registry: Registry, count: int, *, seconds: float, note: str, otherwise: str = "") -> int:
+    """The same where no worker would give cards: free ones, at once. Raises NoFreeGpu, BadInput.
+
+    `otherwise`: what else the person may do, for the hint.
+    """
     now, host = time.time(), registry.box
     check_possible(registry, count, user=registry.settings.user, now=now)
-    gpus = _gpus(gpu_source(registry.settings))
+    gpus = _gpus(gpu_source(registry.settings), otherwise)
     with registry.write() as conn:
         _end_what_is_over(conn, now)
         paused = controls.get(conn, controls.PAUSED)
@@ -53,7 +54,8 @@ def take(registry: Registry, count: int, *, seconds: float, note: str) -> int:
         free = [gpu.slot for gpu in gpus if not why[gpu.slot]]
         if len(free) < count:
             said = "; ".join(f"{slot}: {reason}" for slot, reason in why.items() if reason)
-            raise NoFreeGpu(f"{count} asked for, {len(free)} free ({said})", hint=f"try again later, or {CPU_HINT}")
+            hint = f"try again later, or {otherwise}" if otherwise else "try again later"
+            raise NoFreeGpu(f"{count} asked for, {len(free)} free ({said})", hint=hint)
         number = _add(registry, conn, count, seconds, note, now)
         reservations.start(conn, number, free[:count], _claimant(conn, host, now), at=now)
     return number
@@ -102,11 +104,11 @@ def _add(registry: Registry, conn: Connection, count: int, seconds: float, note:
     )  # fmt: skip
 
 
-def _gpus(source: GpuSource) -> list[Gpu]:
+def _gpus(source: GpuSource, otherwise: str) -> list[Gpu]:
     try:
         return source.look()
     except NoGpu as error:
-        raise BadInput(error.message, where=error.where, hint=CPU_HINT) from error
+        raise BadInput(error.message, where=error.where, hint=otherwise) from error
 
 
 def _why_not(gpu: Gpu, lease: Lease | None) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from queue_helpers import FAKE_TRAINING, wait_until
 
+from orchestrator.cli import holding
 from orchestrator.cli.main import main
 from orchestrator.dispatch import hold
 from orchestrator.dispatch.lock import worker_lock
@@ -96,7 +98,9 @@ def test_without_a_worker_a_command_takes_a_free_card_and_gives_it_back(
     assert "reservation r1 released" in said.err
     assert unfinished(registry) == []
     assert ptq(monkeypatch, "reserve", "--gpus", "2", "--", "true") == 1
-    assert "2 asked for, 1 free (gpu:GPU-a: bob, pid 8812)" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "2 asked for, 1 free (gpu:GPU-a: bob, pid 8812)" in said.err
+    assert "try again later, or start `ptq worker --cpu-slots N` for CPU slots" in " ".join(said.err.split())
     assert ptq(monkeypatch, "reserve", "--", "no-such-command") == 3
     assert ptq(monkeypatch, "reserve", "--json", "--", "true") == 2
     with registry.write() as conn:
@@ -168,6 +172,50 @@ def test_a_worker_without_an_entry_cannot_be_drained(
     with worker_lock(home / "worker.lock"):
         assert ptq(monkeypatch, "worker", "--drain") == 3
     assert f"`kill {os.getpid()}`" in capfd.readouterr().err
+
+
+def test_a_command_in_line_takes_a_free_card_when_the_worker_is_gone(
+    registry: Registry, home: Path, start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(holding, "PATIENCE", 0.0)
+    bob = {"processes": [{"pid": 8812, "user": "bob"}]}
+    has(home, {"uuid": "GPU-a", **bob}, {"uuid": "GPU-b", **bob})
+    worker = start([*WORKER])
+    wait_until(lambda: hold.gives(registry, cards=True), what="a worker")
+
+    def change() -> None:
+        wait_until(lambda: unfinished(registry) != [], what="its place in line")
+        worker.kill()
+        worker.wait()
+        has(home, {"uuid": "GPU-a", **bob}, {"uuid": "GPU-b"})
+
+    meanwhile = threading.Thread(target=change)
+    meanwhile.start()
+    assert ptq(monkeypatch, "reserve", "--", sys.executable, "-c", LOOK, str(home / "registry.db")) == 7
+    meanwhile.join()
+    said = capfd.readouterr()
+    assert "GPU-b [('gpu:GPU-b',)]" in said.out
+    assert "reservation r2: gpu:GPU-b for as long as this runs" in said.err
+    assert unfinished(registry) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (["--", "env", "python3", "-u", "src/train.py", "--api-key=x", "eval.py"], "env train.py"),
+        (["--", "/bin/cat"], "cat"),
+        (["--", "/bin/cat", "x" * 50 + ".py"], "cat " + "x" * 35 + "…"),
+        (["--note", "a person's own " + "x" * 50, "--", "cat"], "a person's own " + "x" * 50),
+    ],
+)  # fmt: skip
+def test_what_a_command_is_shown_as_tells_no_arguments(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, options: list[str], note: str
+) -> None:
+    """Everybody reads it in `ptq status`."""
+    monkeypatch.setattr("orchestrator.cli.reserve._run", lambda *_: 0)
+    assert ptq(monkeypatch, "reserve", *options) == 0
+    with registry.read() as conn:
+        assert reservations.get(conn, 1).note == note
 
 
 def test_a_reservation_that_is_released_while_it_waits_is_none(
