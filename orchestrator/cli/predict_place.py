@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -38,14 +38,19 @@ def place(registry: Registry, *, gpu: bool | None, note: str) -> Iterator[Place]
         yield Place()
     elif visible is None:
         with holding(registry, 1, seconds=PLANNED, note=brief(note), otherwise=ON_THE_CPU, cards=True) as names:
-            yield Place("cuda", [name.removeprefix("gpu:") for name in names], card_environment(names))
+            yield _on(names)
     elif not visible:
         hint = "unset it and a free card is reserved, or leave --gpu out"
         raise BadInput("it hides all GPUs", where="CUDA_VISIBLE_DEVICES", hint=hint)
     else:
-        check_granted(registry, visible)
+        slot = check_granted(registry, visible)
         render.note(f"on GPU {visible[0]}, which CUDA_VISIBLE_DEVICES names; `--cpu` leaves it alone")
-        yield Place("cuda", cards={})
+        # By its UUID: CUDA, left to itself, counts the fastest card first, and 0 would be another than was looked at.
+        yield Place("cuda", cards={}) if slot is None else _on([slot])
+
+
+def _on(slots: Sequence[str]) -> Place:
+    return Place("cuda", [name.removeprefix("gpu:") for name in slots], card_environment(slots))
 
 
 def _say_how_to_use_a_card(registry: Registry) -> None:

@@ -61,26 +61,28 @@ def take(registry: Registry, count: int, *, seconds: float, note: str, otherwise
     return number
 
 
-def check_granted(registry: Registry, visible: Sequence[str]) -> None:
-    """A card that CUDA_VISIBLE_DEVICES names is nobody else's. Raises NotAllowed, which says whose it is."""
+def check_granted(registry: Registry, visible: Sequence[str]) -> str | None:
+    """The slot of the card that CUDA_VISIBLE_DEVICES names, which is nobody else's; None: the driver knows none so.
+
+    Raises NotAllowed, which says whose it is.
+    """
     try:
-        gpus = gpu_source(registry.settings).look()
+        gpu = _named(gpu_source(registry.settings).look(), visible[0])
     except NoGpu:
-        return  # torch will say
+        return None  # torch will say
+    if gpu is None:
+        return None
     uid, user = registry.settings.uid, registry.settings.user
-    for gpu in gpus:
-        if visible[0] not in {str(gpu.index), gpu.uuid}:
-            continue
-        with registry.read() as conn:
-            held = {lease.slot: lease for lease in runs.live_leases(conn, registry.box)}
-            mine = {one.run_id for one in reservations.unfinished(conn) if one.uid == uid}
-        lease = held.get(gpu.slot)
-        others = sorted({process.user for process in gpu.processes if process.user not in {"", user}})
-        if not others if lease is None else lease.run_id in mine:
-            return
-        hint = "`ptq predict --gpu` takes a free card where that variable is unset; with --cpu it runs on the CPU"
-        where = f"CUDA_VISIBLE_DEVICES={visible[0]}"
-        raise NotAllowed(f"{gpu.slot} is in use: {_why_not(gpu, lease)}", where=where, hint=hint)
+    with registry.read() as conn:
+        held = {lease.slot: lease for lease in runs.live_leases(conn, registry.box)}
+        mine = {one.run_id for one in reservations.unfinished(conn) if one.uid == uid}
+    lease = held.get(gpu.slot)
+    others = sorted({process.user for process in gpu.processes if process.user not in {"", user}})
+    if not others if lease is None else lease.run_id in mine:
+        return gpu.slot
+    hint = "`ptq predict --gpu` takes a free card where that variable is unset; with --cpu it runs on the CPU"
+    where = f"CUDA_VISIBLE_DEVICES={visible[0]}"
+    raise NotAllowed(f"{gpu.slot} is in use: {_why_not(gpu, lease)}", where=where, hint=hint)
 
 
 def gives(registry: Registry, *, cards: bool) -> bool:
@@ -109,6 +111,14 @@ def _gpus(source: GpuSource, otherwise: str) -> list[Gpu]:
         return source.look()
     except NoGpu as error:
         raise BadInput(error.message, where=error.where, hint=otherwise) from error
+
+
+def _named(gpus: Sequence[Gpu], name: str) -> Gpu | None:
+    """By its number in PCI order, its UUID or the beginning of that, as CUDA reads it."""
+    found = [gpu for gpu in gpus if name in {str(gpu.index), gpu.uuid}]
+    if not found and name.startswith("GPU-"):
+        found = [gpu for gpu in gpus if gpu.uuid.startswith(name)]
+    return found[0] if len(found) == 1 else None
 
 
 def _why_not(gpu: Gpu, lease: Lease | None) -> str:

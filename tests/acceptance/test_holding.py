@@ -303,8 +303,13 @@ def test_a_mark_names_one_process_of_one_boot() -> None:
 
 
 def test_a_granted_card_must_be_nobody_elses(registry: Registry, home: Path) -> None:
-    hold.check_granted(registry, ["GPU-b"])
-    hold.check_granted(registry, ["MIG-of-some-card"])
+    assert hold.check_granted(registry, ["GPU-b"]) == hold.check_granted(registry, ["1", "0"]) == "gpu:GPU-b"
+    assert hold.check_granted(registry, ["MIG-of-some-card"]) is None
+    assert hold.check_granted(registry, ["GPU-"]) is None  # of both cards
+    has(home, {"uuid": "GPU-a1", "processes": [{"pid": 8812, "user": "bob"}]}, {"uuid": "GPU-b"})
+    with pytest.raises(hold.NotAllowed, match="gpu:GPU-a1 is in use"):
+        hold.check_granted(registry, ["GPU-a"])
+    has(home, {"uuid": "GPU-a", "processes": [{"pid": 8812, "user": "bob"}]}, {"uuid": "GPU-b"})
     for name in ("GPU-a", "0"):
         with pytest.raises(hold.NotAllowed, match="gpu:GPU-a is in use: bob, pid 8812"):
             hold.check_granted(registry, [name])

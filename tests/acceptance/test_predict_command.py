@@ -201,7 +201,11 @@ def test_a_card_is_used_when_asked_for_and_nobody_is_stepped_on(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-fake-1")  # granted: nothing more is reserved
     assert asked() == 0
     assert "on GPU GPU-fake-1, which CUDA_VISIBLE_DEVICES names" in capfd.readouterr().err
-    assert started.pop() == {"device": "cuda", "gpus": [], "held": [], "cards": {}}
+    assert started.pop() == {"device": "cuda", "gpus": ["GPU-fake-1"], "held": [], "cards": cards}
+    for number, mine in (("1", cards), ("1,0", cards), ("GPU-f", cards), ("MIG-of-some-card", {})):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", number)
+        assert asked() == 0
+        assert started.pop()["cards"] == mine  # the card that was looked at, however CUDA would count
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a")
     assert asked() == 2
     assert "gpu:GPU-a is in use: bob, pid 1" in capfd.readouterr().err
