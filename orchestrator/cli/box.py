@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def look_at_the_box(registry: Registry) -> dict[str, Any]:
-    """`torch`: what it sees, where the driver shows a GPU. `torch_fault`: why jobs would find no card here."""
+    """`torch`: what it sees, where the driver shows a GPU. `torch_fault`: why it sees less than this shell may."""
     from orchestrator.dispatch.scheduling.gpus import NoGpu, driver_version, fault_of, gpu_source, used_by
 
     facts: dict[str, Any] = {"home": str(registry.paths.root), "gpus": [], "no_gpu": "", "torch": None}
@@ -31,8 +31,11 @@ def look_at_the_box(registry: Registry) -> dict[str, Any]:
     facts["torch"] = seen = _what_torch_sees()
     if registry.settings.fake_gpus is None:  # no driver is behind a file
         facts["driver"] = driver_version()
-        if len(seen["gpus"]) < len(facts["gpus"]):
-            facts["torch_fault"] = seen["why_none"] or "CUDA_VISIBLE_DEVICES or a container hides the others"
+        granted = registry.settings.visible_gpus  # None: all
+        expected = len(facts["gpus"]) if granted is None else min(len(granted), len(facts["gpus"]))
+        if len(seen["gpus"]) < expected:
+            found = f"torch sees {len(seen['gpus'])} of {expected}"
+            facts["torch_fault"] = f"{found}: {seen['why_none'] or 'a container hides the others'}"
     return facts
 
 
@@ -44,7 +47,7 @@ def tell_box(box: dict[str, Any]) -> None:
         driver = f"; driver {box['driver']}" if box["driver"] else ""
         render.say(f"torch {seen['torch']}, built {build}, sees {len(seen['gpus'])} of {len(box['gpus'])}{driver}")
     if box["torch_fault"]:
-        render.say(f"wrong: jobs find no card here: {box['torch_fault']}")
+        render.say(f"wrong: {box['torch_fault']}")
     render.say(f"disk: {size(box['free'])} free in {box['home']}")
 
 

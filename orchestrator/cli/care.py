@@ -39,7 +39,9 @@ def doctor(
     box = look_at_the_box(registry)
     bad = [one for one in found if one.fault and not one.fixed]
     if json:
-        render.print_json({"whole": not bad, "findings": [vars(one) for one in found], "box": box})
+        render.print_json(
+            {"whole": not bad and not box["torch_fault"], "findings": [vars(one) for one in found], "box": box}
+        )
     else:
         _tell(found, box)
     if bad or box["torch_fault"]:

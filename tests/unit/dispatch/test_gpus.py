@@ -128,6 +128,7 @@ def test_the_doctor_says_what_torch_sees_of_the_cards(
     seen: dict[str, Any] = {"torch": "2.13.0+cpu", "built_for": None, "gpus": [], "why_none": "a build without CUDA"}
     registry = open_registry(home)
     registry.close()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(box, "_what_torch_sees", lambda: seen)
     assert doctor()[0] == 0
     driver = Driver()
@@ -135,11 +136,21 @@ def test_the_doctor_says_what_torch_sees_of_the_cards(
     code, said = doctor()
     assert code == 1
     assert "torch 2.13.0+cpu, built without CUDA, sees 0 of 1; driver 550.54.15, up to CUDA 12.4" in said
-    assert "wrong: jobs find no card here: a build without CUDA" in said
+    assert "wrong: torch sees 0 of 1: a build without CUDA" in said
+    code, said = doctor("--json")
+    assert (code, json.loads(said)["whole"]) == (1, False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose, in this shell alone
+    assert doctor()[0] == 0
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     seen |= {"torch": "2.13.0+cu126", "built_for": "12.6", "gpus": ["x"], "why_none": ""}
     code, said = doctor("--json")
     assert (code, json.loads(said)["box"]["torch"]) == (0, seen)
+    assert json.loads(said)["whole"]
     assert "torch 2.13.0+cu126, built for CUDA 12.6, sees 1 of 1" in doctor()[1]
+    monkeypatch.setattr(Driver, "nvmlDeviceGetCount", lambda *_: 2, raising=False)
+    assert "wrong: torch sees 1 of 2: a container hides the others" in doctor()[1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-x")  # one of the two is this shell's
+    assert doctor()[0] == 0
 
 
 def test_the_program_that_the_doctor_starts_says_what_torch_sees() -> None:
