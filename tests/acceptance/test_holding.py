@@ -19,11 +19,12 @@ from queue_helpers import FAKE_TRAINING, wait_until
 
 from orchestrator.cli import holding
 from orchestrator.cli.main import main
+from orchestrator.cli.output.views import worker_is_here
 from orchestrator.dispatch import hold
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.people import MORE, Reservations
 from orchestrator.dispatch.running import processes
-from orchestrator.registry import controls, reservations, runs, usage
+from orchestrator.registry import controls, reservations, runs, usage, workers
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
@@ -111,10 +112,14 @@ def test_without_a_worker_a_command_takes_a_free_card_and_gives_it_back(
         assert conn.exec_driver_sql("select count(*) from reservations").scalar() == 1
 
 
-def test_what_a_killed_command_held_is_taken_by_the_next(registry: Registry, start: Any) -> None:
+def test_what_a_killed_command_held_is_taken_by_the_next(
+    registry: Registry, start: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """No worker looks: the next command that wants a card does."""
     killed = start([*PTQ, "reserve", "--", "cat"])
     wait_until(lambda: any(one.run_id for one in unfinished(registry)), what="its card")
+    assert ptq(monkeypatch, "status", "--json") == 0
+    assert "r1 while its command runs: cat" in capfd.readouterr().out
     with pytest.raises(hold.NoFreeGpu, match="gpu:GPU-b: reserved"):
         hold.take(registry, 1, seconds=60, note="")
     killed.kill()
@@ -328,7 +333,10 @@ def test_a_system_without_proc_queues_and_releases_and_trains_nothing(
 ) -> None:
     """macOS, for one."""
     assert ptq(monkeypatch, "reserve", "--no-wait") == 0
+    with registry.write() as conn:  # on a box that shares the registry
+        workers.register(conn, host="box", pid=1, pid_started=1, boot_id="b", slots=["gpu:GPU-x"], at=time.time())
     monkeypatch.setattr(processes, "_PROC", tmp_path / "nothing")
+    assert worker_is_here(registry)
     assert ptq(monkeypatch, "release", "r1") == 0
     capsys.readouterr()
     for command in (["worker"], ["demo", "--home", str(tmp_path / "demo")]):

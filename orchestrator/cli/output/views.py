@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.output import render
 from orchestrator.dispatch.lock import holder
-from orchestrator.dispatch.running.processes import boot_id
+from orchestrator.dispatch.running.processes import NoProc, boot_id
 from orchestrator.dispatch.scheduling.admission import default_limits
 from orchestrator.dispatch.scheduling.box import Host, Slot
 from orchestrator.dispatch.scheduling.fusing import Facts
@@ -70,8 +70,12 @@ def worker_is_here(registry: Registry) -> bool:
     if holder(registry.paths.worker_lock) is not None:
         return True
     with registry.read() as conn:
-        elsewhere = workers.present(conn, now=time.time())
-    return any(worker.boot_id != boot_id() for worker in elsewhere)  # a lock is seen on its own machine
+        heard_of = workers.present(conn, now=time.time())
+    try:
+        here = boot_id()
+    except NoProc:  # no worker works on such a system
+        here = ""
+    return any(worker.boot_id != here for worker in heard_of)  # a lock is seen on its own machine
 
 
 def look(
@@ -205,7 +209,7 @@ def _show_slowdown(queue: Queue, host: Host) -> None:
 
 def _show_reservation(queue: Queue, host: Host) -> None:
     one = next(one for one in queue.reservations if one.id == host.reservation)
-    until = "" if one.until is None else f", until {clock(one.until)}"
+    until = f", until {clock(one.until)}" if one.holder is None else " while its command runs"
     for slot in queue.slots:
         if slot["slot"] in host.slots:
             slot |= {"state": "reserved", "user": one.user, "since": one.started_at}
