@@ -87,7 +87,7 @@ def _table(found: Comparison) -> None:
 def _say_on_which_rows(found: Comparison) -> None:
     render.note(f"scores on the {found.split} rows")
     if found.elsewhere:
-        from orchestrator.cli.output.views import id_ranges
+        from orchestrator.dispatch.scheduling.reasons import id_ranges
 
         which = f"job{'s' * (len(found.elsewhere) > 1)} {id_ranges(found.elsewhere)}"
         render.note(f"{which}: scored on other rows only, so not compared")
@@ -155,6 +155,6 @@ def _setting(value: Any) -> str:
 
 
 def _ids(one: Configuration) -> str:
-    from orchestrator.cli.output.views import id_ranges
+    from orchestrator.dispatch.scheduling.reasons import id_ranges
 
     return id_ranges(one.jobs.values())

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from orchestrator.cli.output.render import note
-
-if TYPE_CHECKING:
-    pass
 
 
 def printed_by(module: str, request: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def _say_whose_log(registry: Registry, job: Job) -> None:
     """A run of several jobs has one log."""
     if job.run_id is None:
         return
-    from orchestrator.cli.output.views import id_ranges
+    from orchestrator.dispatch.scheduling.reasons import id_ranges
     from orchestrator.jobspec import jobs_seen
 
     others = [other for other in jobs_seen(registry.paths.run(job.run_id)) if other != job.id]

@@ -79,7 +79,8 @@ def make_plan(registry: object, path: Path, overrides: list[str], priority: str 
 
 
 def _tell(done: list[Enqueued], recipes: list[Path], as_json: bool) -> None:
-    from orchestrator.cli.output.views import group_name, id_ranges
+    from orchestrator.cli.output.views import group_name
+    from orchestrator.dispatch.scheduling.reasons import id_ranges
 
     if as_json:
         parts = zip(recipes, done, strict=True)

@@ -29,7 +29,7 @@ def wait_for(registry: Registry, ids: Sequence[int]) -> bool:
 @contextmanager
 def watching(registry: Registry, ids: Sequence[int]) -> Iterator[Callable[[], bool]]:
     """A bar; each call of what this yields moves it, and says whether all jobs have finished."""
-    from orchestrator.cli.output.views import id_ranges
+    from orchestrator.dispatch.scheduling.reasons import id_ranges
 
     title = f"job {id_ranges(ids)}" if len(ids) == 1 else f"jobs {id_ranges(ids)}"
     with render.progress(title) as advance:
@@ -69,7 +69,7 @@ def say_how_it_ended(registry: Registry, ids: Sequence[int]) -> None:
 
 
 def detached(ids: Sequence[int]) -> None:
-    from orchestrator.cli.output.views import id_ranges
+    from orchestrator.dispatch.scheduling.reasons import id_ranges
 
     one = len(ids) == 1
     render.note(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from orchestrator.dispatch.scheduling.box import Host, Slot
 from orchestrator.dispatch.scheduling.fusing import Facts
 from orchestrator.dispatch.scheduling.hosts import Pace, paces
 from orchestrator.dispatch.scheduling.line import Line
+from orchestrator.dispatch.scheduling.reasons import id_ranges
 from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.survey import Survey, survey
 from orchestrator.errors import BadInput
@@ -307,17 +308,6 @@ def comparison(numbers: Metrics) -> list[tuple[str, str, float | None, float | N
 
 def group_name(group_id: int | None) -> str | None:
     return None if group_id is None else f"g{group_id}"
-
-
-def id_ranges(ids: Iterable[int]) -> str:
-    """`3-8, 11`"""
-    parts: list[list[int]] = []
-    for number in sorted(ids):
-        if parts and parts[-1][-1] == number - 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def clock(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.dispatch.scheduling.box import Host, Slot
 from orchestrator.registry.queue import Waiting
@@ -95,13 +95,18 @@ def name(number: int) -> str:
 
 def names(numbers: Sequence[int]) -> str:
     """`job 3`, `jobs 3-8, 11`."""
+    return ("job " if len(numbers) == 1 else "jobs ") + id_ranges(numbers)
+
+
+def id_ranges(numbers: Iterable[int]) -> str:
+    """`3-8, 11`"""
     parts: list[list[int]] = []
     for number in sorted(numbers):
         if parts and parts[-1][-1] == number - 1:
             parts[-1] = [parts[-1][0], number]
         else:
             parts.append([number])
-    return ("job " if len(numbers) == 1 else "jobs ") + ", ".join("-".join(map(str, part)) for part in parts)
+    return ", ".join("-".join(map(str, part)) for part in parts)
 
 
 def unit(count: int, all_slots: Sequence[Slot]) -> str:
