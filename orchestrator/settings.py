@@ -102,6 +102,13 @@ class Policy:
     def teams_of(self, user: str) -> list[str]:
         return [name for name, team in self.teams.items() if user in team.members]
 
+    def quotas_on(self, user: str) -> list[tuple[str, int, frozenset[str]]]:
+        """(whose, how many GPUs at once, who counts)"""
+        own = self.quota(user)
+        found = [] if own is None else [(user or "the user", own, frozenset({user}))]
+        teams = [(name, self.teams[name]) for name in self.teams_of(user)]
+        return found + [(f"team {name}", team.quota, team.members) for name, team in teams if team.quota is not None]
+
 
 def load_policy(home: Path) -> Policy:
     """Read queue.toml; without one, the defaults. Raises BadInput with the key at fault."""

@@ -16,9 +16,10 @@ from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, NoGpu, fault_of, gpu_source, used_by
 from orchestrator.dispatch.submit import check_possible
 from orchestrator.errors import BadInput, NotAllowed, PtqError
-from orchestrator.registry import controls, reservations, runs, workers
+from orchestrator.registry import controls, jobs, reservations, runs, workers
 from orchestrator.registry.runs import Claimant, Lease
 from orchestrator.registry.storage.engine import Registry
+from orchestrator.settings import POLICY_FILE, load_policy
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -49,13 +50,14 @@ def take(registry: Registry, count: int, *, seconds: float, note: str, otherwise
         paused = controls.get(conn, controls.PAUSED)
         if paused is not None:
             raise NoFreeGpu(f"the queue is paused by {paused.by}: nothing starts", hint="`ptq resume` lets it go on")
-        held = {lease.slot: lease for lease in runs.live_leases(conn, host)}
+        leases = runs.live_leases(conn, host)
+        _check_quota(registry, conn, count, leases, otherwise)
+        held = {lease.slot: lease for lease in leases}
         why = {gpu.slot: _why_not(gpu, held.get(gpu.slot)) for gpu in gpus}
         free = [gpu.slot for gpu in gpus if not why[gpu.slot]]
         if len(free) < count:
             said = "; ".join(f"{slot}: {reason}" for slot, reason in why.items() if reason)
-            hint = f"try again later, or {otherwise}" if otherwise else "try again later"
-            raise NoFreeGpu(f"{count} asked for, {len(free)} free ({said})", hint=hint)
+            raise NoFreeGpu(f"{count} asked for, {len(free)} free ({said})", hint=_later(otherwise))
         number = _add(registry, conn, count, seconds, note, now)
         reservations.start(conn, number, free[:count], _claimant(conn, host, now), at=now)
     return number
@@ -126,6 +128,26 @@ def _why_not(gpu: Gpu, lease: Lease | None) -> str:
     if lease is None:
         return used_by(gpu) or fault_of(gpu)
     return "reserved" if lease.job_id is None else f"job {lease.job_id} of {lease.user}"
+
+
+def _later(otherwise: str) -> str:
+    return f"try again later, or {otherwise}" if otherwise else "try again later"
+
+
+def _check_quota(registry: Registry, conn: Connection, count: int, leases: Sequence[Lease], otherwise: str) -> None:
+    """With what is held already, counted as the scheduler does: who shares a run holds a part of it."""
+    quotas = load_policy(registry.settings.home).quotas_on(registry.settings.user)
+    persons = {one.run_id: [one.user] for one in reservations.unfinished(conn)} if quotas else {}
+    has: dict[str, float] = {}
+    for lease in leases if quotas else ():
+        users = persons.get(lease.run_id) or [job.user for job in jobs.live_jobs_of(conn, lease.run_id)]
+        for user in users:
+            has[user] = has.get(user, 0.0) + 1 / len(users)
+    for whose, quota, members in quotas:
+        have = sum(has.get(user, 0.0) for user in members)
+        if have + count > quota + 1e-6:
+            said = f"{count} asked for, {whose} has {have:g} of at most {quota}"
+            raise NoFreeGpu(said, where=POLICY_FILE, hint=_later(otherwise))
 
 
 def _end_what_is_over(conn: Connection, now: float) -> None:

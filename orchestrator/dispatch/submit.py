@@ -108,12 +108,12 @@ def enqueue(
 def check_possible(registry: Registry, slots: int, *, user: str, now: float) -> None:
     """Refuse what would wait for ever: more slots than any worker here has, or than the user may ever have."""
     policy = load_policy(registry.settings.home)
-    limits = [(f"{user} may have", policy.quota(user))]
-    limits += [(f"team {name} may have", policy.teams[name].quota) for name in policy.teams_of(user)]
-    for whose, quota in limits:
-        if quota is not None and slots > quota:
+    for whose, quota, _ in policy.quotas_on(user):
+        if slots > quota:
             hint = "ask for fewer, or have the quota raised"
-            raise BadInput(f"{slots} slots are asked for, {whose} {quota} at once", where=POLICY_FILE, hint=hint)
+            raise BadInput(
+                f"{slots} slots are asked for, {whose} may have {quota} at once", where=POLICY_FILE, hint=hint
+            )
     with registry.read() as conn:
         present = workers.present(conn, now=now)
     if present and slots > (most := max(len(worker.slots) for worker in present)):

@@ -129,6 +129,21 @@ def test_what_a_killed_command_held_is_taken_by_the_next(
     assert mine.note == "mine"
 
 
+def test_without_a_worker_a_quota_counts_what_is_held_already(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    has(home, {"uuid": "GPU-a"}, {"uuid": "GPU-b"}, {"uuid": "GPU-c"})
+    (home / "queue.toml").write_text('[quota]\nada = 2\n[team.nlp]\nmembers = ["ada", "bob"]\nquota = 2\n')
+    hold.take(registry, 1, seconds=60, note="")
+    assert ptq(monkeypatch, "reserve", "--gpus", "2", "--", "true") == 1
+    assert "queue.toml: 2 asked for, ada has 1 of at most 2" in capfd.readouterr().err
+    assert ptq(monkeypatch, "reserve", "--", "true") == 0
+    with registry.write() as conn:
+        conn.exec_driver_sql("update reservations set user = 'bob' where ended_at is null")
+    assert ptq(monkeypatch, "reserve", "--gpus", "2", "--", "true") == 1
+    assert "team nlp has 1 of at most 2" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_the_worker_notices_that_a_command_was_killed(registry: Registry, home: Path, start: Any, waits: bool) -> None:
     bob = [{"pid": 8812, "user": "bob"}] if waits else []

@@ -201,13 +201,7 @@ class _Planner:
         return ""
 
     def _quotas(self, user: str) -> list[tuple[str, int, frozenset[str]]]:
-        """(whose, how many, who counts)"""
-        if not self.policy.quotas and not self.policy.teams:
-            return []
-        own = self.policy.quota(user)
-        found = [] if own is None else [(user or "the user", own, frozenset({user}))]
-        teams = [(name, self.policy.teams[name]) for name in self.policy.teams_of(user)]
-        return found + [(f"team {name}", team.quota, team.members) for name, team in teams if team.quota is not None]
+        return self.policy.quotas_on(user) if self.policy.quotas or self.policy.teams else []
 
     def _room_for(self, job: Waiting) -> _Room | None:
         """The least filled run that the job may share; with a slot of its own at hand, only one not yet filled."""
