@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from registry_proofs import first_registry
 
 from orchestrator.cli.main import main
-from orchestrator.dispatch.lock import worker_lock
+from orchestrator.dispatch import lock
 from orchestrator.errors import NotFound, RegistryUnusable
 from orchestrator.registry import jobs, metrics, runs
 from orchestrator.registry.storage import migrations
@@ -318,8 +318,9 @@ def test_a_registry_is_not_migrated_under_a_worker(
             main()
         return int(end.value.code or 0)
 
+    monkeypatch.setattr(lock, "_PATIENCE", 0.0)
     first_registry(home, OPEN_RUNS)
-    with worker_lock(home / "worker.lock"):
+    with lock.worker_lock(home / "worker.lock"):
         assert migrated() == 1
     said = capsys.readouterr().err
     assert f"a worker is at work here already (pid {os.getpid()})" in said
