@@ -28,7 +28,7 @@ from orchestrator.companions import changes
 from orchestrator.cost import Cost
 from orchestrator.errors import BadRecipe, PtqError
 from orchestrator.events import Events, EventWriter, NoEvents
-from orchestrator.jobspec import JobSpec, RunSpec, Ticket
+from orchestrator.jobspec import BaseSpec, JobSpec, RunSpec, Ticket
 from orchestrator.paths import JobPaths, RunPaths
 from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.schema import JobRecipe
@@ -155,18 +155,10 @@ class Run:
     def _load_base(self) -> BaseHost:
         base = self._first.base
         recipe = JobRecipe.model_validate(self._first.recipe)
-        with met_by_all(self.processes):
-            found = fingerprint(Path(base.path)) if self.processes.first else base.fingerprint
-            if found != base.fingerprint:
-                raise JobFailed(
-                    Reason.BASE_CHANGED,
-                    f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
-                    "add the base again with `ptq base add` and submit again",
-                )
-            told = changes(base.companions, Path(base.path)) if self.processes.first else []
-            if told:
-                what = f"{', '.join(told)} in {base.path} since submission: the same text may be other tokens now"
-                raise JobFailed(Reason.BASE_CHANGED, f"{what}; put it back and `ptq retry`, or submit again")
+        with met_by_all(self.processes):  # before any rank loads: ranks with a sharded base wait for each other in it
+            if self.processes.first:
+                _refuse_changes(base)
+        with met_by_all(self.processes, forwards=True):
             load_as(self.processes, recipe.base.dtype)
             host = BaseHost.load(
                 Path(base.path),
@@ -302,6 +294,21 @@ class Run:
             events.write(last_word, **fields)
             events.close()
         failpoints.reach("training.left")
+
+
+def _refuse_changes(base: BaseSpec) -> None:
+    """JobFailed where its weights, or the files beside them, are not those of submission."""
+    found = fingerprint(Path(base.path))
+    if found != base.fingerprint:
+        raise JobFailed(
+            Reason.BASE_CHANGED,
+            f"the weights in {base.path} are not those of submission ({found} instead of {base.fingerprint}); "
+            "add the base again with `ptq base add` and submit again",
+        )
+    told = changes(base.companions, Path(base.path))
+    if told:
+        what = f"{', '.join(told)} in {base.path} since submission: the same text may be other tokens now"
+        raise JobFailed(Reason.BASE_CHANGED, f"{what}; put it back and `ptq retry`, or submit again")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import DeepSpeedPlugin
 from ranks import on_two_ranks
 from training_fixtures import MadeRun, make_run, recipe
@@ -19,7 +20,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from orchestrator.cost import Cost
 from orchestrator.events import EventWriter
-from orchestrator.jobspec import RunSpec
+from orchestrator.jobspec import JobSpec, RunSpec
 from orchestrator.training import calibrate, evaluate, finish, job, run, search, step
 from orchestrator.training.distributed import Processes, load_as
 from orchestrator.training.job import TrainedJob
@@ -183,6 +184,32 @@ def test_ranks_with_a_sharded_base_run_every_forward(
     same(made, whole, 0, 1)
     first, second = ((counts / str(number)).read_text().splitlines() for number in range(2))
     assert len(first) == len(second) > 10
+
+
+def test_a_changed_tokenizer_is_told_before_any_rank_loads(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    """ZeRO-3 shards a base while it is loaded: the second rank would wait in there for the first."""
+    made = both(tmp_path, bases, dataset)
+    for job in made.jobs:
+        spec = JobSpec.read(job.spec)
+        replace(spec, base=replace(spec.base, companions={"tokenizer.json": "sha256:another"})).write(job.spec)
+
+    def wait(number: int) -> None:
+        load = BaseHost.load
+
+        def together(*args: Any, **kwargs: Any) -> BaseHost:
+            dist.barrier()
+            return load(*args, **kwargs)
+
+        run.load_as = run.place = lambda *_: None
+        BaseHost.load = together
+
+    assert on_two_ranks(made, wait, zero=3) == [1, 1]
+    for number in range(2):
+        (said,) = made.events(number, "failed")
+        assert said["reason"] == "base_changed"
+        assert "tokenizer.json was changed" in said["message"]
 
 
 @pytest.mark.parametrize(("dtype", "narrow"), [("bf16", ["bf16"]), ("fp32", []), ("fp16", ["fp16"])])
