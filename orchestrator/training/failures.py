@@ -12,6 +12,7 @@ import torch
 from orchestrator.errors import BadData, BadInput, BadRecipe, PtqError
 from orchestrator.states import Reason
 from orchestrator.training.distributed import Processes
+from orchestrator.training.stop import StopRequested
 
 Told = tuple[str, str]  #: reason and message of an error, as it is told to the other ranks
 
@@ -54,11 +55,13 @@ def met_by_all(processes: Processes, *, forwards: bool = False) -> Iterator[None
     """An error that one rank meets inside is raised on all of them; inside, no rank may wait for another.
 
     `forwards`: the base is asked inside, and with a sharded base they do wait. There only what all ranks meet alike can
-    be agreed on: a `PtqError`; for anything else the run ends.
+    be agreed on: a `PtqError`; for anything else the run ends. A StopRequested goes through: they have agreed on it.
     """
     found: Exception | None = None
     try:
         yield
+    except StopRequested:
+        raise
     except Exception as error:
         if not may_tell(processes, error, forwards=forwards):
             raise

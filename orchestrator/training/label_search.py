@@ -19,6 +19,7 @@ from orchestrator.recipe.methods import AutoPrompt
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.distributed import Processes
+from orchestrator.training.failures import met_by_all
 from orchestrator.training.objectives.objective import Example, Fields
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.training.texts import TextEncoder
@@ -68,9 +69,12 @@ def found_labels(
     known: Labels | None = processes.gather(kept.read() if processes.first else None)[0]
     if known is not None:
         return known
-    found: Labels = processes.gather(_searched(config.label_words, task, recipe, host, encoder, method, rows))[0]
-    if processes.first:
-        kept.write(found)
+    with met_by_all(processes, forwards=True):
+        mine = _searched(config.label_words, task, recipe, host, encoder, method, rows)
+    found: Labels = processes.gather(mine)[0]
+    with met_by_all(processes):
+        if processes.first:
+            kept.write(found)
     return found
 
 
