@@ -18,6 +18,8 @@ from orchestrator.training.objectives.asking import Asked, Compares, answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.tuning.host import BaseHost
 
+Between = Callable[[], None]  #: may raise, on all ranks together
+
 TOGETHER = 4  #: batches of the largest of the jobs that score together, at most, in a forward: what memory allows
 
 
@@ -35,7 +37,7 @@ def evaluate(
     *,
     batch_sizes: Sequence[int],
     processes: Processes,
-    between: Callable[[], None] = lambda: None,
+    between: Between = lambda: None,
     kept: Sequence[KeptAnswers] = (),
 ) -> list[Evaluation]:
     """Predict every distinct input of each job's rows, and score: what each would score by itself.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ from orchestrator.training.checkpoint import (
 from orchestrator.training.cuts import Cuts, noted
 from orchestrator.training.demonstrations import demonstrations, show
 from orchestrator.training.distributed import Processes
+from orchestrator.training.evaluate import Between
+from orchestrator.training.failures import met_by_all
 from orchestrator.training.label_search import KeptLabels, found_labels, with_labels
 from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
@@ -43,9 +46,9 @@ from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_wo
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
 from orchestrator.training.optimizers import optimizer_of
-from orchestrator.training.order import Passes, mixed_seed, total_steps
+from orchestrator.training.order import Passes, mixed_seed, seeded, total_steps
 from orchestrator.training.own_files import with_own_files
-from orchestrator.training.pattern_weights import Patterns
+from orchestrator.training.pattern_weights import Patterns, kept_of_pattern
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
 from orchestrator.training.search import Losses, TriggerSearch
@@ -98,17 +101,25 @@ class TrainedJob:
         self._passes = Passes(self.recipe.seed, len(self.rows))
 
     @classmethod
-    def open(cls, spec: JobSpec, host: BaseHost, events: Events, processes: Processes) -> TrainedJob:
-        """Build the job as it starts, or as its newest checkpoint left it."""
-        recipe, paths = JobRecipe.model_validate(spec.recipe), JobPaths(Path(spec.folder))
-        own = with_own_files(recipe, paths, copy=processes.first)
-        encoder, method = build_prompt(own, host, context=read_base_facts(Path(spec.base.path)).max_positions)
-        train = Rows.open(Path(spec.dataset.path), "train")
-        labels = found_labels(own, host, encoder, method, train, KeptLabels(paths, identity_of(spec)), processes)
+    def open(
+        cls, spec: JobSpec, host: BaseHost, events: Events, processes: Processes, between: Between = lambda: None
+    ) -> TrainedJob:
+        """Build the job as it starts, or as its newest checkpoint left it. On all ranks.
+
+        `between` is called between the batches of what is measured before the first step.
+        """
+        identity = identity_of(spec)
+        with met_by_all(processes, forwards=True):  # behind it the ranks wait for each other, and none may be missing
+            recipe, paths = JobRecipe.model_validate(spec.recipe), JobPaths(Path(spec.folder))
+            own = with_own_files(recipe, paths, copy=processes.first)
+            encoder, method = build_prompt(own, host, context=read_base_facts(Path(spec.base.path)).max_positions)
+            train = Rows.open(Path(spec.dataset.path), "train")
+            checkpoint = newest_checkpoint(paths, identity)
+        labels = found_labels(own, host, encoder, method, train, KeptLabels(paths, identity), processes)
         recipe, own = with_labels(recipe, labels), with_labels(own, labels)
-        checkpoint = newest_checkpoint(paths, identity_of(spec))
-        kept = {} if checkpoint is None else _inside("patterns", checkpoint.tensors)
-        patterns = Patterns.open(recipe, host, encoder, train, processes, kept)
+        known = {} if checkpoint is None else _inside("patterns", checkpoint.tensors)
+        answers = partial(kept_of_pattern, paths, identity)
+        patterns = Patterns.open(recipe, host, encoder, train, processes, known, answers, between)
         objective = build_objective(own, encoder, patterns.weights)
         head = _new_head(objective, recipe.seed, host, processes.device)
         labelled, hidden = hidden_words(recipe, encoder, train)
@@ -372,26 +383,6 @@ def _with_labels(recipe: JobRecipe) -> Method:
         return recipe.method
     started = init.model_copy(update={"words": fixed_words(recipe.task)})
     return recipe.method.model_copy(update={"init": started})
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's random numbers from `seed` inside, as they were outside.
-
-    Through the generators themselves: `torch.manual_seed` also notes a stack trace for a GPU not yet in use, which
-    took a quarter of a small job's step.
-    """
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    before = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
 
 
 def _new_head(objective: Objective, seed: int, host: BaseHost, device: torch.device) -> nn.Module | None:

@@ -221,12 +221,14 @@ class Run:
         try:
             with met_by_all(self.processes, forwards=True):
                 self._check_base(spec)
-                job = TrainedJob.open(spec, host, present.events, self.processes)
+                job = TrainedJob.open(spec, host, present.events, self.processes, self.company.within)
                 if self.processes.first:
                     refuse_unscorable(job)
             self.processes.same_everywhere(job.parameters)
             with met_by_all(self.processes):
                 self._tell_that_it_starts(job)
+        except StopRequested:
+            raise
         except Exception as error:
             # Several ranks go on only after what all of them meet: faults of recipe and data.
             if self.processes.world > 1 and not isinstance(error, PtqError):

@@ -12,7 +12,7 @@ from orchestrator.recipe.tasks import Classify
 from orchestrator.training.checkpoint import identity_of
 from orchestrator.training.company import LeaveRequested
 from orchestrator.training.distributed import Processes
-from orchestrator.training.evaluate import Evaluation, evaluate
+from orchestrator.training.evaluate import Between, Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.kept import KeptAnswers
@@ -27,7 +27,6 @@ SPLITS = ("validation", "test")
 
 #: What a job is scored on at its end: (split, with its prompt; without: the base as it was).
 FinalScores = dict[tuple[str, bool], Evaluation]
-Between = Callable[[], None]
 
 
 def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> list[Fields] | None:

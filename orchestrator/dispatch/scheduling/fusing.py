@@ -68,6 +68,8 @@ def alone_because(recipe: Mapping[str, Any]) -> str:
         return "`train.base_lr` trains the base itself"
     if method == "autoprompt":
         return "autoprompt asks the base many times a step, and its neighbours would wait"
+    if recipe["method"].get("weights") == "accuracy":
+        return "its patterns are measured on all training rows first, and its neighbours would wait"
     return "" if method in FROZEN_BASE_METHODS else f"{method} has the base for itself"
 
 

@@ -101,6 +101,7 @@ def test_who_is_alone_is_told_why() -> None:
     assert alone_because(submitted(method__type="fine-tuning").recipe) == "fine-tuning has the base for itself"
     assert "neighbours would wait" in alone_because(submitted(method__type="autoprompt").recipe)
     assert alone_because(submitted(method__type="pet").recipe) == ""
+    assert "patterns are measured" in alone_because(submitted(method__type="pet", method__weights="accuracy").recipe)
     assert (
         alone_because(submitted(method__type="pet", train__base_lr=1e-5).recipe)
         == "`train.base_lr` trains the base itself"

@@ -21,7 +21,7 @@ from orchestrator.data.store import SplitWriter
 from orchestrator.events import NoEvents
 from orchestrator.jobspec import JobSpec
 from orchestrator.recipe.schema import JobRecipe
-from orchestrator.training import pattern_weights
+from orchestrator.training import evaluate, pattern_weights
 from orchestrator.training.distributed import Processes
 from orchestrator.training.job import TrainedJob, build_prompt
 from orchestrator.training.objectives import build_objective
@@ -234,6 +234,40 @@ def test_the_weights_outlive_a_stop(
     rows = list(Rows.open(few_labels, "validation"))
     for row, (answer,) in zip(rows, Predictor.load(folder, bases["bert"]).answers(rows), strict=True):
         assert answer.probabilities == pytest.approx(written.probabilities(accuracies, row["text"]), rel=1e-3)
+
+
+def test_a_stop_while_patterns_are_measured_costs_nothing_twice(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the patterns have answered by then is not asked again, and they weigh the same."""
+    asked, answer = [0], evaluate.answer
+
+    def stop_at(turn: int) -> None:
+        asked[0] = 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            asked[0] += 1
+            if asked[0] == turn:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return answer(*args, **kwargs)
+
+        monkeypatch.setattr(evaluate, "answer", counted)
+
+    made = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
+    stop_at(0)
+    whole = make_run(tmp_path / "whole", [weighed()], **made)
+    assert whole.train() == 0
+    turns = asked[0]
+    stop_at(3)
+    broken = make_run(tmp_path / "broken", [weighed()], **made)
+    assert broken.train() == STOPPED_EXIT_CODE
+    assert asked[0] == 3
+    assert broken.events(0)[-1]["kind"] == "stopped"
+    stop_at(0)
+    again = make_run(tmp_path / "broken", [weighed()], attempt=2, **made)
+    assert again.train() == 0
+    assert asked[0] == turns - 3
+    assert again.artifact(attempt=2)["patterns"] == whole.artifact()["patterns"]
 
 
 def test_patterns_that_are_never_right_count_alike() -> None:

@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import deepspeed_config
 from orchestrator.cost import Cost
 from orchestrator.events import EventWriter
 from orchestrator.jobspec import JobSpec, RunSpec
-from orchestrator.training import calibrate, evaluate, finish, job, run, search, step
+from orchestrator.training import calibrate, evaluate, finish, job, label_search, run, search, step
 from orchestrator.training.distributed import Processes, load_as
 from orchestrator.training.job import TrainedJob
 from orchestrator.tuning.host import BaseHost
@@ -162,6 +162,31 @@ def test_words_are_chosen_by_all_ranks_together(bases: dict[str, Path], dataset:
     assert two.losses() == pytest.approx(one.losses(), rel=1e-5)
 
 
+def test_label_words_that_one_rank_cannot_find_end_their_job(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    """The other rank has found its own, and must not wait for ever for somebody to tell."""
+    words = recipe({"type": "autoprompt", "candidates": 5, "label_words": 1, "init": {"type": "vocab"}})
+    del words["train"]["lr"]
+    words["task"] = {"type": "classify", "labels": {"warm": ["red"], "cold": ["black"]}, "input": "[T:2] {text} [MASK]"}
+    made = make_run(tmp_path, [words], base=bases["bert"], dataset=dataset, kind="masked", processes=2)
+    assert on_two_ranks(made, failing(label_search, "_searched", 1, NO_MEMORY[0], {1})) == [1, 1]
+    (said,) = made.events(0, "failed")
+    assert (said["reason"], said["alone"]) == ("cuda_oom", True)
+
+
+def test_ranks_share_what_patterns_are_measured_on(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    one = recipe({"type": "pet", "weights": "accuracy", "patterns": ["[MASK] and {text}"]})
+    del one["train"]["lr"], one["train"]["steps"]
+    one["task"] = {"type": "classify", "labels": {"warm": ["red"], "cold": ["black"]}, "input": "the {text} is [MASK]"}
+    where: dict[str, Any] = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
+    alone, two = make_run(tmp_path / "one", [one], **where), make_run(tmp_path / "two", [one], processes=2, **where)
+    assert alone.train() == 0
+    assert on_two_ranks(two, lambda _: None) == [0, 0]
+    assert two.artifact()["patterns"] == alone.artifact()["patterns"]
+    assert two.artifact()["metrics"] == alone.artifact()["metrics"]
+
+
 def test_ranks_with_a_sharded_base_run_every_forward(
     bases: dict[str, Path], dataset: Path, tmp_path: Path, whole: MadeRun
 ) -> None:
@@ -191,9 +216,9 @@ def test_a_changed_tokenizer_is_told_before_any_rank_loads(
 ) -> None:
     """ZeRO-3 shards a base while it is loaded: the second rank would wait in there for the first."""
     made = both(tmp_path, bases, dataset)
-    for job in made.jobs:
-        spec = JobSpec.read(job.spec)
-        replace(spec, base=replace(spec.base, companions={"tokenizer.json": "sha256:another"})).write(job.spec)
+    for paths in made.jobs:
+        spec = JobSpec.read(paths.spec)
+        replace(spec, base=replace(spec.base, companions={"tokenizer.json": "sha256:another"})).write(paths.spec)
 
     def wait(number: int) -> None:
         load = BaseHost.load
