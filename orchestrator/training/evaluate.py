@@ -219,6 +219,11 @@ def _by_task(
     each = []
     for task, called in sorted(task_names(tasks).items()):
         mine = [i for i, its in enumerate(tasks) if its == task]
-        each.append(score(names, [predictions[i] for i in mine], [references[i] for i in mine], labels=labels))
+        wanted = [references[i] for i in mine]
+        # Of a task's own labels one is the positive one; rows that hold only one of them do not tell which they are.
+        held = {label for row in wanted for label in row[:1]}
+        own = [label for label in labels if label in held]
+        said = [predictions[i] for i in mine]
+        each.append(score(names, said, wanted, labels=own if len(own) > 1 else labels))
         values |= {f"{name}:{called}": value for name, value in each[-1].items()}
     return {name: fmean(one[name] for one in each) for name in names} | values

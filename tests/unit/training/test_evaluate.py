@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from orchestrator.errors import BadData, PtqError
 from orchestrator.states import Reason
@@ -66,6 +67,34 @@ def test_an_input_of_several_rows_is_predicted_once() -> None:
     result = scored(objective, 4, processes())
     assert result.numbers == [0, 2, 4, 6, 8]
     assert sum(map(len, objective.batches)) == 5
+
+
+class Labels(Echo):
+    """It answers with a row's own label, but in every fourth row."""
+
+    metrics = ("positive_f1",)
+
+    def references(self, rows: Sequence[dict[str, str]]) -> tuple[list[int], list[list[str]]]:
+        return list(range(len(rows))), [[row["label"]] for row in rows]
+
+    def predict(self, host: Any, prompt: Any, head: Any, rows: Sequence[dict[str, str]], *, tuned: bool) -> list[str]:
+        return [row["label"] if int(row["text"]) % 4 else "another" for row in rows]
+
+
+def test_each_task_of_a_mixture_has_a_positive_label_of_its_own() -> None:
+    """`true` is not the positive one of `no` and `yes`, whatever the alphabet says of all four."""
+    pairs = {"a": ("false", "true"), "b": ("no", "yes")}
+    rows = [
+        {"text": str(i), "task": task, "label": labels[i % 3 == 0]} for i in range(12) for task, labels in pairs.items()
+    ]
+    host: Any = None
+    objective: Any = Labels()
+    asked = Asked(objective, Prompt.empty(), None, rows, True, lambda row: row["task"], ("false", "no", "true", "yes"))
+    (found,) = evaluate(host, [asked], batch_sizes=[5], processes=processes())
+    wanted = [i % 3 == 0 for i in range(12)]
+    expected = f1_score(wanted, [is_it and i % 4 > 0 for i, is_it in enumerate(wanted)])
+    assert 0 < expected < 1
+    assert found.values == {"positive_f1": expected, "positive_f1:a": expected, "positive_f1:b": expected}
 
 
 @pytest.mark.parametrize("zero", [None, 3])
