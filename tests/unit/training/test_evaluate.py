@@ -72,8 +72,6 @@ def test_an_input_of_several_rows_is_predicted_once() -> None:
 class Labels(Echo):
     """It answers with a row's own label, but in every fourth row."""
 
-    metrics = ("positive_f1",)
-
     def references(self, rows: Sequence[dict[str, str]]) -> tuple[list[int], list[list[str]]]:
         return list(range(len(rows))), [[row["label"]] for row in rows]
 
@@ -88,7 +86,7 @@ def test_each_task_of_a_mixture_has_a_positive_label_of_its_own() -> None:
         {"text": str(i), "task": task, "label": labels[i % 3 == 0]} for i in range(12) for task, labels in pairs.items()
     ]
     host: Any = None
-    objective: Any = Labels()
+    objective: Any = Labels(metrics=("positive_f1",))
     asked = Asked(objective, Prompt.empty(), None, rows, True, lambda row: row["task"], ("false", "no", "true", "yes"))
     (found,) = evaluate(host, [asked], batch_sizes=[5], processes=processes())
     wanted = [i % 3 == 0 for i in range(12)]
