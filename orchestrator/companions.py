@@ -8,31 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import BadInput
 from orchestrator.manifest import file_sha256
 
-#: How the names of what transformers reads begin: the configuration, and the files of every tokenizer.
-_BEGINNINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer",
-    "vocab",
-    "merges",
-    "special_tokens_map",
-    "added_tokens",
-    "spiece",
-    "sentencepiece",
-    "source.spm",
-    "target.spm",
-    "tekken",
-    "bpe",
-    "dict",
+#: What transformers reads beside the weights: the configuration, and the files of every tokenizer. Anybody's own code
+#: or word lists may lie in the same folder.
+_NAMES = frozenset(
+    {"config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+    | {"vocab.json", "vocab.txt", "merges.txt", "vocab.bpe", "bpe.codes", "dict.txt", "tekken.json"}
+    | {"spiece.model", "sentencepiece.model", "sentencepiece.bpe.model", "spm.model", "spm_char.model"}
+    | {"source.spm", "target.spm", "vocab-src.json", "vocab-tgt.json", "entity_vocab.json", "target_vocab.json"}
+    | {"byte_maps.json", "emoji.json", "normalizer.json", "prophetnet.tokenizer"}
+    | {"word_shape.json", "word_pronunciation.json"}
 )
-_SUFFIXES = (".py", ".model", ".spm", ".tiktoken", ".codes")
+_TOKENIZER = "tokenizer."  #: begins tokenizer.json, tokenizer.model, and those for one version: tokenizer.4.0.0.json
+_OF_OWN_CODE = (".py", ".model", ".spm", ".tiktoken", ".codes")  #: code that a base brings, and what that may read
 #: These are compared by what they say: two versions of transformers write the same settings differently.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 #: Who wrote a file and from where, and how chats are laid out, which nothing here reads.
@@ -43,16 +37,21 @@ _SILENT = frozenset(
 
 def companions(folder: Path) -> dict[str, str]:
     """File -> its digest."""
-    names = sorted(path.name for path in folder.iterdir() if _is_read(path))
+    is_read = _reader(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and is_read(path.name))
     return {name: _digest(folder / name) for name in names}
 
 
 def changes(then: Mapping[str, str], folder: Path) -> list[str]:
-    """What is not as it was, in words. Empty where all is, and where nothing was written down then."""
+    """What is not as it was, in words. Empty where all is, and where nothing was written down then.
+
+    An older ptq wrote down other files too, which nobody reads: they do not count.
+    """
     if not then:
         return []
-    now = companions(folder)
-    told = [f"{name} {'was changed' if name in now else 'is gone'}" for name in then if now.get(name) != then[name]]
+    now, is_read = companions(folder), _reader(folder)
+    differ = [name for name in then if now.get(name) != then[name] and is_read(name)]
+    told = [f"{name} {'was changed' if name in now else 'is gone'}" for name in differ]
     return told + [f"{name} is new" for name in now if name not in then]
 
 
@@ -67,8 +66,16 @@ def refuse_changes(then: Mapping[str, str], folder: Path, since: str) -> None:
         )
 
 
-def _is_read(path: Path) -> bool:
-    return path.is_file() and (path.name.startswith(_BEGINNINGS) or path.suffix in _SUFFIXES)
+def _reader(folder: Path) -> Callable[[str], bool]:
+    """Whether a file of that name is read from this folder."""
+    own_code = any(
+        (_settings(folder / name) or {}).get("auto_map") for name in ("config.json", "tokenizer_config.json")
+    )
+
+    def is_read(name: str) -> bool:
+        return name in _NAMES or name.startswith(_TOKENIZER) or (own_code and name.endswith(_OF_OWN_CODE))
+
+    return is_read
 
 
 def _digest(path: Path) -> str:
@@ -82,6 +89,6 @@ def _digest(path: Path) -> str:
 def _settings(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -26,16 +26,25 @@ def folder(tmp_path: Path) -> Path:
 
 def test_what_transformers_reads_and_nothing_else(folder: Path) -> None:
     assert list(companions(folder)) == ["config.json", "merges.txt", "tokenizer.json"]
-    (folder / "modeling_own.py").write_text("")
     (folder / "tokenizer.model").write_bytes(b"")
     (folder / "vocab.txt").mkdir()  # a folder of that name is no file of it
-    assert set(companions(folder)) == {
-        "config.json",
-        "merges.txt",
-        "tokenizer.json",
-        "modeling_own.py",
-        "tokenizer.model",
-    }
+    assert set(companions(folder)) == {"config.json", "merges.txt", "tokenizer.json", "tokenizer.model"}
+
+
+def test_what_anybody_keeps_beside_a_base_is_not_its_own(folder: Path) -> None:
+    then = companions(folder)
+    beside = ("train.py", "word2vec.model", "dictionary.csv", "vocabulary_of_mine.txt", "bpe_notes.md")
+    for name in beside:
+        (folder / name).write_text("mine")
+    assert companions(folder) == then
+    assert changes(then, folder) == []
+    assert changes({**then, "train.py": "sha256:once"}, folder) == []  # as an older ptq wrote down
+    settings = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert set(companions(folder)) == {*then, "tokenizer_config.json", "train.py", "word2vec.model"}
+    written = companions(folder)
+    (folder / "train.py").unlink()
+    assert changes(written, folder) == ["train.py is gone"]
 
 
 @pytest.mark.parametrize(
