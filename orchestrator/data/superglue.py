@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,9 @@ def _wsc(records: Sequence[Record]) -> Callable[[Mapping[str, Any]], list[Found]
     """The spans that rows of one file ask of one pronoun are what it may refer to."""
     spans: dict[tuple[str, int], list[str]] = {}
     for value in map(_value, records):
-        target = value.get("target")
-        if isinstance(target, Mapping) and {"span1_text", "span2_index"} <= target.keys():
-            spans.setdefault((value.get("text", ""), target["span2_index"]), []).append(target["span1_text"].strip())
+        with suppress(KeyError, TypeError, AttributeError):  # `row` meets it again, and says so by the line
+            target = value["target"]
+            spans.setdefault((value["text"], target["span2_index"]), []).append(target["span1_text"].strip())
 
     def row(value: Mapping[str, Any]) -> list[Found]:
         target = value["target"]

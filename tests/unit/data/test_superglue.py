@@ -11,6 +11,8 @@ from test_readers import faults, rows
 
 ENDS = {"premise": "The sun rose.", "choice1": "It was morning.", "choice2": "I slept!", "label": 1, "idx": 4}
 
+WSC = {"span1_text": "a", "span2_text": "b", "span2_index": 1}
+
 
 def written(path: Path, values: list[Any]) -> Path:
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
@@ -34,6 +36,10 @@ def test_copa_gets_the_beginning_and_the_ends_of_a_sentence(tmp_path: Path) -> N
         ("record", {"passage": {"text": "a b", "entities": []}, "qas": [{"query": "a"}]}, "a query has no @place"),
         ("wsc", {"text": "a b", "target": {"span1_text": "a", "span2_text": "it", "span2_index": 1}}, "word 1 of"),
         ("wsc", {"text": "a b"}, "the key 'target' is missing"),
+        ("wsc", {"text": "a b", "target": "it"}, "not a row of SuperGLUE's WSC ("),
+        ("wsc", {"text": "a b", "target": WSC | {"span1_text": 5}}, "not a row of SuperGLUE's WSC ("),
+        ("wsc", {"text": "a b", "target": WSC | {"span2_index": [1]}}, "not a row of SuperGLUE's WSC ("),
+        ("wsc", {"text": ["a"], "target": WSC}, "not a row of SuperGLUE's WSC ("),
     ],
 )  # fmt: skip
 def test_other_rows_are_told_by_their_line(kind: str, value: dict[str, Any], said: str, tmp_path: Path) -> None:
