@@ -45,7 +45,7 @@ from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
 from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.objectives.under_each import origin_of
-from orchestrator.training.optimizers import optimizer_of
+from orchestrator.training.optimizers import optimizer_of, rate_in_single
 from orchestrator.training.order import Passes, mixed_seed, seeded, total_steps
 from orchestrator.training.own_files import with_own_files
 from orchestrator.training.pattern_weights import Patterns, kept_of_pattern
@@ -247,7 +247,7 @@ class TrainedJob:
         assert self.optimizer is not None
         factor = multiplier(self.step, self.recipe.train, self.steps, rows=len(self.rows))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            group["lr"] = rate_in_single(group["initial_lr"] * factor)
 
     def stepped(self) -> None:
         """The optimizer has taken its step."""

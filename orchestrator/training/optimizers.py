@@ -26,7 +26,7 @@ def optimizer_of(
     if weights is not None:
         groups += _groups_of_base(train, weights.parameters)
     groups = [{**group, "initial_lr": group["lr"]} for group in groups if group["params"]]
-    return build_optimizer(train.optimizer, groups, train.weight_decay) if groups else None
+    return build_optimizer(train.optimizer, groups, in_single(train.weight_decay)) if groups else None
 
 
 def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[di
 
     In the parameters' own order: checkpoints number them through all groups.
     """
-    decay = train.weight_decay if train.base_weight_decay is None else train.base_weight_decay
+    decay = in_single(train.weight_decay if train.base_weight_decay is None else train.base_weight_decay)
     lr = train.base_lr or train.lr
     if decay == 0:
         return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
@@ -53,12 +53,17 @@ def build_optimizer(
     return kind(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=weight_decay)
 
 
-def in_single(number: float) -> float:
-    """A factor as fp32 holds it: infinite where it is larger than its largest number (3.4e38).
+def in_single(number: float, largest: float = torch.finfo(torch.float32).max) -> float:
+    """A factor as fp32 holds it: infinite where it is larger than its `largest` number (3.4e38).
 
     torch refuses such a factor, which would end the step of all jobs; an infinite one ends its own at the next loss.
     """
-    return number if abs(number) <= torch.finfo(torch.float32).max else math.copysign(math.inf, number)
+    return number if abs(number) <= largest else math.copysign(math.inf, number)
+
+
+def rate_in_single(rate: float) -> float:
+    """A learning rate likewise: Adam divides it by 1 - beta1^step, before fp32 has to hold it."""
+    return in_single(rate, 1e30)
 
 
 class Adafactor(optim.Optimizer):

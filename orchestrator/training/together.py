@@ -66,7 +66,7 @@ def adamw_together(optimizers: Sequence[optim.AdamW]) -> None:
     first, second = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     beta1, beta2 = ([group["betas"][i] for group in groups] for i in (0, 1))
     if any(group["weight_decay"] for group in groups):
-        torch._foreach_mul_(parameters, [1 - group["lr"] * group["weight_decay"] for group in groups])
+        torch._foreach_mul_(parameters, [in_single(1 - group["lr"] * group["weight_decay"]) for group in groups])
     for beta in set(beta1):  # with a list of weights it rounds otherwise
         own = [i for i, other in enumerate(beta1) if other == beta]
         torch._foreach_lerp_([first[i] for i in own], [gradients[i] for i in own], 1 - beta)

@@ -101,11 +101,13 @@ def test_a_job_that_fails_leaves_its_neighbours_alone(bases: dict[str, Path], da
     stranger = recipe(PROMPT)
     stranger["task"] = {"type": "classify", "input": "{text}", "label": "{target}", "labels": ["cat", "house"]}
     beyond = [  # what fp32 holds: torch refuses such factors
-        recipe(PROMPT, train__lr=lr, train__optimizer=name) for name, lr in (("adamw", 1e38), ("adafactor", 1e300))
+        *(recipe(PROMPT, train__lr=1e38, train__optimizer=name) for name in ("adamw", "adam")),
+        *(recipe(PROMPT, train__lr=1e300, train__optimizer=name) for name in ("adafactor", "adam")),
+        *(recipe(PROMPT, train__weight_decay=1e300, train__optimizer=name) for name in ("adamw", "adam")),
     ]
     fused = make_run(tmp_path / "fused", [nan, good, stranger, *beyond], base=bases["gpt2"], dataset=dataset)
     assert fused.train() == 1
-    for number in (0, 3, 4):
+    for number in (0, *range(3, 9)):
         assert fused.events(number, "failed")[0]["reason"] == "nan_loss"
         assert "train.lr" in fused.events(number, "failed")[0]["message"]
     assert fused.events(2, "failed")[0]["reason"] == "bad_data"
