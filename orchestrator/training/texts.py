@@ -123,10 +123,11 @@ class TextEncoder:
         return self.ended([*self._opening, *self.tokens(text)], limit)
 
     def ended(self, ids: Sequence[int], limit: int | None) -> list[int]:
-        """The text with its end mark; of a longer one the first `limit` tokens, without: it does not end there."""
+        """The text with its end mark; where it has no room, the first `limit` tokens, without."""
         if limit is None or len(ids) < limit:
             return [*ids, self.eos]
-        note("target")
+        if len(ids) > limit:
+            note("target")
         return list(ids[:limit])
 
     def text(self, ids: list[int]) -> str:
