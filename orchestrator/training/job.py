@@ -97,7 +97,7 @@ class TrainedJob:
     _passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cuts = Cuts(len(self.rows))
+        self.cuts = Cuts(len(self.rows), partial(origin_of, self.rows))
         self._passes = Passes(self.recipe.seed, len(self.rows))
 
     @classmethod
@@ -257,9 +257,8 @@ class TrainedJob:
         failpoints.reach("training.stepped")
 
     def tell_cuts(self) -> None:
-        """Once, when all rows have been read or the training is over: how many have lost their ends."""
-        passed = self.mixed is None and self.step * self.recipe.train.batch_size >= len(self.rows)
-        if self.cuts.told or not (passed or self.finished):
+        """Once, when this program has read all rows or the training is over: how many have lost their ends."""
+        if self.cuts.told or not (self.cuts.whole or self.finished):
             return
         self.cuts.told = True
         message = self.cuts.message()

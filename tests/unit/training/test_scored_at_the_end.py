@@ -16,6 +16,7 @@ from orchestrator.data.store import SplitWriter
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import read_json
 from orchestrator.training import evaluate, finish
+from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 
 PROMPT = {"type": "prompt-tuning", "length": 3}
@@ -207,6 +208,42 @@ def test_what_was_cut_is_told_once(bases: dict[str, Path], tmp_path: Path) -> No
     assert cut_warnings(fits) == []
 
 
+def test_what_was_cut_is_told_of_all_rows_behind_a_stop(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who goes on counts anew: rows that were read before the stop come again in the next pass."""
+    rows = [["red cat " * (1 + i % 4), "bird", "warm"] for i in range(20)]
+    data = rows_of(tmp_path / "data", ["text", "target", "label"], train=rows, validation=rows[:1])
+    raw, stepped = recipe(PROMPT, task__max_input_tokens=8, train__steps=20), TrainedJob.stepped
+
+    def stop_after_three(job: TrainedJob) -> None:
+        stepped(job)
+        if job.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainedJob, "stepped", stop_after_three)
+        assert make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data).train() == STOPPED_EXIT_CODE
+    again = make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data, attempt=2)
+    assert cut_warnings(again) == []
+    assert again.train() == 0
+    (told,) = cut_warnings(again)
+    assert told.startswith("of 20 training rows that were read, 5 are longer than task.max_input_tokens")
+
+
+def test_what_was_cut_under_several_patterns_is_one_row(bases: dict[str, Path], tmp_path: Path) -> None:
+    rows = [["red cat " * (1 + i % 4), "bird", "warm"] for i in range(8)]
+    data = rows_of(tmp_path / "data", ["text", "target", "label"], train=rows, validation=rows[:1])
+    task = {"type": "classify", "input": "the {text} is [MASK]", "labels": {"warm": ["red"], "cold": ["black"]}}
+    raw = recipe({"type": "pet", "patterns": ["[MASK] and {text}"]}, task=task | {"max_input_tokens": 9})
+    del raw["train"]["lr"]
+    raw["train"]["base_lr"] = 1e-3
+    run = make_run(tmp_path / "run", [raw], base=bases["bert"], dataset=data, kind="masked")
+    assert run.train() == 0
+    (told,) = cut_warnings(run)
+    assert told.startswith("of 8 training rows that were read, 2 are longer than task.max_input_tokens")
+
+
 def test_what_nothing_has_trained_is_scored_once(
     bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,7 +262,6 @@ def test_a_joiner_whose_files_cannot_be_read_ends_alone(
 ) -> None:
     from orchestrator.jobspec import Ticket
     from orchestrator.paths import JobPaths
-    from orchestrator.training.job import TrainedJob
 
     run = make_run(tmp_path / "run", [recipe(PROMPT, train__steps=20)], base=bases["gpt2"], dataset=dataset)
     run.folder.inbox.mkdir()
