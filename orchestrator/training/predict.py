@@ -188,14 +188,26 @@ def _told(answer: Answer) -> dict[str, Any]:
 
 def _rows(lines: Iterable[str]) -> Iterator[dict[str, str]]:
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-            values = {key: field_text(value) for key, value in row.items()}
-        except ValueError as error:
-            raise BadData("not a JSON object of fields", where=f"input line {number}") from error
-        yield values
+        where = f"input line {number}"
+        row = _object(line)
+        if row is None:
+            raise BadData("not a JSON object of fields", where=where)
+        yield {name: _text(name, value, where) for name, value in row.items()}
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _text(name: str, value: Any, where: str) -> str:
+    try:
+        return field_text(value)
+    except ValueError as error:
+        raise BadData(f"the field {name} {error}", where=where) from error
 
 
 if __name__ == "__main__":
