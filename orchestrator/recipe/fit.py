@@ -85,6 +85,9 @@ def _other_task_findings(recipe: Recipe) -> list[Finding]:
         found.append(Finding(INPUT, what))
     if template.masks > 1:
         found.append(Finding(INPUT, f"{template.masks} times [MASK]; one word is missing"))
+    if isinstance(task, Generate) and task.beams == 1 and task.length_penalty != 1:
+        what = "weighs texts of several beams, and `beams` is 1: give more, or take it out"
+        found.append(Finding(("task", "length_penalty"), what))
     if isinstance(task, Tag) and template.fields.count(task.words) != 1:
         found.append(Finding(INPUT, f"must hold the words: {{{task.words}}}"))
     if isinstance(task, Tag) and len(set(task.labels)) != len(task.labels):

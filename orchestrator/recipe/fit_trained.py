@@ -6,14 +6,14 @@ from orchestrator.recipe.architectures import QUERIES_AND_VALUES
 from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding
 from orchestrator.recipe.methods import AutoPrompt, LmAdapt, Lora, Pet
-from orchestrator.recipe.schema import Recipe
+from orchestrator.recipe.schema import Recipe, Train
 from orchestrator.recipe.tasks import PlainText
 from orchestrator.recipe.trained import trained_weights, trains_nothing
 
 
 def training_findings(recipe: Recipe) -> list[Finding]:
     """Whatever is trained needs a rate and an end."""
-    train, found = recipe.train, []
+    train, found = recipe.train, _ignored(recipe)
     if trains_nothing(recipe):
         for key in ("steps", "epochs", "lr", "eval_every"):
             if getattr(train, key) is not None:
@@ -31,6 +31,18 @@ def training_findings(recipe: Recipe) -> list[Finding]:
             found.append(Finding(("train", "lr"), "autoprompt tries words, and has no learning rate: take it out"))
     elif train.lr is None and not isinstance(recipe.method, Pet):  # PET trains the base alone, at base_lr
         found.append(Finding(("train", "lr"), "is missing"))
+    return found
+
+
+def _ignored(recipe: Recipe) -> list[Finding]:
+    """What is said and would change nothing. A default that is written out is no fault: jobs hold their recipe so."""
+    train, found = recipe.train, []
+    if train.base_weight_decay is not None and trained_weights(recipe) != "all":
+        what = "is of the base's own matrices, which this job does not train: take it out"
+        found.append(Finding(("train", "base_weight_decay"), what))
+    if train.schedule != "exponential" and train.lr_decay != Train().lr_decay:
+        what = f"belongs to `schedule: exponential`, and this one is {train.schedule}: take it out"
+        found.append(Finding(("train", "lr_decay"), what))
     return found
 
 

@@ -293,6 +293,7 @@ def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any]
         ({**WORDS, "soft": "{label}"}, PROMPT, GPT2, "task.soft: needs a head"),
         ({**HEAD, "soft": "{p}"}, PROMPT, BERT, "task.soft: the dataset d has no field `p`"),
         ({**WORDS, "metrics": ["group_exact_match"]}, PROMPT, GPT2, "task.group: is missing"),
+        ({**WRITE, "length_penalty": 0.6}, PROMPT, GPT2, "task.length_penalty: weighs texts of several beams"),
     ],
 )
 def test_tasks_that_do_not_fit(task: dict[str, Any], method: dict[str, Any], facts: BaseFacts, fault: str) -> None:
@@ -310,6 +311,8 @@ def test_tasks_that_do_not_fit(task: dict[str, Any], method: dict[str, Any], fac
         (PROMPT, {"train": {"steps": 1, "lr": 1, "base_lr": 1}, "resources": {"zero": 2}}, "resources.zero: DeepSpeed"),
         ({"type": "lora"}, {"base": {"model": "b", "dtype": "fp16"}}, "base.dtype: small gradients vanish in fp16"),
         ({"type": "lora"}, {"train": {"steps": 1, "lr": 1, "base_lr": 1}}, "train.base_lr: lora changes a base"),
+        (PROMPT, {"train": {"steps": 1, "lr": 1, "base_weight_decay": 0.1}}, "train.base_weight_decay: is of the base"),
+        (PROMPT, {"train": {"steps": 1, "lr": 1, "lr_decay": 0.5}}, "train.lr_decay: belongs to `schedule: exponent"),
     ],
 )
 def test_what_training_needs(method: dict[str, Any], changes: dict[str, Any], fault: str) -> None:
