@@ -222,7 +222,7 @@ class Run:
             with met_by_all(self.processes, forwards=True):
                 self._check_base(spec)
                 job = TrainedJob.open(spec, host, present.events, self.processes, self.company.within)
-                if self.processes.first:
+                if self.processes.first and job.saved < 0:  # who goes on was looked at before the first step
                     refuse_unscorable(job)
             self.processes.same_everywhere(job.parameters)
             with met_by_all(self.processes):

@@ -15,7 +15,7 @@ from training_fixtures import MadeRun, make_run, recipe
 from orchestrator.data.store import SplitWriter
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import read_json
-from orchestrator.training import evaluate, finish
+from orchestrator.training import evaluate, finish, run
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 
@@ -226,6 +226,7 @@ def test_what_was_cut_is_told_of_all_rows_behind_a_stop(
         assert make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data).train() == STOPPED_EXIT_CODE
     again = make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data, attempt=2)
     assert cut_warnings(again) == []
+    monkeypatch.setattr(run, "refuse_unscorable", lambda _: pytest.fail("the rows were looked at before"))
     assert again.train() == 0
     (told,) = cut_warnings(again)
     assert told.startswith("of 20 training rows that were read, 5 are longer than task.max_input_tokens")
