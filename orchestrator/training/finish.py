@@ -75,7 +75,14 @@ def finish(
         job.events.write("artifact", folder=str(job.paths.artifact(job.spec.attempt)))
         job.events.flush(sync=True)
     if processes.first:
-        shutil.rmtree(job.paths.answers, ignore_errors=True)
+        _clear(job)
+
+
+def _clear(job: TrainedJob) -> None:
+    """Nobody reads them any more: the kept answers, and what tries that were stopped while they scored have left."""
+    earlier = [job.paths.artifact(attempt) for attempt in range(1, job.spec.attempt)]
+    for folder in (job.paths.answers, *earlier):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _score(

@@ -344,12 +344,13 @@ def test_label_words_are_found_once(
     made = {"base": bases["bert"], "dataset": dataset, "kind": "masked"}
     first = make_run(tmp_path, [one], **made)
     assert first.train() == 0
+    kept = first.artifact()
     monkeypatch.setattr(label_search, "_searched", lambda *_: {"warm": ["stone"], "cold": ["tree"]})
     second = make_run(tmp_path, [one], attempt=2, **made)
     assert second.train() == 0
-    labels = [run.artifact(attempt=n)["recipe"]["task"]["labels"] for n, run in ((1, first), (2, second))]
-    assert labels[0] == labels[1]
-    assert second.artifact(attempt=2)["metrics"] == first.artifact()["metrics"]
+    found = second.artifact(attempt=2)
+    assert found["recipe"]["task"]["labels"] == kept["recipe"]["task"]["labels"]
+    assert found["metrics"] == kept["metrics"]
     other = make_run(tmp_path, [{**one, "name": "other"}], attempt=3, **made)  # its words are not those of this job
     assert other.train() == 0
     assert other.artifact(attempt=3)["recipe"]["task"]["labels"] == {"warm": ["stone"], "cold": ["tree"]}

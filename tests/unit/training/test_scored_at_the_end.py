@@ -83,6 +83,7 @@ def test_a_last_evaluation_goes_on_where_it_was_left(
     assert set(expected["metrics"]) == {"validation", "test"}
     assert {key: found[key] for key in ("metrics", "samples")} == {key: expected[key] for key in ("metrics", "samples")}
     assert not run.jobs[0].answers.exists()
+    assert [path.name for path in run.jobs[0].root.glob("*artifact*")] == [f"artifact-{attempt}"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
