@@ -25,6 +25,10 @@ from orchestrator.paths import JobPaths, folder_written_atomically, read_json, w
 
 _KEPT = 2  # the newest, and the one before it should the disk have damaged the newest
 _TENSORS, _STATE = "state.safetensors", "state.json"
+#: By which a step follows from a recipe. Higher where the same recipe has come to mean another loss or other draws; 1:
+#: soft labels, targets without room for an end mark, dropout on prefixes and the decay of a base are no longer as they
+#: were before this was written down (0).
+RULES = 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Checkpoint:
     evaluated: int  #: the last step whose evaluation was reported; a stop may fall into one
     identity: str  #: of what is trained; a checkpoint of another recipe is not resumed
     tensors: dict[str, Tensor]
+    rules: int = RULES  #: by which the steps were taken
 
 
 def identity_of(spec: JobSpec) -> str:
@@ -46,7 +51,7 @@ def save_checkpoint(paths: JobPaths, state: Checkpoint) -> None:
         ready = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         save_file(ready, folder / _TENSORS)
         facts = {"format": 1, "step": state.step, "evaluated": state.evaluated, "identity": state.identity}
-        write_json(folder / _STATE, facts)
+        write_json(folder / _STATE, facts | {"rules": state.rules})
         write_manifest(folder)
     failpoints.reach("training.checkpointed")
     for old in _folders(paths)[_KEPT:] + _left_behind(paths):
@@ -61,7 +66,8 @@ def newest_checkpoint(paths: JobPaths, identity: str) -> Checkpoint | None:
         state = read_json(folder / _STATE)
         if state["identity"] == identity:
             tensors = load_file(folder / _TENSORS)
-            return Checkpoint(int(state["step"]), int(state["evaluated"]), identity, tensors)
+            rules = int(state.get("rules", 0))
+            return Checkpoint(int(state["step"]), int(state["evaluated"]), identity, tensors, rules)
     return None
 
 

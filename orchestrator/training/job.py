@@ -27,6 +27,7 @@ from orchestrator.recipe.trained import trained_weights, trains_nothing
 from orchestrator.tasks.template import parse
 from orchestrator.training.best import Best
 from orchestrator.training.checkpoint import (
+    RULES,
     Checkpoint,
     identity_of,
     newest_checkpoint,
@@ -88,6 +89,7 @@ class TrainedJob:
     demonstrations: list[Fields] = field(default_factory=list)  #: rows that stand before every input
     step: int = 0  #: optimizer steps done
     resumed_from: int = 0
+    rules: int = RULES  #: by which the steps up to there were taken
     evaluated: int = 0  #: the last step at which the validation rows were scored
     saved: int = -1  #: step of the newest checkpoint
     best: Best = field(default_factory=Best)
@@ -306,7 +308,7 @@ class TrainedJob:
             restore_optimizer(self.optimizer, _inside("optimizer", checkpoint.tensors))
         self.best = Best.of(_inside("best", checkpoint.tensors))
         self.step = self.resumed_from = self.saved = checkpoint.step
-        self.evaluated = checkpoint.evaluated
+        self.evaluated, self.rules = checkpoint.evaluated, checkpoint.rules
 
     def choose(self) -> None:
         """What the optimizer asks the base before its step; it may fail for this job alone."""

@@ -37,6 +37,7 @@ from orchestrator.settings import load_settings
 from orchestrator.states import Reason
 from orchestrator.training.calibrate import TooBusy, calibrate, device_name
 from orchestrator.training.cards import check_cards
+from orchestrator.training.checkpoint import RULES
 from orchestrator.training.company import TIMEOUT, Company
 from orchestrator.training.distributed import Processes, join, load_as, place
 from orchestrator.training.environment import environment
@@ -247,6 +248,9 @@ class Run:
             "started", processes=world, device=str(device), resumed_from=job.resumed_from, steps=job.steps
         )  # fmt: skip
         job.events.write("environment", **environment(device.type, world))
+        if job.rules != RULES:
+            what = "were taken by another version of ptq, to which the same recipe may have meant another loss or decay"
+            job.events.write("warning", message=f"the first {job.step} steps {what}; submit again to have all alike")
         job.events.flush()
 
     def _check_base(self, spec: JobSpec) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from training_fixtures import MadeRun, make_run, recipe
 
+from orchestrator.manifest import write_manifest
+from orchestrator.paths import read_json, write_json
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 
@@ -60,6 +62,7 @@ def test_a_stopped_job_resumes_the_same_trajectory(
     again = made(tmp_path / "broken", method, bases, dataset, attempt=2, **change)
     assert again.train() == 0
     assert again.events(kind="started")[1]["resumed_from"] == 3
+    assert not again.events(kind="warning")
     assert again.losses() == whole.losses()
     assert again.prompt_bytes(attempt=2) == whole.prompt_bytes()
 
@@ -94,6 +97,26 @@ def _crash_at(step: int) -> Any:
         set_rates(self)
 
     return applied
+
+
+def test_steps_of_another_version_are_told(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job goes on, for its own tensors are still its own."""
+    with monkeypatch.context() as patch:
+        interrupted_at(3, patch)
+        broken = made(tmp_path / "broken", METHODS[0], bases, dataset)
+        assert broken.train() == STOPPED_EXIT_CODE
+    for folder in broken.jobs[0].checkpoints.iterdir():
+        state = read_json(folder / "state.json")
+        del state["rules"]  # as it was written before
+        write_json(folder / "state.json", state)
+        write_manifest(folder)
+    again = made(tmp_path / "broken", METHODS[0], bases, dataset, attempt=2)
+    assert again.train() == 0
+    assert again.events(kind="started")[1]["resumed_from"] == 3
+    (told,) = again.events(kind="warning")
+    assert told["message"].startswith("the first 3 steps were taken by another version of ptq")
 
 
 def test_a_checkpoint_of_another_recipe_is_not_resumed(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
