@@ -15,6 +15,7 @@ from orchestrator.errors import PtqError
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import ArtifactPaths, folder_written_atomically, write_atomic, write_json
 from orchestrator.recipe.bases import ORIGIN
+from orchestrator.recipe.scores import SCORED
 from orchestrator.recipe.tasks import Cloze, fixed_words
 from orchestrator.states import Reason
 from orchestrator.tasks.template import fill, parse
@@ -26,7 +27,7 @@ from orchestrator.training.failures import met_by_all, reason_of
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.own_files import with_own_files
-from orchestrator.training.scores import SPLITS, FinalScores, evaluate_job, evaluation_rows
+from orchestrator.training.scores import FinalScores, evaluate_job, evaluation_rows
 from orchestrator.training.stop import StopRequested
 from orchestrator.tuning import neighbours
 from orchestrator.tuning.artifact import save_prompt
@@ -63,7 +64,7 @@ def finish(
     job.tell_cuts()
     near = _neighbours(host, job)
     with met_by_all(processes):
-        there = {split: rows for split in SPLITS if (rows := evaluation_rows(job, split)) is not None}
+        there = {split: rows for split in SCORED if (rows := evaluation_rows(job, split)) is not None}
         if job.weights is None:  # the weights of a whole base are written once; they are in the checkpoint
             _write_artifact(host, job, Results(unscored=dict.fromkeys(there, _NOT_YET)), near, processes)
     results = Results()

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 from orchestrator.errors import BadData, PtqError
+from orchestrator.recipe.scores import SCORED
 from orchestrator.recipe.tasks import Classify
 from orchestrator.training.checkpoint import identity_of
 from orchestrator.training.company import LeaveRequested
@@ -23,8 +24,6 @@ from orchestrator.training.rows import Rows, has_split
 from orchestrator.training.stop import StopRequested
 from orchestrator.tuning.host import BaseHost
 
-SPLITS = ("validation", "test")
-
 #: What a job is scored on at its end: (split, with its prompt; without: the base as it was).
 FinalScores = dict[tuple[str, bool], Evaluation]
 
@@ -39,7 +38,7 @@ def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> 
 
 def refuse_unscorable(job: TrainedJob) -> None:
     """BadData for a row of a split to be scored that cannot be: before the first step, not after the last."""
-    for split in SPLITS:
+    for split in SCORED:
         rows = evaluation_rows(job, split)
         if rows is None:
             continue
@@ -103,7 +102,7 @@ def final_scores(
         made = []
         for job in (job for job in jobs if not job.changes_base):  # who does has it in two states
             job.take_best()
-            for split in SPLITS:
+            for split in SCORED:
                 if rows := evaluation_rows(job, split):
                     made.append(_Question(host, job, split, rows, processes, final=True))
                     if job.recipe.train.baseline and not job.is_its_baseline:

@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from orchestrator.training.objectives.asking import Answer, softmax
+from orchestrator.tasks import ensemble
+from orchestrator.training.objectives.asking import Answer
 from orchestrator.training.objectives.objective import Example, Fields, Share, no_head
 from orchestrator.training.objectives.scoring import LabelScoring
 from orchestrator.training.objectives.under_each import UnderEach, pattern_of
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.tuning.rows import Row
-
-_LEAST = 1e-30  # of a probability, for its logarithm
 
 
 class PatternEnsemble:
@@ -23,7 +21,7 @@ class PatternEnsemble:
 
     def __init__(self, patterns: Sequence[VerbalizerClassification | LabelScoring], weights: Sequence[float]) -> None:
         """`weights`: of the patterns, in their order, together 1."""
-        self._patterns, self._weights = patterns, torch.tensor(weights, dtype=torch.float64)
+        self._patterns, self._weights = patterns, weights
         self.metrics = patterns[0].metrics
         self.head = no_head
         self.references = patterns[0].references
@@ -50,9 +48,8 @@ class PatternEnsemble:
         found = []
         for start in range(0, len(each), count):
             under = [one.probabilities or {} for one in each[start : start + count]]
-            chances = torch.tensor([list(one.values()) for one in under], dtype=torch.float64)
-            scores = (chances.clamp_min(_LEAST).log() * self._weights[:, None]).sum(0)
-            found += softmax(list(under[0]), scores[None])
+            merged = ensemble.weighted(under, self._weights)
+            found.append(Answer(ensemble.likeliest(merged), merged))
         return found
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
