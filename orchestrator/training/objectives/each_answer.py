@@ -15,7 +15,7 @@ _ANSWER = "\0answer"  # no column of a dataset can be called so
 
 @dataclass(frozen=True)
 class EachAnswer(Sequence[Fields]):
-    """Each row once for each right answer, whose number is in it; rows whose answer does not hold are left out."""
+    """Each row once for each right answer, whose number is in it; rows without one that holds are left out."""
 
     rows: Sequence[Fields]
     places: Sequence[tuple[int, int]]  #: (row, answer)
@@ -30,7 +30,8 @@ class EachAnswer(Sequence[Fields]):
                     right = choices.right(fields, list(choices.offered(fields)))
                     places += [(number, answer) for answer in range(len(right))]
             except BadData as error:
-                raise BadData(error.message, where=f"train row {number + 1}", hint=error.hint) from error
+                row = rows.origin(number) if isinstance(rows, EachAnswer) else number
+                raise BadData(error.message, where=f"train row {row + 1}", hint=error.hint) from error
         if not places:
             raise BadData("no training row has an answer that holds", where="task.holds")
         return cls(rows, places)

@@ -19,6 +19,7 @@ from orchestrator.errors import BadData
 from orchestrator.recipe.methods import Pet
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, choices_of
+from orchestrator.training.objectives.each_answer import EachAnswer
 from orchestrator.training.objectives.objective import Example, Fields, Objective, Share, widened
 from orchestrator.training.objectives.running_text import hide
 from orchestrator.training.order import Passes, mixed_seed
@@ -80,15 +81,19 @@ def hidden_words(
     return labelled, HiddenWords(method, task, encoder, plain or labelled, recipe.seed)
 
 
-def by_label(task: Classify, rows: Sequence[Fields]) -> tuple[list[Fields], list[Fields]]:
-    """(the rows with a label, the others). Raises BadData where none has one."""
+def by_label(task: Classify, rows: Sequence[Fields]) -> tuple[Sequence[Fields], list[Fields]]:
+    """(the rows with a label, each of which keeps its number; the others). Raises BadData where none has one."""
     choices = choices_of(task)
-    has_label = [not choices.unlabelled(fields) for fields in rows]
-    labelled = [fields for fields, has in zip(rows, has_label, strict=True) if has]
-    plain = [fields for fields, has in zip(rows, has_label, strict=True) if not has]
-    if not labelled:
+    places: list[tuple[int, int]] = []
+    plain: list[Fields] = []
+    for number, fields in enumerate(rows):
+        if choices.unlabelled(fields):
+            plain.append(fields)
+        else:
+            places.append((number, 0))
+    if not places:
         raise BadData("no training row has a label", where="task.label")
-    return labelled, plain
+    return EachAnswer(rows, places), plain
 
 
 @dataclass(frozen=True)

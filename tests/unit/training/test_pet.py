@@ -298,6 +298,25 @@ def opened(run: Any, base: Path) -> tuple[TrainedJob, BaseHost]:
     return job, host
 
 
+def test_a_bad_label_among_rows_without_one_is_told_by_its_row(bases: dict[str, Path], tmp_path: Path) -> None:
+    """Of twelve rows every fourth has a label; the third of these is the ninth row."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        writer = SplitWriter(folder / f"{split}.arrow", ["text", "label"])
+        for i in range(12):
+            label = "hot" if split == "train" and i == 8 else ROWS[i % len(ROWS)]["label"]
+            writer.add([ROWS[i % len(ROWS)]["text"], "" if split == "train" and i % 4 else label])
+        writer.close()
+    one = made(train__base_lr=1e-3)
+    one["method"]["mlm"] = 0.25
+    run = make_run(tmp_path / "run", [one], base=bases["bert"], dataset=folder, kind="masked")
+    assert run.train() == 1
+    (failed,) = run.events(kind="failed")
+    assert failed["reason"] == "bad_data"
+    assert "train row 9:" in failed["message"]
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_hidden_words_stand_beside_the_labels(
     several: bool, bases: dict[str, Path], few_labels: Path, tmp_path: Path
