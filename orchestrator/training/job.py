@@ -111,12 +111,14 @@ class TrainedJob:
         `between` is called between the batches of what is measured before the first step.
         """
         identity = identity_of(spec)
-        with met_by_all(processes, forwards=True):  # behind it the ranks wait for each other, and none may be missing
+        with met_by_all(processes):  # behind it the ranks wait for each other, and none may be missing
             recipe, paths = JobRecipe.model_validate(spec.recipe), JobPaths(Path(spec.folder))
             own = with_own_files(recipe, paths, copy=processes.first)
-            encoder, method = build_prompt(own, host, context=read_base_facts(Path(spec.base.path)).max_positions)
             train = Rows.open(Path(spec.dataset.path), "train")
             checkpoint = newest_checkpoint(paths, identity)
+            context = read_base_facts(Path(spec.base.path)).max_positions
+        with met_by_all(processes, forwards=True):
+            encoder, method = build_prompt(own, host, context=context)
         labels = found_labels(own, host, encoder, method, train, KeptLabels(paths, identity), processes)
         recipe, own = with_labels(recipe, labels), with_labels(own, labels)
         known = {} if checkpoint is None else _inside("patterns", checkpoint.tensors)
