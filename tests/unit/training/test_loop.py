@@ -94,12 +94,13 @@ def test_a_job_that_lacks_only_its_artifact_makes_it(
 ) -> None:
     first = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
     assert first.train() == 0
+    prompt, metrics = first.prompt_bytes(), first.artifact()["metrics"]
     second = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset, attempt=2)
     assert second.train() == 0
     assert second.events(kind="started")[1]["resumed_from"] == 6
-    assert second.prompt_bytes(attempt=2) == first.prompt_bytes(attempt=1)
+    assert second.prompt_bytes(attempt=2) == prompt
     assert manifest_faults(second.jobs[0].artifact(2)) == []
-    assert second.artifact(attempt=2)["metrics"] == first.artifact()["metrics"]
+    assert second.artifact(attempt=2)["metrics"] == metrics
 
 
 def test_a_job_that_cannot_be_scored_keeps_its_prompt_and_leaves_its_neighbours_alone(
@@ -108,6 +109,7 @@ def test_a_job_that_cannot_be_scored_keeps_its_prompt_and_leaves_its_neighbours_
     """Also where it is resumed at its end, before the first step of the others."""
     done = run_of(tmp_path / "run", [recipe(PROMPT)], bases, dataset)
     assert done.train() == 0
+    prompt = done.prompt_bytes()
     both = run_of(tmp_path / "run", [recipe(PROMPT), recipe(PROMPT)], bases, dataset, attempt=2)
     asked = scores._asked
 
@@ -123,7 +125,7 @@ def test_a_job_that_cannot_be_scored_keeps_its_prompt_and_leaves_its_neighbours_
     assert both.artifact(0, attempt=2)["unscored"] == {"validation": "no score for this"}
     assert both.artifact(0, attempt=2)["metrics"] == {}
     for number in (0, 1):
-        assert both.prompt_bytes(number, attempt=2) == done.prompt_bytes()
+        assert both.prompt_bytes(number, attempt=2) == prompt
 
 
 def test_an_interrupt_in_the_middle_of_a_step_saves_no_half_step(
