@@ -83,7 +83,20 @@ def test_a_last_evaluation_goes_on_where_it_was_left(
     assert set(expected["metrics"]) == {"validation", "test"}
     assert {key: found[key] for key in ("metrics", "samples")} == {key: expected[key] for key in ("metrics", "samples")}
     assert not run.jobs[0].answers.exists()
-    assert [path.name for path in run.jobs[0].root.glob("*artifact*")] == [f"artifact-{attempt}"]
+
+
+def test_what_a_stopped_try_has_left_of_its_artifact_is_taken_away(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"base": bases["gpt2"], "dataset": dataset}
+    first = make_run(tmp_path, [recipe(PROMPT, train__baseline=False)], **made)
+    with monkeypatch.context() as patch:
+        Asked(patch, stop_behind=1)
+        assert first.train() == STOPPED_EXIT_CODE
+    assert first.jobs[0].artifact(1).exists()
+    second = make_run(tmp_path, [recipe(PROMPT, train__baseline=False)], attempt=2, **made)
+    assert second.train() == 0
+    assert [path.name for path in second.jobs[0].root.glob("*artifact*")] == ["artifact-2"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
