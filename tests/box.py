@@ -9,17 +9,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import yaml
 from training_fixtures import KINDS, make_base
 
 PTQ = [sys.executable, "-P", "-m", "orchestrator.cli.main"]
 PATIENCE = 120.0  # seconds: two loaded cores start torch in about ten
+
+
+def armed_box(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
+    """For a fixture: a box whose programs stop at the failpoints that are named in `failpoints/`."""
+    for name in ("home", "failpoints"):
+        (root / name).mkdir()
+    monkeypatch.setenv("PTQ_FAILPOINTS", str(root / "failpoints"))
+    made = Box.made(root / "home")
+    yield made
+    made.close()
 
 
 @dataclass

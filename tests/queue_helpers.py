@@ -119,15 +119,17 @@ train: {{steps: 5, lr: 0.1}}
 """
 
 
-def base_folder(folder: Path) -> Path:
-    """What the ledger needs to see of a base: its config and its weights."""
-    folder.mkdir(parents=True)
+def base_folder(folder: Path, value: float = 0.0) -> Path:
+    """What the ledger needs to see of a base: its config and its weights, 28 times the value."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text("{}")
     header = json.dumps(
         {"transformer.wte.weight": {"dtype": "F32", "shape": [7, 4], "data_offsets": [0, 112]}}
     ).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(112))
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + struct.pack("<28f", *[value] * 28)
+    )
     return folder
 
 

@@ -10,7 +10,7 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify
 from orchestrator.tasks.template import parse
 from orchestrator.training.objectives.objective import Fields, Objective
-from orchestrator.training.objectives.under_each import origin_of, original
+from orchestrator.training.objectives.repeated import origin_of, original
 from orchestrator.training.order import permutation
 from orchestrator.training.texts import TextEncoder
 

@@ -45,7 +45,7 @@ from orchestrator.training.mixture import MixedTasks
 from orchestrator.training.objectives import Example, Objective, build_objective
 from orchestrator.training.objectives.hidden_words import HiddenWords, hidden_words
 from orchestrator.training.objectives.objective import Fields, Share
-from orchestrator.training.objectives.under_each import origin_of
+from orchestrator.training.objectives.repeated import origin_of
 from orchestrator.training.optimizers import optimizer_of, rate_in_single
 from orchestrator.training.order import Passes, mixed_seed, seeded, total_steps
 from orchestrator.training.own_files import with_own_files

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from box import Box
+from box import Box, armed_box
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -31,12 +31,7 @@ CANCELLED = 2
 
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
-    for name in ("home", "failpoints"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("PTQ_FAILPOINTS", str(tmp_path / "failpoints"))
-    made = Box.made(tmp_path / "home")
-    yield made
-    made.close()
+    yield from armed_box(tmp_path, monkeypatch)
 
 
 def submit(box: Box, fuse: str) -> None:

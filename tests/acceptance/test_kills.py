@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from box import Box, until
+from box import Box, armed_box, until
 
 STEPS = 120
 TASK = {"type": "generate", "input": "the {text}", "target": "{target}", "max_new_tokens": 4}
@@ -20,12 +20,7 @@ VICTIMS = ("orchestrator.cli.main", "orchestrator.dispatch.running.supervisor", 
 
 @pytest.fixture
 def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
-    for name in ("home", "failpoints"):
-        (tmp_path / name).mkdir()
-    monkeypatch.setenv("PTQ_FAILPOINTS", str(tmp_path / "failpoints"))
-    made = Box.made(tmp_path / "home")
-    yield made
-    made.close()
+    yield from armed_box(tmp_path, monkeypatch)
 
 
 def series(home: Path, job: int) -> list[tuple[int, float]]:

@@ -8,7 +8,7 @@ from orchestrator.errors import BadData, BadRecipe
 from orchestrator.recipe.tasks import Classify, choices_of, own_choices
 from orchestrator.tasks.answers import NOT_IT
 from orchestrator.tasks.usable import probabilities
-from orchestrator.training.objectives.each_answer import EachAnswer, answer_of
+from orchestrator.training.objectives.each_answer import answer_of, each_answer
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.texts import TextEncoder
 
@@ -38,7 +38,7 @@ class Classes:
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
         """A row with several right candidates once for each, as PET and T5 train on ReCoRD."""
-        return rows if self.names else EachAnswer.of(rows, self._choices)
+        return rows if self.names else each_answer(rows, self._choices)
 
     def name_of(self, fields: Fields) -> str:
         name = self._encoder.plain(self._template, fields).strip()

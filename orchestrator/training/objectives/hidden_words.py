@@ -19,8 +19,8 @@ from orchestrator.errors import BadData
 from orchestrator.recipe.methods import Pet
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import Classify, choices_of
-from orchestrator.training.objectives.each_answer import EachAnswer
 from orchestrator.training.objectives.objective import Example, Fields, Objective, Share, widened
+from orchestrator.training.objectives.repeated import Repeated
 from orchestrator.training.objectives.running_text import hide
 from orchestrator.training.order import Passes, mixed_seed
 from orchestrator.training.texts import TextEncoder
@@ -84,16 +84,16 @@ def hidden_words(
 def by_label(task: Classify, rows: Sequence[Fields]) -> tuple[Sequence[Fields], list[Fields]]:
     """(the rows with a label, each of which keeps its number; the others). Raises BadData where none has one."""
     choices = choices_of(task)
-    places: list[tuple[int, int]] = []
+    labelled: list[int] = []
     plain: list[Fields] = []
     for number, fields in enumerate(rows):
         if choices.unlabelled(fields):
             plain.append(fields)
         else:
-            places.append((number, 0))
-    if not places:
+            labelled.append(number)
+    if not labelled:
         raise BadData("no training row has a label", where="task.label")
-    return EachAnswer(rows, places), plain
+    return Repeated(rows, len(labelled), lambda number: (labelled[number], 0), mark=""), plain
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from orchestrator.recipe.tasks import Classify
 from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike, refuse_silent
 from orchestrator.training.objectives.objective import Example, Fields, Share, Words, widened
-from orchestrator.training.objectives.under_each import UnderEach, pattern_of
+from orchestrator.training.objectives.under_each import pattern_of, under_each
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
@@ -52,7 +52,7 @@ class MaskedWords:
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
         rows = self._classes.usable(rows)
-        return rows if len(self._templates) == 1 else UnderEach(rows, len(self._templates))
+        return rows if len(self._templates) == 1 else under_each(rows, len(self._templates))
 
     def example(self, fields: Fields) -> Example:
         """Of several right candidates one is trained on, and the others are left out."""

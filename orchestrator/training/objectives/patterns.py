@@ -11,7 +11,7 @@ from orchestrator.tasks import ensemble
 from orchestrator.training.objectives.asking import Answer
 from orchestrator.training.objectives.objective import Example, Fields, Share, no_head
 from orchestrator.training.objectives.scoring import LabelScoring
-from orchestrator.training.objectives.under_each import UnderEach, pattern_of
+from orchestrator.training.objectives.under_each import pattern_of, under_each
 from orchestrator.training.objectives.verbalizer import VerbalizerClassification
 from orchestrator.tuning.rows import Row
 
@@ -53,4 +53,4 @@ class PatternEnsemble:
         return found
 
     def usable(self, rows: Sequence[Fields]) -> Sequence[Fields]:
-        return UnderEach(self._patterns[0].usable(rows), len(self._patterns))
+        return under_each(self._patterns[0].usable(rows), len(self._patterns))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import struct
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
-from safetensors.numpy import save_file
+from queue_helpers import base_folder
 
 from orchestrator.companions import companions
 from orchestrator.errors import BadInput, NotFound
@@ -24,27 +22,10 @@ from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.weights import fingerprint
 
-CONFIG = {
-    "model_type": "gpt2",
-    "architectures": ["GPT2LMHeadModel"],
-    "vocab_size": 7,
-    "n_embd": 4,
-    "n_layer": 1,
-    "n_positions": 16,
-}
-
 
 @pytest.fixture
 def registry(home: Path) -> Registry:
     return Registry.open(load_settings(), create=True)
-
-
-def base_folder(folder: Path, value: float = 1.0) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
-    save_file({"transformer.wte.weight": np.full((7, 4), value, np.float32)}, folder / "model.safetensors")
-    return folder
 
 
 def test_a_registered_base_is_resolved_by_its_name(registry: Registry, tmp_path: Path) -> None:

@@ -6,11 +6,9 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from queue_helpers import DIGEST
+from queue_helpers import DIGEST, base_folder
 from registry_helpers import add_dataset, finished_job, registry_at
-from safetensors.numpy import save_file
 
 from orchestrator.cli.lineage import as_json, dot, mermaid, text
 from orchestrator.data.rows import ReadOptions
@@ -24,14 +22,6 @@ from orchestrator.registry.datasets import get_version, verify
 from orchestrator.registry.lineage import lineage
 from orchestrator.registry.storage.engine import Registry
 
-CONFIG = {
-    "model_type": "gpt2",
-    "architectures": ["GPT2LMHeadModel"],
-    "vocab_size": 7,
-    "n_embd": 4,
-    "n_layer": 1,
-    "n_positions": 16,
-}
 ROWS = [{"source": f"s{i}", "target": f"t{i}"} for i in range(5)]
 
 
@@ -91,11 +81,7 @@ def test_lineage_from_every_side(registry: Registry) -> None:
 
 def test_lineage_goes_on_through_a_base_that_was_adapted(registry: Registry, tmp_path: Path) -> None:
     def base(name: str, job: int) -> None:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(CONFIG))
-        (folder / "tokenizer.json").write_text("{}")
-        save_file({"transformer.wte.weight": np.full((7, 4), job, np.float32)}, folder / "model.safetensors")
+        folder = base_folder(tmp_path / name, float(job))
         origin = {"parent": "tiny", "fingerprint": DIGEST, "method": "lm-adapt", "steps": 100, "job": job}
         (folder / "origin.json").write_text(json.dumps(origin | {"dataset": "e2e@1"}))
         add_base(registry, name, str(folder), user="ann", now=5.0)
