@@ -8,6 +8,7 @@ exact. No random number is drawn and no parameter of the base is touched: what i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ SECONDS = 0.5  #: for the ladder on a CPU
 SECONDS_GPU = 3.0
 ROW = 64  #: tokens of a row, or what half the base's context holds
 REPEATS = 3
+AGREE = 0.1  #: the two least times of a point differ by less, or it is repeated: whoever else computes disturbs one
+MOST_REPEATS = 12
 PATIENCE = 10  #: times those seconds; then the machine is too busy, or the base too slow, to be measured at all
 SETTLED = 0.1  #: two pieces of the curve whose slopes differ by less: it goes on like that
 SHARDED_TOKENS = 4096  #: with ZeRO-3 no rank can run out of memory alone, so the ladder ends early
@@ -166,7 +169,7 @@ class _Probe:
         return self.found[point].seconds
 
     def measure(self, point: Point, *, memory: bool = True) -> Measured:
-        """Once at least, and again while there is time; with several ranks always as often.
+        """Until two times agree, while there is time; with several ranks always as often.
 
         What one of several ranks meets, for example that its memory ends, all of them raise.
         """
@@ -174,14 +177,20 @@ class _Probe:
             raise TooBusy(f"it would take longer than {PATIENCE * self.budget:g} s")
         with met_by_all(self.processes, forwards=True):
             kept = self._kept(point) if memory else 0.0
-            seconds = self._timed(point)
-            for _ in range(REPEATS - 1):
-                if self.processes.world == 1 and self.spent > self.budget:
-                    break
-                seconds = min(seconds, self._timed(point))
-        told = self.processes.gather((seconds, kept))
+            times = [self._timed(point)]
+            while not self._enough(times):
+                times.append(self._timed(point))
+        told = self.processes.gather((min(times), kept))
         self.found[point] = Measured(max(s for s, _ in told), max(b for _, b in told))
         return self.found[point]
+
+    def _enough(self, times: Sequence[float]) -> bool:
+        if self.processes.world > 1:
+            return len(times) >= REPEATS
+        if len(times) >= 2 and self.spent > self.budget:
+            return True
+        least, second, *_ = [*sorted(times), math.inf]
+        return len(times) >= MOST_REPEATS or (len(times) >= REPEATS and second - least <= AGREE * least)
 
     def warm_up(self, point: Point) -> None:
         with met_by_all(self.processes, forwards=True):
