@@ -18,8 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.benchmarks.learning_data import add_bases, add_data
+from tests.benchmarks.learning_e2e import adaptations
 from tests.benchmarks.learning_page import Results, console_lines, write_learning
-from tests.benchmarks.learning_rows import Plan, adaptations, all_rows
+from tests.benchmarks.learning_plan import Plan
+from tests.benchmarks.learning_rows import all_rows, needed
 from tests.benchmarks.report import REPOSITORY, ptq
 
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     home.mkdir(parents=True, exist_ok=True)
     ptq(home, "init")
     add_data(home)
-    plans = [plan for plan in all_rows() if plan.part.startswith(options.only)]
+    plans = needed(plan for plan in all_rows() if plan.part.startswith(options.only))
     wanted = {plan.base for plan in plans}
     adapted = {name: plan for name, plan in adaptations().items() if name in wanted}
     add_bases(home, wanted | {plan.base for plan in adapted.values()}, quick=quick)
@@ -38,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         plans, adapted = [plan.quick() for plan in plans], {name: plan.quick() for name, plan in adapted.items()}
     _work(home, adapted.values(), slots=options.slots)
     _add_adapted(home, adapted)
-    _work(home, plans, slots=options.slots)
+    _work(home, [plan for plan in plans if not plan.starts], slots=options.slots)
+    _name_starts(home, plans)
+    _work(home, [plan for plan in plans if plan.starts], slots=options.slots)
     results = _results(home)
     if quick or options.only:
         print("\n".join(console_lines(plans, results)))
@@ -87,6 +91,15 @@ def _add_adapted(home: Path, adapted: dict[str, Plan]) -> None:
     for name, plan in adapted.items():
         if name not in there:
             ptq(home, "base", "add", name, made[plan.recipe(plan.seeds[0])["name"]]["ref"])
+
+
+def _name_starts(home: Path, plans: Iterable[Plan]) -> None:
+    """Give each prompt that another row starts from the alias that its recipe names."""
+    there = {one["name"] for one in json.loads(ptq(home, "artifact", "aliases", "--json", capture=True))}
+    made = {one["job_name"]: one for one in json.loads(ptq(home, "artifact", "list", "--json", capture=True))}
+    for source, seed in {(source, seed): None for plan in plans for source in plan.starts for seed in plan.seeds}:
+        if source.alias(seed) not in there:
+            ptq(home, "artifact", "alias", source.alias(seed), made[source.recipe(seed)["name"]]["ref"])
 
 
 def _results(home: Path) -> Results:

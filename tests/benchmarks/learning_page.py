@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.tasks.metrics import score
-from tests.benchmarks import learning_rows as rows
-from tests.benchmarks.learning_rows import Plan
+from tests.benchmarks.learning_claims import all_claims
+from tests.benchmarks.learning_e2e import LOW_DATA, low_data, sizes
+from tests.benchmarks.learning_plan import Claim, Plan
+from tests.benchmarks.learning_rows import study_rows, task_rows
 from tests.benchmarks.report import RESULTS, conditions
 
 Results = dict[str, dict[int, dict[str, Any]]]  #: name of a plan -> seed -> artifact.json
@@ -52,22 +54,12 @@ class Scores:
         return 1 if self.metric == "bleu" else 3
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What a paper says: the first scores more than the second (or, `same`: no less)."""
-
-    paper: str
-    more: Plan
-    less: Plan
-    same: bool = False
-
-
 def scores_of(plan: Plan, results: Results) -> Scores | None:
     found = results.get(plan.name)
     if not found:
         return None
     scored = next(iter(found.values()))["metrics"]["validation"]
-    metric = plan.task.get("metrics", list(scored))[0]
+    metric = plan.shown or plan.task.get("metrics", list(scored))[0]
     values = {seed: facts["metrics"]["validation"][metric] for seed, facts in sorted(found.items())}
     return Scores(metric, values, next(iter(found.values()))["trained_parameters"])
 
@@ -90,22 +82,17 @@ def write_learning(home: Path, plans: Sequence[Plan], results: Results) -> int:
 
 
 def _page(home: Path, results: Results) -> str:
-    few = [*rows.fewglue_rows(), *rows.choice_rows(), *rows.multirc_rows()]
-    parts = [rows.e2e_rows(), rows.sst2_rows(), few, rows.lama_rows(), rows.chinese_rows()]
-    lines = [line for plans in parts for line in _part_lines(home, plans, results)]
-    studies = [
-        rows.prefix_lengths(), rows.prefix_starts(), rows.networks(), rows.places(), rows.prompt_lengths(),
-        rows.prompt_starts(), rows.adapted_bases(), [plan for plans in rows.sizes().values() for plan in plans],
-    ]  # fmt: skip
-    studied = [_line(plan, scores_of(plan, results)) for plans in studies for plan in plans]
-    claims = [_judged(home, claim, results) for claim in _claims()] + [_gap_judged(results)]
+    lines = _part_lines(home, task_rows(), results)
+    studied = [_line(plan, scores_of(plan, results)) for plan in study_rows()]
+    claims = [_judged(home, claim, results) for claim in all_claims()]
+    claims += [_low_data_judged(results), _sizes_judged(results)]
     return f"""# What every method learns
 
 {INTRODUCTION.strip()}
 
 {_table(COLUMNS, lines)}
 
-{_learnt(home, parts[1:], results)}
+{_learnt(home, results)}
 
 ## The papers' ablations, in small
 
@@ -147,11 +134,12 @@ def _part_lines(home: Path, plans: Sequence[Plan], results: Results) -> list[lis
     return lines
 
 
-def _learnt(home: Path, parts: Sequence[Sequence[Plan]], results: Results) -> str:
+def _learnt(home: Path, results: Results) -> str:
     """Which tasks no method learns on these bases: the best mean is within its deviation of one answer always."""
     tasks: dict[str, list[Plan]] = {}
-    for plan in (plan for plans in parts for plan in plans):
-        tasks.setdefault(plan.part, []).append(plan)
+    for plan in task_rows():
+        if plan.part != "E2E":
+            tasks.setdefault(plan.part, []).append(plan)
     found = []
     for part, plans in tasks.items():
         answer, plain = _always(home, plans[0])
@@ -192,94 +180,45 @@ def _first_candidates(metric: str, scored: Sequence[dict[str, Any]]) -> tuple[st
     return "`false`", sum(row["label"] is False for row in scored) / len(scored)
 
 
-def _claims() -> list[Claim]:
-    return [*_generation_claims(), *_head_claims(), *_mask_claims()]
-
-
-def _generation_claims() -> list[Claim]:
-    design, prompts, _, prefixes, whole = rows.e2e_rows()
-    one, _, ten, forty = rows.prefix_lengths()
-    off, on = rows.networks()
-    front, infix, embeddings = rows.places()
-    none, some, more = rows.adapted_bases()
-    return [
-        Claim("E2E: a tuned prompt is above prompt design (Lester)", prompts, design),
-        Claim("E2E: prefix tuning is no worse than fine-tuning (Li & Liang: 69.7, 68.2)", prefixes, whole, same=True),
-        Claim("E2E: keys and values in every layer do more than embeddings (Li & Liang)", prefixes, prompts),
-        Claim("prefix length: 10 does more than 1 (Li & Liang)", ten, one),
-        Claim("prefix length: tables gain nothing beyond 10 (Li & Liang)", ten, forty, same=True),
-        Claim("prefix start: words' activations beat random numbers (Li & Liang)", *reversed(rows.prefix_starts())),
-        Claim("reparameterisation on beats off, each at its own rate (Li & Liang)", on, off),
-        Claim("an infix is a little below a prefix (Li & Liang: 67.2, 69.7)", front, infix),
-        Claim("embedding-only is far below a prefix (Li & Liang: 62.2, 69.7)", front, embeddings),
-        Claim("LM adaptation: some steps beat none (Lester)", some, none),
-        Claim("LM adaptation: more steps beat fewer (Lester)", more, some),
-    ]
-
-
-def _head_claims() -> list[Claim]:
-    head, prompts, deep, biases, whole = rows.sst2_rows()
-    found = [
-        Claim("SST-2: deep prompts add to a head alone (P-tuning v2)", deep, head),
-        Claim("SST-2: deep prompts beat embeddings (P-tuning v2)", deep, prompts),
-        Claim("SST-2: deep prompts reach fine-tuning (P-tuning v2)", deep, whole, same=True),
-        Claim("SST-2: biases alone reach fine-tuning (BitFit)", biases, whole, same=True),
-    ]
-    few = rows.fewglue_rows()
-    for prompts, whole in zip(few[1::3], few[2::3], strict=True):
-        found.append(
-            Claim(f"{prompts.part}: 32 rows let a prompt reach fine-tuning (P-tuning)", prompts, whole, same=True)
-        )
-    return found
-
-
-def _mask_claims() -> list[Claim]:
-    found = []
-    for relation in rows.RELATIONS:
-        its = {one.row: one for one in rows.lama_rows() if one.part.endswith(relation)}
-        tuned = its["P-tuning, (3, sub, 3, obj)"]
-        found += [
-            Claim(f"LAMA {relation}: P-tuning beats the manual prompt", tuned, its["prompt design, manual"]),
-            Claim(f"LAMA {relation}: P-tuning beats words found by gradients", tuned, its["AutoPrompt, 3 words"]),
-            Claim(f"LAMA {relation}: P-tuning is no worse than fine-tuning", tuned, its["fine-tuning"], same=True),
-        ]
-    one, _, twenty, forty = rows.prompt_lengths()
-    vocabulary, random, text = rows.prompt_starts()
-    chinese = {one.row: one for one in rows.chinese_rows()}
-    warp, frozen, tuned = (chinese[row] for row in ("WARP, n 4", "PET, two patterns, base frozen", "P-tuning, n 4"))
-    return [
-        *found,
-        Claim("prompt length: 20 does more than 1 on small bases (Lester)", twenty, one),
-        Claim("prompt length: little is gained beyond 20 (Lester)", twenty, forty, same=True),
-        Claim("prompt start: vocabulary beats random numbers (Lester)", vocabulary, random),
-        Claim("prompt start: the task's words beat random numbers (Lester, Li & Liang)", text, random),
-        Claim("EPRSTMT: WARP beats PET on the frozen base (WARP)", warp, frozen),
-        Claim("EPRSTMT: P-tuning beats prompt design (P-tuning)", tuned, chinese["prompt design"]),
-    ]
-
-
 def _judged(home: Path, claim: Claim, results: Results) -> list[str]:
     more, less = scores_of(claim.more, results), scores_of(claim.less, results)
     assert more is not None
     assert less is not None
     noise = max(more.deviation, less.deviation)
     verdict = _verdict(more.mean - less.mean, noise, same=claim.same)
-    if claim.more.dataset != "e2e" and max(more.mean, less.mean) <= _always(home, claim.more)[1] + noise:
+    if claim.less.task["type"] != "generate" and max(more.mean, less.mean) <= _always(home, claim.less)[1] + noise:
         verdict = "neither learns the task"
     return [claim.paper, f"{more.spread} / {less.spread}", verdict]
 
 
-def _gap_judged(results: Results) -> list[str]:
+def _low_data_judged(results: Results) -> list[str]:
+    """Li & Liang: on few rows a prefix is ahead of fine-tuning, on average."""
+    leads, noise = _leads([plans[::-1] for plans in low_data().values()], results)
+    paper = f"low data: a prefix is ahead of fine-tuning on {', '.join(map(str, LOW_DATA))} rows (Li & Liang: +2.9)"
+    return [paper, _shown(leads), _verdict(statistics.fmean(leads), noise)]
+
+
+def _sizes_judged(results: Results) -> list[str]:
     """Lester et al.: what fine-tuning is ahead of prompt tuning shrinks as the base grows."""
-    gaps, noise = [], 0.0
-    for plans in rows.sizes().values():
-        prompt, _, whole = (scores_of(plan, results) for plan in plans)
-        assert prompt is not None
-        assert whole is not None
-        gaps.append(whole.mean - prompt.mean)
-        noise = max(noise, prompt.deviation, whole.deviation)
+    leads, noise = _leads([[prompt, whole] for prompt, _, whole in sizes().values()], results)
     paper = "base size: fine-tuning's lead over prompt tuning shrinks from width 32 to 96 (Lester)"
-    return [paper, ", ".join(f"{gap:+.1f}" for gap in gaps), _verdict(gaps[0] - gaps[-1], noise)]
+    return [paper, _shown(leads), _verdict(leads[0] - leads[-1], noise)]
+
+
+def _leads(pairs: Sequence[Sequence[Plan]], results: Results) -> tuple[list[float], float]:
+    """By how much the second of each pair is ahead of the first, and the largest deviation of all."""
+    leads, noise = [], 0.0
+    for first, second in pairs:
+        behind, ahead = scores_of(first, results), scores_of(second, results)
+        assert behind is not None
+        assert ahead is not None
+        leads.append(ahead.mean - behind.mean)
+        noise = max(noise, behind.deviation, ahead.deviation)
+    return leads, noise
+
+
+def _shown(leads: Sequence[float]) -> str:
+    return ", ".join(f"{lead:+.1f}" for lead in leads)
 
 
 def _verdict(difference: float, noise: float, *, same: bool = False) -> str:
