@@ -39,7 +39,7 @@ from orchestrator.recipe.tasks import (
     task_templates,
 )
 from orchestrator.recipe.trained import trained_weights
-from orchestrator.tasks import captions
+from orchestrator.tasks import captions, webnlg
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
 
@@ -204,7 +204,7 @@ def _split_findings(recipe: Recipe, splits: Mapping[str, int]) -> list[Finding]:
 def _task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     task, name = recipe.task, f"{recipe.base.model} ({facts.architecture}, {_KINDS[facts.kind]})"
     if isinstance(task, Generate):
-        return [*_writing_findings(name, facts), *_java_findings(task)]
+        return [*_writing_findings(name, facts), *_package_findings(task)]
     if isinstance(task, PlainText):
         return _word_findings(name, facts)
     if isinstance(task, Tag | Span):
@@ -234,12 +234,15 @@ def _writing_findings(name: str, facts: BaseFacts) -> list[Finding]:
     return _word_findings(name, facts)
 
 
-def _java_findings(task: Generate) -> list[Finding]:
-    needing = sorted(captions.NEED_JAVA & set(task.metrics))
-    missing = captions.why_not() if needing else None
-    if missing is None:
-        return []
-    return [Finding(("task", "metrics"), f"{' and '.join(needing)}: {missing} is missing; add it, or take them out")]
+def _package_findings(task: Generate) -> list[Finding]:
+    found = []
+    for needing, why_not in ((captions.NEED_JAVA, captions.why_not), (webnlg.NEED_ASCII, webnlg.why_not)):
+        named = sorted(needing & set(task.metrics))
+        missing = why_not() if named else None
+        if missing is not None:
+            what = f"{' and '.join(named)}: {missing} is missing; add it, or take them out"
+            found.append(Finding(("task", "metrics"), what))
+    return found
 
 
 def _mask_findings(name: str, facts: BaseFacts) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 TRAIN, VALIDATION, TEST = NAMES = ("train", "validation", "test")
 SCORED = (VALIDATION, TEST)  #: on whose rows a job is scored, in this order
 TELLING = (TEST, VALIDATION)  #: of the scores on several the first are those that are shown
-_SMALLER_IS_BETTER = frozenset({"loss", "perplexity"})
+_SMALLER_IS_BETTER = frozenset({"loss", "perplexity", "ter", "webnlg_ter"})
 
 
 def smaller_is_better(metric: str) -> bool:

@@ -17,6 +17,10 @@ INPUT_HELP = "template: {field} of a row, [P:3] virtual tokens, [MASK]; plain te
 Writing = Literal[
     "bleu",
     "nist",
+    "webnlg_bleu",
+    "webnlg_ter",
+    "dart_bleu",
+    "ter",
     "meteor",
     "cider",
     "rouge_l_coco",
@@ -45,7 +49,8 @@ class Generate(Strict):
         ["exact_match"],
         min_length=1,
         description="scores of the written texts; rows with equal inputs share references. E2E's five are bleu, nist, "
-        "meteor, rouge_l_coco and cider, of which the last three need Java; XSum's ROUGE-L is rouge_l",
+        "meteor, rouge_l_coco and cider, of which the last three need Java; WebNLG's BLEU and TER are of words in lower "
+        "case and ASCII, DART's of words as written, with three references at most; XSum's ROUGE-L is rouge_l",
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
     max_new_tokens: int = Field(

@@ -1,11 +1,13 @@
-"""Scores of short answers: SQuAD's exact match and F1 (Rajpurkar et al. 2016, evaluate-v1.1.py; ReCoRD and MRQA too),
-and T5's rule for Winograd referents (text-to-text-transfer-transformer, postprocessors.py)."""
+"""Scores of short answers: SQuAD's exact match and F1 (Rajpurkar et al. 2016, evaluate-v1.1.py; ReCoRD and MRQA too;
+evaluate-v2.0.py where rows may have no answer), and T5's rule for Winograd referents
+(text-to-text-transfer-transformer, postprocessors.py)."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter
+from collections.abc import Sequence
 
 #: Behind a referent among the references of a row: the referent is not one, and right is any other answer. No text of
 #: a dataset holds a NUL.
@@ -28,16 +30,16 @@ def exact(prediction: str, reference: str) -> float:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """Of the words that both have; two empty answers agree (SQuAD 2)."""
-    said, wanted = normalized(prediction).split(), normalized(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    return _f1(said, wanted)
+    """Of the words that both have: two answers of which nothing is left (`A` and `the`) have nothing in common, as in
+    SQuAD 1.1's evaluate.py and ReCoRD's. An empty reference says that there is no answer (SQuAD 2), and only none
+    agrees with it."""
+    said = normalized(prediction).split()
+    return _f1(said, normalized(reference).split()) if reference else float(not said)
 
 
-def record_f1(prediction: str, reference: str) -> float:
-    """As `token_f1`, but two answers of which nothing is left have nothing in common (ReCoRD's evaluate.py)."""
-    return _f1(normalized(prediction).split(), normalized(reference).split())
+def or_none(texts: Sequence[str]) -> list[str]:
+    """The answers by evaluate-v2.0.py, which takes one of which nothing is left (`A`) for none; no answer is `""`."""
+    return [text for text in texts if normalized(text)] or [""]
 
 
 def _f1(said: list[str], wanted: list[str]) -> float:
@@ -52,10 +54,16 @@ def _f1(said: list[str], wanted: list[str]) -> float:
 def same_referent(prediction: str, referent: str) -> bool:
     """Whether the words of one are among the other's, determiners aside; a possessive is never its owner."""
     said, wanted = _referent(prediction), _referent(referent)
-    if not said or ("'" in " ".join(said)) != ("'" in " ".join(wanted)):
+    if not said or ("'" in said) != ("'" in wanted):
         return False
-    return set(said) <= set(wanted) or set(wanted) <= set(said)
+    words, others = set(said.split(" ")), set(wanted.split(" "))  # of nothing, one empty word: no other is in it
+    return words <= others or others <= words
 
 
-def _referent(text: str) -> list[str]:
-    return [word for word in text.strip().lower().split(" ") if word not in _DETERMINERS]
+def names_something(prediction: str) -> bool:
+    """Whether anything is left of it without determiners: else it is wrong whatever the referent is."""
+    return bool(_referent(prediction))
+
+
+def _referent(text: str) -> str:
+    return " ".join(word for word in text.strip().lower().split(" ") if word not in _DETERMINERS)

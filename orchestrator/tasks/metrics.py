@@ -1,4 +1,4 @@
-"""Scores of predictions, by the libraries that papers use. Higher is better, but for perplexity.
+"""Scores of predictions, by the libraries that papers use. Higher is better, but for perplexity and TER.
 
 sacrebleu, rouge-score and scikit-learn load when a score needs them: scikit-learn alone takes about a second.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from orchestrator.tasks import answers, captions
+from orchestrator.tasks import answers, captions, webnlg
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.nist import nist as nist_of_words
 
@@ -24,7 +24,8 @@ def score(
 
     `labels`: all labels of the task, whichever these rows hold; positive_f1 asks for them.
 
-    bleu, rouge_1, rouge_2, rouge_l, squad_em, squad_f1: 0-100. nist, cider: from 0. perplexity: from 1. Others: 0-1.
+    bleu, webnlg_bleu, dart_bleu, rouge_1, rouge_2, rouge_l, squad_em, squad_f1: 0-100. nist, cider, ter, webnlg_ter:
+    from 0. perplexity: from 1. Others: 0-1.
     ValueError for an unknown name, no predictions, or a prediction without a reference.
     """
     unknown = [name for name in names if name not in METRICS]
@@ -34,7 +35,7 @@ def score(
         raise ValueError(f"{len(predictions)} predictions for {len(references)} lists of references")
     if not all(references):
         raise ValueError(f"prediction {[not r for r in references].index(True)} has no reference")
-    own: dict[str, Metric] = {"positive_f1": partial(positive_f1, labels=labels)}
+    own: dict[str, Metric] = {name: partial(metric, labels=labels) for name, metric in _OF_LABELS.items()}
     return {name: own.get(name, METRICS[name])(predictions, references) for name in names}
 
 
@@ -79,11 +80,16 @@ def accuracy(predictions: Predictions, references: References) -> float:
     return sum(hits) / len(hits)
 
 
-def macro_f1(predictions: Predictions, references: References) -> float:
-    """F1 of each label that occurs, averaged without weights (scikit-learn; the first reference counts). 0-1."""
+def macro_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
+    """F1 of each label that occurs, averaged without weights (scikit-learn; the first reference counts). 0-1.
+
+    `labels`: the task's. A text that is none of them is wrong, and no label of its own (T5's mean_multiclass_f1).
+    """
     from sklearn.metrics import f1_score
 
-    return float(f1_score([row[0] for row in references], list(predictions), average="macro", zero_division=0))
+    wanted, known = [row[0] for row in references], set(labels)
+    there = sorted(label for label in {*wanted, *predictions} if label in known or not known)
+    return float(f1_score(wanted, list(predictions), labels=there, average="macro", zero_division=0))
 
 
 def nist(predictions: Predictions, references: References) -> float:
@@ -118,7 +124,7 @@ def record_em(predictions: Predictions, references: References) -> float:
 
 def record_f1(predictions: Predictions, references: References) -> float:
     """F1 of the words, the best over a row's references, the mean over rows. 0-1, as ReCoRD's own script prints it."""
-    best = [max(answers.record_f1(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
+    best = [max(answers.token_f1(p, r) for r in row) for p, row in zip(predictions, references, strict=True)]
     return sum(best) / len(best)
 
 
@@ -126,15 +132,15 @@ def wsc(predictions: Predictions, references: References) -> float:
     """Part of the rows whose referent is told right, by T5's rule: the first reference, or with `NOT_IT` behind it
     any other. 0-1."""
     hits = [
-        answers.same_referent(p, row[0]) != (answers.NOT_IT in row[1:])
+        answers.names_something(p) and answers.same_referent(p, row[0]) != (answers.NOT_IT in row[1:])
         for p, row in zip(predictions, references, strict=True)
     ]
     return sum(hits) / len(hits)
 
 
-def cb(predictions: Predictions, references: References) -> float:
+def cb(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """CommitmentBank's score (SuperGLUE): the mean of accuracy and macro-averaged F1. 0-1."""
-    return (accuracy(predictions, references) + macro_f1(predictions, references)) / 2
+    return (accuracy(predictions, references) + macro_f1(predictions, references, labels)) / 2
 
 
 def group_exact_match(predictions: Predictions, references: References) -> float:
@@ -148,14 +154,16 @@ def group_exact_match(predictions: Predictions, references: References) -> float
 def positive_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """F1 of the label that is last in the alphabet (`1` of 0 and 1, `true` of false and true): MultiRC's F1a. 0-1.
 
-    Of all labels of the task: rows that happen to hold only `0` have no positive one. ValueError without them.
+    Of all labels of the task: rows that happen to hold only `0` have no positive one. ValueError without them. A text
+    that is no label counts as the wrong one, whichever that is (T5's f1_score_with_invalid).
     """
     from sklearn.metrics import f1_score
 
     if not labels:
         raise ValueError("positive_f1 asks for all labels of the task")
-    wanted, positive = [row[0] for row in references], max(labels)
-    return float(f1_score([w == positive for w in wanted], [p == positive for p in predictions], zero_division=0))
+    wanted, positive, known = [row[0] == max(labels) for row in references], max(labels), set(labels)
+    said = [p == positive if p in known else not w for p, w in zip(predictions, wanted, strict=True)]
+    return float(f1_score(wanted, said, zero_division=0))
 
 
 def entity_f1(predictions: Predictions, references: References) -> float:
@@ -186,6 +194,10 @@ Metric = Callable[[Predictions, References], float]
 METRICS: dict[str, Metric] = {
     "bleu": bleu,
     "nist": nist,
+    "webnlg_bleu": webnlg.webnlg_bleu,
+    "webnlg_ter": webnlg.webnlg_ter,
+    "dart_bleu": webnlg.dart_bleu,
+    "ter": webnlg.ter,
     "meteor": captions.meteor,
     "cider": captions.cider,
     "rouge_l_coco": captions.rouge_l_coco,
@@ -208,6 +220,9 @@ METRICS: dict[str, Metric] = {
     "tag_accuracy": tag_accuracy,
     "perplexity": perplexity,
 }
+
+#: Those that are other numbers where an answer may be no label.
+_OF_LABELS: dict[str, Callable[..., float]] = {"macro_f1": macro_f1, "positive_f1": positive_f1, "cb": cb}
 
 
 def _rouge(kind: str, predictions: Predictions, references: References) -> float:

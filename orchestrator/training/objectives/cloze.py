@@ -45,10 +45,7 @@ class ClozeWord:
 
     def measured(self, share: Share, head: nn.Module | None) -> Tensor:
         """[rows]: the best token's id."""
-        if self._words is None:
-            return share.logits.argmax(-1)
-        words = torch.tensor(self._words, device=share.logits.device)
-        return words[share.logits[:, words].argmax(-1)]
+        return best_among(share.logits, self._words)
 
     def chosen(self, measured: Tensor, rows: Sequence[Fields]) -> list[Answer]:
         return [Answer(self.word(str(token)), compared=str(token)) for token in measured.tolist()]
@@ -94,6 +91,14 @@ class ClozeWord:
             return Row(ids, [token if i == self._encoder.mask else NO_LABEL for i in ids], prompt=0)
         infix_at = self._encoder.infix_at(len(ids) - 1)
         return Row([*ids, token], [*[NO_LABEL] * len(ids), token], prompt=0, infix_at=infix_at)
+
+
+def best_among(scores: Tensor, words: Sequence[int] | None) -> Tensor:
+    """[rows, V] -> [rows]: the token with the highest score of `words`, or of all."""
+    if words is None:
+        return scores.argmax(-1)
+    tokens = torch.tensor(words, device=scores.device)
+    return tokens[scores[:, tokens].argmax(-1)]
 
 
 def _vocabulary(path: Path, encoder: TextEncoder) -> list[int]:

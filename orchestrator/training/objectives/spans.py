@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from orchestrator.errors import BadData
 from orchestrator.recipe.tasks import Span
+from orchestrator.tasks.answers import or_none
 from orchestrator.tasks.lists import answers
 from orchestrator.tasks.usable import place_of
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
@@ -98,7 +99,8 @@ class SpanFinding:
                 raise BadData("a row's context is empty")
             if short:  # else the question, half of what there is at most, always leaves the other half
                 self._head(fields, tuned=True)
-        found = [[text for text, _ in answers(self._encoder.plain(self._task.answers, f))] or [""] for f in rows]
+        found = [[text for text, _ in answers(self._encoder.plain(self._task.answers, f))] for f in rows]
+        found = [or_none(texts) if self._task.unanswerable else texts or [""] for texts in found]
         return list(range(len(rows))), found
 
     def _best(self, scores: Tensor, window: Window, context: str) -> tuple[float, str]:

@@ -66,8 +66,9 @@ resources: {time_limit: 4 hours, priority: hihg}
         "4: base.dtype: 'fp8' is not one of fp32, bf16, fp16",
         "6: task.target: is missing",
         "8: task.input: `{` at character 1 stands alone; write {field}, or {{ for a plain brace",
-        "10: task.metrics[1]: 'rogue_l' is not one of bleu, nist, meteor, cider, rouge_l_coco, rouge_1, rouge_2,"
-        " rouge_l, exact_match, squad_em, squad_f1, wsc; did you mean `rouge_l`?",
+        "10: task.metrics[1]: 'rogue_l' is not one of bleu, nist, webnlg_bleu, webnlg_ter, dart_bleu, ter,"
+        " meteor, cider, rouge_l_coco, rouge_1, rouge_2, rouge_l, exact_match, squad_em,"
+        " squad_f1, wsc; did you mean `rouge_l`?",
         "11: method.reparameterization.hiden: unknown key; did you mean `hidden`?",
         "11: method.lenght: unknown key; did you mean `length`?",
         "13: train.steps: must be a number, not true",

@@ -80,7 +80,8 @@ class Labels(Echo):
 
 
 def test_each_task_of_a_mixture_has_a_positive_label_of_its_own() -> None:
-    """`true` is not the positive one of `no` and `yes`, whatever the alphabet says of all four."""
+    """`true` is not the positive one of `no` and `yes`, whatever the alphabet says of all four. `another` is neither,
+    and so the wrong one."""
     pairs = {"a": ("false", "true"), "b": ("no", "yes")}
     rows = [
         {"text": str(i), "task": task, "label": labels[i % 3 == 0]} for i in range(12) for task, labels in pairs.items()
@@ -90,7 +91,7 @@ def test_each_task_of_a_mixture_has_a_positive_label_of_its_own() -> None:
     asked = Asked(objective, Prompt.empty(), None, rows, True, lambda row: row["task"], ("false", "no", "true", "yes"))
     (found,) = evaluate(host, [asked], batch_sizes=[5], processes=processes())
     wanted = [i % 3 == 0 for i in range(12)]
-    expected = f1_score(wanted, [is_it and i % 4 > 0 for i, is_it in enumerate(wanted)])
+    expected = f1_score(wanted, [is_it == (i % 4 > 0) for i, is_it in enumerate(wanted)])
     assert 0 < expected < 1
     assert found.values == {"positive_f1": expected, "positive_f1:a": expected, "positive_f1:b": expected}
 
