@@ -10,6 +10,7 @@ from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.document import read_document
 from orchestrator.recipe.expand import expand
 from orchestrator.recipe.fit import fit_faults
+from orchestrator.recipe.fit_scores import score_templates
 from orchestrator.recipe.load import load_recipe
 from orchestrator.recipe.shipped import SCHEMA_HEADER, find_shipped, shipped_recipes
 from orchestrator.recipe.tasks import task_templates
@@ -115,7 +116,6 @@ def test_a_recipe_at_the_papers_settings_fits_its_base(
     monkeypatch.setattr(captions, "why_not", lambda: None)
     recipe = load_recipe(path).recipe
     texts = [text for _, text in task_templates(recipe.task)] + list(getattr(recipe.method, "patterns", []))
-    if recipe.train.mixture is not None:
-        texts.append(recipe.train.mixture.by)
+    texts += [text for _, text in score_templates(recipe)]
     fields = sorted({field for text in texts for field in parse(text).fields})
     assert fit_faults(recipe, hub_facts(recipe.base.model), fields, {"train": 5000, "validation": 500}) == []

@@ -232,10 +232,18 @@ def _refuse_ensemble(ensemble: str | None, recipes: Sequence[JobRecipe]) -> None
     if len(recipes) == 1:
         hint = "name several, or the group of their jobs (g3)"
         raise BadInput("one artifact is no ensemble", where="--ensemble", hint=hint)
-    labels = [(sorted(getattr(one.task, "labels", ())), getattr(one.task, "candidates", None)) for one in recipes]
+    labels = [_chosen_from(one) for one in recipes]
     if ensemble != "vote" and (not any(labels[0]) or labels.count(labels[0]) < len(labels)):
         what = "the artifacts do not all choose among the same labels, so they have no mean probabilities"
         raise BadInput(what, where="--ensemble", hint="texts can be voted on: `--ensemble vote`")
+
+
+def _chosen_from(recipe: JobRecipe) -> tuple[list[str], str | None]:
+    """Its labels, or where a row has its own; neither where it writes."""
+    from orchestrator.recipe.tasks import Classify
+
+    task = recipe.task
+    return (sorted(task.labels), task.candidates) if isinstance(task, Classify) else ([], None)
 
 
 def _weights(found: Sequence[Artifact]) -> list[float]:

@@ -6,16 +6,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import BadData
+from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.scores import NAMES, SCORED, TRAIN
-from orchestrator.recipe.tasks import Classify, Tag, choices_of, fixed_words, own_choices
+from orchestrator.recipe.tasks import Classify, Generate, Tag, choices_of, fixed_words, own_choices
 from orchestrator.recipe.vocabulary import unknown_words, words_of_several_tokens
 from orchestrator.registry.datasets import DatasetVersion, distinct_values
 from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import parse
 
 _SHOWN = 5
+_BETWEEN = "\0"  #: a task and a target: no text of a dataset holds a NUL
 
 
 class LabelCheck:
@@ -31,6 +33,8 @@ class LabelCheck:
         task = job.task
         if isinstance(task, Tag):
             return self._missing_tags(task, data)
+        if isinstance(task, Generate):
+            return self._written(job, task, data)
         if not isinstance(task, Classify):
             return []
         unlabelled = isinstance(job.method, Pet) and job.method.mlm > 0
@@ -38,6 +42,25 @@ class LabelCheck:
         if own_choices(task) and not missing:
             missing = self._choices(task, data, unlabelled=unlabelled)
         return [*missing, *(self._words(job, task, base) if parse(task.input).masks else [])]
+
+    def _written(self, job: JobRecipe, task: Generate, data: DatasetVersion) -> list[str]:
+        """Targets that are none of the labels that the base is to write, by the task of a mixture."""
+        judging, mixture = Judging(job), job.train.mixture
+        if not task.labels and not (mixture and mixture.tasks):
+            return []
+        by = "" if mixture is None else mixture.by
+        key = (data.ref, by + _BETWEEN + task.target)
+        if key not in self._in_data:
+            self._in_data[key] = _labels(by + _BETWEEN + task.target, data)
+        held: dict[str, dict[str, str]] = {}
+        for text, row in self._in_data[key].items():
+            name, _, target = text.partition(_BETWEEN)
+            held.setdefault(name.strip(), {})[target.strip()] = row
+        found = [] if mixture is None else [_no_task(name, held) for name in mixture.tasks if name not in held]
+        for name, targets in held.items():
+            labels = judging.of(name if mixture else None).labels
+            found += _not_named(targets, labels, data) if labels else []
+        return found
 
     def _choices(self, task: Classify, data: DatasetVersion, *, unlabelled: bool) -> list[str]:
         """What is wrong with the rows that bring their own answers."""
@@ -76,6 +99,10 @@ class LabelCheck:
         if single:
             what = f"is not one token of this base; {job.method.type} needs single tokens: choose another word"
         return [f"task.labels: the label word `{word}` {what}" for word in self._unfit[key]]
+
+
+def _no_task(name: str, held: Mapping[str, object]) -> str:
+    return f"train.mixture.tasks: `{name}` is no task of the dataset; it has {', '.join(sorted(held)[:20])}"
 
 
 def needs_single_tokens(job: JobRecipe) -> bool:

@@ -10,6 +10,7 @@ from orchestrator.recipe.bases import BaseFacts
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.fit_choices import choice_findings
 from orchestrator.recipe.fit_patterns import pattern_findings
+from orchestrator.recipe.fit_scores import score_findings, score_templates
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
 from orchestrator.recipe.fit_trained import base_training_findings, lora_findings, training_findings
 from orchestrator.recipe.methods import (
@@ -73,6 +74,7 @@ def recipe_findings(recipe: Recipe) -> list[Finding]:
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
     found += [*training_findings(recipe), *base_training_findings(recipe), *pattern_findings(recipe)]
+    found += score_findings(recipe)
     if isinstance(recipe.task, Classify):
         return found + _classify_findings(recipe, recipe.task)
     return found + _other_task_findings(recipe)
@@ -172,8 +174,7 @@ def _classify_findings(recipe: Recipe, task: Classify) -> list[Finding]:
 def _field_findings(recipe: Recipe, fields: Sequence[str]) -> list[Finding]:
     found = []
     patterns = [("method.patterns", text) for text in getattr(recipe.method, "patterns", [])]
-    if recipe.train.mixture is not None:
-        patterns.append(("train.mixture.by", recipe.train.mixture.by))
+    patterns += score_templates(recipe)
     for key, text in [*((f"task.{key}", text) for key, text in task_templates(recipe.task)), *patterns]:
         for name in parse(text).fields:
             if name not in fields:

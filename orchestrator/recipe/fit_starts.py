@@ -28,7 +28,7 @@ def starting_findings(recipe: Recipe, length: int) -> list[Finding]:
         what = f"{length} virtual tokens cannot start from {init.top} different tokens"
         return [Finding((*INIT, "top"), what)]
     if isinstance(init, LabelsInit) and init.words is None and not fixed_words(recipe.task):
-        what = "only a `classify` task has labels to take them from"
+        what = "the task names no labels to take them from"
         if own_choices(recipe.task):
             what = "the words to choose from differ by row, so there are none to take"
         return [Finding((*INIT, "words"), f"is missing; {what}")]

@@ -11,7 +11,7 @@ from orchestrator.recipe.methods import Method
 from orchestrator.recipe.optimizers import AdamW, Optimizer
 from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.tasks import Task
-from orchestrator.recipe.text import TextTemplate
+from orchestrator.recipe.text import TextTemplate, Word, as_words
 from orchestrator.recipe.tracking import Trackers
 from orchestrator.settings import parse_duration
 
@@ -60,10 +60,27 @@ def _also_seed(schema: dict[str, Any]) -> None:
     schema["properties"]["seed"] = _SEED_SCHEMA
 
 
+class TaskScores(Strict):
+    """How the rows of one task of a mixture are scored, where it is otherwise than `task` says."""
+
+    metrics: list[str] | None = Field(None, min_length=1, description="of those that the type of `task` has")
+    labels: list[str] = Field(
+        [], description="of `type: generate`: all labels of the task as they are written; see task.labels"
+    )
+    group: TextTemplate | None = Field(None, description="see task.group")
+
+    @field_validator("labels", mode="before", json_schema_input_type=list[Word])
+    @classmethod
+    def _labels_as_text(cls, value: object) -> object:
+        return as_words(value)
+
+
 class Mixture(Strict):
     """Several tasks in one dataset, drawn at rates of their own (Raffel et al. 2020, §3.5.2).
 
-    Scores are told for each task (`exact_match:boolq`); the plain name is their mean over the tasks.
+    Scores are told for each task (`exact_match:boolq`); the plain name is their mean over the tasks that have the
+    score. Where `tasks` names scores, `average` is the mean over all tasks of the mean of each one's own, from 0 to
+    100, as GLUE and SuperGLUE are summed up.
     """
 
     by: TextTemplate = Field(
@@ -74,6 +91,9 @@ class Mixture(Strict):
     )
     cap: int | None = Field(
         None, ge=1, description="of proportional rates: a task with more rows counts as if it had so many (T5: 2**18)"
+    )
+    tasks: dict[str, TaskScores] = Field(
+        {}, description="a task, as `by` calls it -> how its rows are scored; the others are scored as `task` says"
     )
 
 
@@ -121,6 +141,11 @@ class Train(Strict):
     mixture: Mixture | None = Field(
         None, description="draw each row's task first, and then one of its rows; default: passes over all rows"
     )
+    scores_by: TextTemplate | None = Field(
+        None,
+        description="template of what scores are told apart by, beside those of all rows: {category} gives `bleu:seen` "
+        "and `bleu:unseen`",
+    )
     accumulation: int = Field(
         1, ge=1, description="a step's rows are worked through in this many parts (less memory, same result)"
     )
@@ -133,7 +158,7 @@ class Train(Strict):
     keep: Literal["last", "best"] = Field(
         "last",
         description="`best`: what is kept is the prompt of the evaluation with the best score (the first of "
-        "task.metrics, on the validation rows); needs eval_every",
+        "task.metrics, of a mixture with scores of its own `average`, on the validation rows); needs eval_every",
     )
     patience: int | None = Field(
         None, ge=1, description="with `keep: best`: stop after this many evaluations in a row that were not better"

@@ -30,8 +30,18 @@ Writing = Literal[
     "exact_match",
     "squad_em",
     "squad_f1",
+    "record_em",
+    "record_f1",
     "wsc",
+    "accuracy",
+    "macro_f1",
+    "positive_f1",
+    "cb",
+    "group_exact_match",
 ]
+
+#: Scores of labels: a text that is none of them is wrong.
+OF_LABELS = frozenset({"accuracy", "macro_f1", "positive_f1", "cb", "group_exact_match"})
 
 
 class Generate(Strict):
@@ -49,8 +59,17 @@ class Generate(Strict):
         ["exact_match"],
         min_length=1,
         description="scores of the written texts; rows with equal inputs share references. E2E's five are bleu, nist, "
-        "meteor, rouge_l_coco and cider, of which the last three need Java; WebNLG's BLEU and TER are of words in lower "
-        "case and ASCII, DART's of words as written, with three references at most; XSum's ROUGE-L is rouge_l",
+        "meteor, rouge_l_coco and cider, of which the last three need Java; WebNLG's BLEU and TER are of words in "
+        "lower case and ASCII, DART's of words as written, against three references at most; XSum's ROUGE-L is "
+        "rouge_l. With `labels`: exact_match and the last five, see `type: classify`",
+    )
+    labels: list[str] = Field(
+        [],
+        description="all labels as the target writes them, where it is one: a text that is none of them is wrong, in "
+        "F1 too (Raffel et al. 2020), and every row is scored by itself. `init: labels` starts from them",
+    )
+    group: TextTemplate | None = Field(
+        None, description="template of what rows belong together, for `group_exact_match` of labels"
     )
     max_input_tokens: int = Field(512, ge=1, description="longer inputs lose their end")
     max_new_tokens: int = Field(
@@ -64,6 +83,11 @@ class Generate(Strict):
         1.0, description="with beams: a text's log probability is divided by its length to this power"
     )
     no_repeat_ngram: int = Field(0, ge=0, description="so many tokens in a row are written once at most; 0: no limit")
+
+    @field_validator("labels", mode="before", json_schema_input_type=list[Word])
+    @classmethod
+    def _labels_as_text(cls, value: object) -> object:
+        return as_words(value)
 
     @model_validator(mode="after")
     def _room_for_the_shortest(self) -> Generate:
@@ -242,7 +266,9 @@ def label_words(task: Task) -> list[str]:
 
 
 def fixed_words(task: Task) -> list[str]:
-    """Those that are the same for all rows."""
+    """Those that are the same for all rows; of a task that writes its labels, the labels."""
+    if isinstance(task, Generate):
+        return list(task.labels)
     return [word for word in label_words(task) if not names_fields(word)]
 
 

@@ -39,6 +39,11 @@ def score(
     return {name: own.get(name, METRICS[name])(predictions, references) for name in names}
 
 
+def percent(name: str, value: float) -> float | None:
+    """The score on a scale from 0 to 100, where 100 is the best there is; None for one that has no such scale."""
+    return None if name in _OPEN else value if name in _HUNDRED else 100 * value
+
+
 def bleu(predictions: Predictions, references: References) -> float:
     """Corpus BLEU with several references, 0-100: sacrebleu, tokenizer 13a, lower-cased.
 
@@ -220,6 +225,9 @@ METRICS: dict[str, Metric] = {
     "tag_accuracy": tag_accuracy,
     "perplexity": perplexity,
 }
+
+_HUNDRED = frozenset({"bleu", "webnlg_bleu", "dart_bleu", "rouge_1", "rouge_2", "rouge_l", "squad_em", "squad_f1"})
+_OPEN = frozenset({"nist", "cider", "ter", "webnlg_ter", "perplexity"})
 
 #: Those that are other numbers where an answer may be no label.
 _OF_LABELS: dict[str, Callable[..., float]] = {"macro_f1": macro_f1, "positive_f1": positive_f1, "cb": cb}

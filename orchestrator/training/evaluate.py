@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 import torch
 
@@ -13,9 +12,9 @@ from orchestrator.tasks.metrics import score
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import JobFailed, hear, may_tell, met_by_all, out_of_memory, reason_of, tell
 from orchestrator.training.kept import KeptAnswers, Said
-from orchestrator.training.mixture import task_names
 from orchestrator.training.objectives.asking import Asked, Compares, answer
 from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.parts import values_of
 from orchestrator.tuning.host import BaseHost
 
 Between = Callable[[], None]  #: may raise, on all ranks together
@@ -200,30 +199,6 @@ class _Plan:
         return Evaluation(values, self.numbers, [text for text, _ in said], references)
 
     def _values(self, asked: Asked, compared: Sequence[str]) -> dict[str, float]:
-        names = list(asked.objective.metrics)
-        if asked.task_of is None:
-            return score(names, compared, self.references, labels=asked.labels)
-        tasks = [asked.task_of(self.rows[number]) for number in self.numbers]
-        return _by_task(names, compared, self.references, tasks, asked.labels)
-
-
-def _by_task(
-    names: Sequence[str],
-    predictions: Sequence[str],
-    references: Sequence[list[str]],
-    tasks: Sequence[str],
-    labels: Sequence[str],
-) -> dict[str, float]:
-    """Each score of each task (`accuracy:rte`), and under its plain name the mean over tasks, large and small alike."""
-    values: dict[str, float] = {}
-    each = []
-    for task, called in sorted(task_names(tasks).items()):
-        mine = [i for i, its in enumerate(tasks) if its == task]
-        wanted = [references[i] for i in mine]
-        # Of a task's own labels one is the positive one; rows that hold only one of them do not tell which they are.
-        held = {label for row in wanted for label in row[:1]}
-        own = [label for label in labels if label in held]
-        said = [predictions[i] for i in mine]
-        each.append(score(names, said, wanted, labels=own if len(own) > 1 else labels))
-        values |= {f"{name}:{called}": value for name, value in each[-1].items()}
-    return {name: fmean(one[name] for one in each) for name in names} | values
+        if asked.judging is None:
+            return score(asked.objective.metrics, compared, self.references)
+        return values_of(asked.judging, [self.rows[number] for number in self.numbers], compared, self.references)

@@ -18,6 +18,7 @@ from orchestrator.jobspec import JobSpec
 from orchestrator.paths import JobPaths
 from orchestrator.recipe import methods as recipe_methods
 from orchestrator.recipe.bases import read_base_facts
+from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.methods import Method
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.scores import smaller_is_better
@@ -179,7 +180,7 @@ class TrainedJob:
         """An evaluation on the validation rows: remember what is trained where it is the best so far."""
         self.evaluated = self.step
         if self.recipe.train.keep == "best":
-            name = self.recipe.task.metrics[0]
+            name = Judging(self.recipe).headline
             self.best.note(self.step, values[name], self._trained(), smaller=smaller_is_better(name))
 
     def take_best(self) -> None:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from orchestrator.errors import BadRecipe
 from orchestrator.recipe.schema import Mixture
 from orchestrator.tasks.template import parse
 from orchestrator.training.objectives.objective import Fields
@@ -23,6 +24,7 @@ class MixedTasks:
         self.tasks: dict[str, list[int]] = {}
         for number, fields in enumerate(rows):
             self.tasks.setdefault(task_of(mixture, fields), []).append(number)
+        refuse_unknown_tasks(mixture, self.tasks)
         sizes = [min(len(numbers), mixture.cap or len(numbers)) for numbers in self.tasks.values()]
         self._weights = sizes if mixture.sampling == "proportional" else [1] * len(sizes)
 
@@ -35,6 +37,15 @@ class MixedTasks:
 
 def task_of(mixture: Mixture, fields: Fields) -> str:
     return parse(mixture.by).render_text(fields).strip()
+
+
+def refuse_unknown_tasks(mixture: Mixture, tasks: Iterable[str]) -> None:
+    """BadRecipe where scores are named for a task that the rows do not have."""
+    there = sorted(set(tasks))
+    for name in mixture.tasks:
+        if name not in there:
+            hint = f"the tasks of the training rows: {', '.join(there[:20])}"
+            raise BadRecipe(f"`{name}` is no task of the dataset", where="train.mixture.tasks", hint=hint)
 
 
 def task_names(tasks: Iterable[str]) -> dict[str, str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import islice
 
 from orchestrator.errors import BadData, PtqError
+from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.scores import SCORED
-from orchestrator.recipe.tasks import Classify
 from orchestrator.training.checkpoint import identity_of
 from orchestrator.training.company import LeaveRequested
 from orchestrator.training.distributed import Processes
@@ -17,9 +16,9 @@ from orchestrator.training.evaluate import Between, Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.kept import KeptAnswers
-from orchestrator.training.mixture import task_of
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
+from orchestrator.training.parts import refuse_many_parts
 from orchestrator.training.rows import Rows, has_split
 from orchestrator.training.stop import StopRequested
 from orchestrator.tuning.host import BaseHost
@@ -44,6 +43,7 @@ def refuse_unscorable(job: TrainedJob) -> None:
             continue
         try:
             job.objective.references(rows)
+            refuse_many_parts(Judging(job.recipe), rows)
         except BadData as error:
             number = None if error.where else _first_unscorable(job, rows)
             data = job.spec.dataset
@@ -163,10 +163,7 @@ def _together(
 
 def _asked(host: BaseHost, job: TrainedJob, rows: Sequence[Fields], processes: Processes, *, tuned: bool) -> Asked:
     head = job.head if tuned else job.new_head(host, processes.device)
-    mixture = job.recipe.train.mixture
-    its_task = None if mixture is None else partial(task_of, mixture)
-    labels = tuple(job.recipe.task.labels) if isinstance(job.recipe.task, Classify) else ()
-    return Asked(job.objective, job.folded(), head, rows, tuned, its_task, labels)
+    return Asked(job.objective, job.folded(), head, rows, tuned, Judging(job.recipe))
 
 
 def _kept(job: TrainedJob, split: str, rows: Sequence[Fields], *, tuned: bool, final: bool) -> KeptAnswers:

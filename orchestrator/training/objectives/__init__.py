@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import (
@@ -43,7 +44,7 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder, weights: Sequence[f
     """
     match recipe.task:
         case Generate() as task:
-            return Generation(task, encoder)
+            return Generation(task, encoder, Judging(recipe))
         case Cloze() as task:
             return ClozeWord(task, encoder)
         case Tag() as task:

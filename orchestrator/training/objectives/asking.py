@@ -5,13 +5,14 @@ A row's answer does not depend on who else is asked, as in training: rows share 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from orchestrator.recipe.judging import Judging
 from orchestrator.training.objectives.objective import Fields, Objective, Share
 from orchestrator.tuning.forward import forward, generate
 from orchestrator.tuning.host import BaseHost
@@ -110,8 +111,7 @@ class Asked:
     head: nn.Module | None
     rows: Sequence[Fields]
     tuned: bool = True
-    task_of: Callable[[Fields], str] | None = None  #: the task of a row, where the job trains on a mixture
-    labels: Sequence[str] = ()  #: all labels of the task, whichever the rows hold
+    judging: Judging | None = None  #: how the rows are scored; None: by the objective's metrics, all alike
 
     @property
     def prompt_in_use(self) -> Prompt:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.errors import BadData
+from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.tasks import Generate
 from orchestrator.training.objectives.asking import Writing
 from orchestrator.training.objectives.objective import (
@@ -26,9 +28,10 @@ from orchestrator.tuning.rows import NO_LABEL, Row
 class Generation:
     reads_hidden = False
 
-    def __init__(self, task: Generate, encoder: TextEncoder) -> None:
+    def __init__(self, task: Generate, encoder: TextEncoder, judging: Judging) -> None:
         self._task = task
         self._encoder = encoder
+        self._judging = judging
         self._separator = encoder.separator(task.separator) if encoder.kind == "causal" else []
         self._end = encoder.eos
         self.metrics = task.metrics
@@ -69,14 +72,28 @@ class Generation:
         return self._encoder.text(ids).strip()
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
-        """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations."""
-        first: dict[str, int] = {}
-        references: dict[str, list[str]] = {}
+        """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations; a row
+        whose target is a label stands for itself, with its group behind the label."""
+        first: dict[tuple[str, int], int] = {}
+        references: dict[tuple[str, int], list[str]] = {}
         for number, fields in enumerate(rows):
-            key = self._encoder.plain(self._task.input, fields)
+            label = self._label(fields)
+            key = self._encoder.plain(self._task.input, fields), -1 if label is None else number
             first.setdefault(key, number)
-            references.setdefault(key, []).append(self._encoder.plain(self._task.target, fields).strip())
+            wanted = [self._encoder.plain(self._task.target, fields).strip()] if label is None else label
+            references.setdefault(key, []).extend(wanted)
         return list(first.values()), [references[key] for key in first]
+
+    def _label(self, fields: Fields) -> list[str] | None:
+        """The row's label and, where there are groups, its group; None where any text may be the answer."""
+        judged = self._judging.of_row(fields)
+        if not judged.labels:
+            return None
+        label = self._encoder.plain(self._task.target, fields).strip()
+        if label not in judged.labels:
+            what = f"a row's target is {label!r}, which is not among the recipe's labels ({', '.join(judged.labels)})"
+            raise BadData(what, hint="add it under labels, or mend the dataset")
+        return [label] if judged.group is None else [label, judged.group.render_text(fields)]
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
         limit = self._task.max_input_tokens

@@ -77,7 +77,7 @@ def test_labels_come_from_the_task_or_the_recipe() -> None:
     classify = {"task": {"type": "classify", "input": "{a}", "labels": ["x", "y"]}}
     assert faults({"type": "labels"}, **classify) == []
     assert faults({"type": "labels", "words": ["x"]}) == []
-    assert faults({"type": "labels"})[0].startswith("method.init.words: is missing; only a `classify` task")
+    assert faults({"type": "labels"})[0].startswith("method.init.words: is missing; the task names no labels")
 
 
 def test_relative_paths_are_taken_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

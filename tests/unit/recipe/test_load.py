@@ -68,7 +68,8 @@ resources: {time_limit: 4 hours, priority: hihg}
         "8: task.input: `{` at character 1 stands alone; write {field}, or {{ for a plain brace",
         "10: task.metrics[1]: 'rogue_l' is not one of bleu, nist, webnlg_bleu, webnlg_ter, dart_bleu, ter,"
         " meteor, cider, rouge_l_coco, rouge_1, rouge_2, rouge_l, exact_match, squad_em,"
-        " squad_f1, wsc; did you mean `rouge_l`?",
+        " squad_f1, record_em, record_f1, wsc, accuracy, macro_f1, positive_f1, cb,"
+        " group_exact_match; did you mean `rouge_l`?",
         "11: method.reparameterization.hiden: unknown key; did you mean `hidden`?",
         "11: method.lenght: unknown key; did you mean `length`?",
         "13: train.steps: must be a number, not true",

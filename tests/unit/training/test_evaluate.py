@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from training_fixtures import recipe
 
 from orchestrator.errors import BadData, PtqError
+from orchestrator.recipe.judging import Judging
+from orchestrator.recipe.schema import Recipe
 from orchestrator.states import Reason
 from orchestrator.training.distributed import Processes
 from orchestrator.training.evaluate import Evaluation, evaluate
@@ -88,7 +91,9 @@ def test_each_task_of_a_mixture_has_a_positive_label_of_its_own() -> None:
     ]
     host: Any = None
     objective: Any = Labels(metrics=("positive_f1",))
-    asked = Asked(objective, Prompt.empty(), None, rows, True, lambda row: row["task"], ("false", "no", "true", "yes"))
+    task = {"type": "classify", "input": "{text}", "labels": ["false", "no", "true", "yes"], "metrics": ["positive_f1"]}
+    made = recipe({"type": "prompt-tuning"}, task=task, train__mixture={"by": "{task}"})
+    asked = Asked(objective, Prompt.empty(), None, rows, True, Judging(Recipe.model_validate(made)))
     (found,) = evaluate(host, [asked], batch_sizes=[5], processes=processes())
     wanted = [i % 3 == 0 for i in range(12)]
     expected = f1_score(wanted, [is_it == (i % 4 > 0) for i, is_it in enumerate(wanted)])

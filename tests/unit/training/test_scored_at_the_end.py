@@ -15,7 +15,7 @@ from training_fixtures import MadeRun, make_run, recipe
 from orchestrator.data.store import SplitWriter
 from orchestrator.manifest import manifest_faults
 from orchestrator.paths import read_json
-from orchestrator.training import evaluate, finish, run
+from orchestrator.training import evaluate, finish, parts, run
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 
@@ -148,7 +148,7 @@ def test_a_split_that_cannot_be_scored_costs_its_scores_alone(
     bases: dict[str, Path], tested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path / "run", [recipe(PROMPT, train__baseline=False)], base=bases["gpt2"], dataset=tested)
-    score, calls = evaluate.score, []
+    score, calls = parts.score, []
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -156,7 +156,7 @@ def test_a_split_that_cannot_be_scored_costs_its_scores_alone(
             raise ZeroDivisionError("no such score")
         return score(*args, **kwargs)
 
-    monkeypatch.setattr(evaluate, "score", failing)
+    monkeypatch.setattr(parts, "score", failing)
     assert run.train() == 0
     facts = run.artifact()
     assert set(facts["metrics"]) == {"validation"}
