@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
+from pydantic import BaseModel
 
 from orchestrator import events, settings, states
 from orchestrator.cli.main import build_app
 from orchestrator.cli.service import unit
+from orchestrator.recipe.pretrain import PretrainRecipe
 from orchestrator.recipe.schema import Recipe, recipe_schema
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -51,11 +53,19 @@ def cli_page() -> str:
 
 
 def recipe_page() -> str:
-    """Every key of a recipe: type, range, default, meaning."""
-    schema = Recipe.model_json_schema()
+    return _keys(f"# Recipes\n\n{NOTE}\n{_RECIPES}", Recipe)
+
+
+def pretrain_page() -> str:
+    return _keys(f"# Recipes of bases\n\n{NOTE}\n{_PRETRAIN}", PretrainRecipe)
+
+
+def _keys(opening: str, model: type[BaseModel]) -> str:
+    """Every key of a file: type, range, default, meaning."""
+    schema = model.model_json_schema()
     named = schema["$defs"]
     order = [name for name in _reachable(schema, named) if named[name].get("type") == "object"]
-    parts = [f"# Recipes\n\n{NOTE}\n{_RECIPES}", _model("Recipe", schema, "## The file")]
+    parts = [opening, _model(model.__name__, schema, "## The file")]
     parts += [_model(name, named[name], f"## {_title(name, named[name])}") for name in order]
     return "\n\n".join(parts) + "\n"
 
@@ -115,6 +125,7 @@ def service_page() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "recipe.md": recipe_page,
+    "pretrain.md": pretrain_page,
     "recipe.schema.json": schema_page,
     "events.md": events_page,
     "states.md": states_page,
@@ -148,6 +159,9 @@ Scalars are read by YAML 1.2: `no` is text, `5e-5` is a number.
 
 In templates `{field}` is a field of the row, `[P:3]` three virtual tokens, `[MASK]` the base's mask token; `{{` and
 `}}` write braces, `\\[` a bracket that opens nothing. Values of fields are put in as they are and never parsed."""
+
+_PRETRAIN = """What `ptq base pretrain FILE -o FOLDER` reads: a small base is trained from scratch on rows of a dataset,
+in one process. The base of the demo and those of the proofs on real data are made so."""
 
 
 def _is_current(path: Path, text: str) -> bool:
@@ -267,7 +281,8 @@ _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def _anchor(name: str) -> str:
-    model = Recipe.model_json_schema()["$defs"][name]
+    named = PretrainRecipe.model_json_schema()["$defs"] | Recipe.model_json_schema()["$defs"]
+    model = named[name]
     return re.sub(r"[^a-z0-9 -]", "", _title(name, model).lower()).replace(" ", "-")
 
 

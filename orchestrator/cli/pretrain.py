@@ -19,7 +19,7 @@ def pretrain(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a value of the recipe")
     ] = None,
 ) -> None:
-    """Pretrain a small base from scratch, causal or masked; add it with `ptq base add NAME DIR`."""
+    """Pretrain a small base from scratch: causal, masked or encoder-decoder; add it with `ptq base add NAME DIR`."""
     from orchestrator.recipe.load import load_model
     from orchestrator.recipe.pretrain import PretrainRecipe
     from orchestrator.registry.datasets import get_version

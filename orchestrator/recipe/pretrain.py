@@ -13,10 +13,15 @@ from pydantic import Field, model_validator
 from orchestrator.recipe.schema import Seed
 from orchestrator.recipe.strict import Strict
 
+#: T5 has 100 sentinels: 15 % of so many tokens, in spans of 3, take no more.
+LONGEST_CORRUPTED = 2000
+
 
 class Architecture(Strict):
-    type: Literal["gpt2", "llama", "bert"] = Field("gpt2", description="bert: a masked base, with words for tokens")
-    layers: int = Field(4, ge=1, le=100)
+    type: Literal["gpt2", "llama", "bert", "t5"] = Field(
+        "gpt2", description="bert: a masked base, with words for tokens; t5: an encoder and a decoder, as T5 1.1"
+    )
+    layers: int = Field(4, ge=1, le=100, description="t5: of the encoder, and as many of the decoder")
     hidden: int = Field(128, ge=8)
     heads: int = Field(4, ge=1)
     context: int = Field(256, ge=8, description="longest sequence in tokens")
@@ -25,14 +30,19 @@ class Architecture(Strict):
     def _heads_divide_hidden(self) -> Architecture:
         if self.hidden % self.heads:
             raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        if self.type == "t5" and self.context > LONGEST_CORRUPTED:
+            raise ValueError(f"a context of t5 is {LONGEST_CORRUPTED} at most: its 100 sentinels mark no more spans")
         return self
 
 
 class Document(Strict):
-    """One form of a row: input, beginning-of-sequence token, target, end-of-sequence token; of a masked base: input."""
+    """One form of a row. Causal: input, beginning-of-sequence token, target, end-of-sequence token. Masked: an input,
+    of which 15 % of the words are asked for. t5: an input for the encoder and a target for the decoder; or an input
+    alone, of which 15 % of the tokens are taken out in spans of 3, and asked for (Raffel et al. 2020).
+    """
 
     input: str = Field(min_length=1)
-    target: str | None = Field(None, min_length=1, description="of causal bases")
+    target: str | None = Field(None, min_length=1, description="of causal bases, and of t5 where it is text to text")
     weight: float = Field(1.0, gt=0)
 
 
@@ -46,7 +56,7 @@ class PretrainSchedule(Strict):
 
 
 class PretrainRecipe(Strict):
-    """Pretrain a small language model from scratch, causal or masked."""
+    """Pretrain a small language model from scratch: causal, masked or encoder-decoder."""
 
     pretrain: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="name of the base")
     description: str = ""
@@ -55,12 +65,18 @@ class PretrainRecipe(Strict):
         description="NAME or NAME@VERSION; the train split is used",
     )
     architecture: Architecture = Architecture()
-    vocab: int = Field(1000, ge=260, description="tokens of the BPE (bert: WordPiece) trained on the documents")
+    vocab: int = Field(
+        1000,
+        ge=260,
+        description="tokens of the BPE trained on the documents (bert: WordPiece; t5: Unigram, with 100 sentinels)",
+    )
     documents: list[Document] = Field(min_length=1)
     train: PretrainSchedule
 
     @model_validator(mode="after")
     def _targets(self) -> PretrainRecipe:
+        if self.architecture.type == "t5":
+            return self
         masked = self.architecture.type == "bert"
         if any((document.target is None) != masked for document in self.documents):
             raise ValueError(
