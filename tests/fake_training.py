@@ -11,6 +11,7 @@ environment (print it).
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,9 @@ class FakeJob:
         with folder_written_atomically(folder) as made:
             write_json(made / "artifact.json", {"format": 1, "method": self.spec.recipe["method"]["type"]})
             (made / "prompt.safetensors").write_text(repr(self.total))
+            if self.spec.recipe["method"]["type"] == "lm-adapt":
+                shutil.copytree(self.spec.base.path, made / "base")
+                write_json(made / "base" / "origin.json", {"parent": self.spec.base.id, "steps": self.steps})
             if self.behaviour != "no-manifest":
                 write_manifest(made)
         return self.leave("artifact", folder=str(folder))

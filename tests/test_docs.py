@@ -23,6 +23,7 @@ from box import row
 from training_fixtures import make_base
 
 from orchestrator.cli.main import build_app
+from orchestrator.recipe.pretrain import PretrainRecipe
 from orchestrator.recipe.schema import Recipe
 from orchestrator.settings import POLICY_FILE, Policy, load_policy
 
@@ -117,6 +118,9 @@ def test_recipes_in_the_text_are_recipes(page: Path) -> None:
     for block in blocks(page):
         if block.kind == "yaml":
             written = yaml.safe_load("\n".join(block.lines))
+            if "architecture" in written:
+                PretrainRecipe.model_validate({**BASE_PARTS, **written})
+                continue
             Recipe.model_validate(written if "name" in written else merged(PARTS, written))
 
 
@@ -126,6 +130,8 @@ PARTS: dict[str, Any] = {
     "task": {"type": "generate", "input": "{a}", "target": "{b}"},
     "train": {"steps": 1000, "batch_size": 8, "lr": 0.1},
 }  # fmt: skip
+
+BASE_PARTS: dict[str, Any] = {"pretrain": "any", "dataset": "any", "train": {"steps": 1000, "lr": 0.1}}
 
 
 def merged(parts: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.companions import refuse_changes
+from orchestrator.dispatch.adapted import without_base_name
 from orchestrator.errors import BadInput, NotFinished, NotFound
 from orchestrator.jobspec import BaseSpec
 from orchestrator.manifest import NAME
@@ -50,7 +51,7 @@ def repeat_job(registry: Registry, job_id: int, *, user: str, command: Sequence[
     _check_rows(registry, job)
     for digest in warm_starts(job.recipe):
         get_artifact(registry, digest)
-    recipe = _alone(_with_files(registry, job))
+    recipe = without_base_name(_alone(_with_files(registry, job)))
     new = NewJob(
         name=job.name, recipe=recipe, source=job.source, seed=job.seed, method=job.method, base=base,
         dataset_version_id=job.dataset_version_id, slots=job.slots, priority=job.priority,

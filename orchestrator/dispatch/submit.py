@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orchestrator.dispatch.adapted import name_faults, refuse_taken, with_base_name
 from orchestrator.dispatch.labels import LabelCheck
 from orchestrator.dispatch.row_check import RowCheck
 from orchestrator.errors import BadInput, BadRecipe, NotFound
@@ -56,7 +57,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
     new, faults = [], []
     labels, rows = LabelCheck(), RowCheck()
     for unresolved in expand(recipe):
-        job = with_stored_start(registry, unresolved)
+        job = with_base_name(with_stored_start(registry, unresolved))
         key = (job.base.model, job.base.revision)
         if key not in bases:
             bases[key] = resolve_base(registry, *key, offline=registry.settings.offline)
@@ -66,6 +67,7 @@ def plan(registry: Registry, loaded: LoadedRecipe, *, priority: str | None = Non
         unfit = fit_faults(job, base.facts, data.fields, data.splits)
         faults += unfit or rows.faults(job, data) or labels.faults(job, Path(base.spec.path), data)
         new.append(_new_job(with_digests(job), loaded.source, base, data, priority))
+    faults += name_faults(registry, new)
     if faults:
         lines = "\n  ".join(dict.fromkeys(faults))
         raise BadRecipe(f"this recipe cannot be queued:\n  {lines}", where=str(loaded.path))
@@ -93,6 +95,7 @@ def enqueue(
     check_possible(registry, max(job.slots for one in planned for job in one.jobs), user=user, now=now)
     done = []
     with registry.write() as conn:
+        refuse_taken(conn, [job for one in planned for job in one.jobs])
         before, ended = jobs.resolve(conn, after), jobs.resolve(conn, after_any)
         for one in planned:
             several = len(one.jobs) > 1

@@ -52,6 +52,10 @@ def base_training_findings(recipe: Recipe) -> list[Finding]:
     if isinstance(recipe.task, PlainText) != isinstance(recipe.method, LmAdapt):
         what = "lm-adapt needs `type: text`" if isinstance(recipe.method, LmAdapt) else "`type: text` is for lm-adapt"
         found.append(Finding(("task", "type"), what))
+    if isinstance(recipe.method, LmAdapt) and "{steps}" in (recipe.method.register_as or "") and not recipe.train.steps:
+        found.append(
+            Finding(("method", "register_as"), "names {steps}, which are not known of epochs: give train.steps")
+        )
     if weights == "none":
         return found
     if recipe.base.dtype != "fp32":

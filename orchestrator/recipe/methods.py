@@ -261,11 +261,23 @@ class Lora(Strict):
 class LmAdapt(Strict):
     """The base itself goes on with language modelling on plain text, and becomes another base (Lester et al. 2021).
 
-    Needs `type: text`. The artifact holds a whole base: `ptq base add NAME a3` registers it with its parent and its
-    steps.
+    Needs `type: text`. The artifact holds a whole base, which is registered with its parent and its steps: by the job
+    itself, or later by `ptq base add NAME a3`.
     """
 
     type: Literal["lm-adapt"]
+    register_as: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z0-9]|\{steps\}|\{seed\})([A-Za-z0-9._-]|\{steps\}|\{seed\}){0,99}$",
+        description="name of the adapted base, which is registered together with the job's success; {steps} and {seed} "
+        "stand for those of the job, so that each job of a sweep has a base of its own",
+    )
+
+    def base_name(self, *, steps: int | None, seed: int) -> str | None:
+        """The name with the job's numbers in it."""
+        if self.register_as is None or steps is None:
+            return self.register_as
+        return self.register_as.replace("{steps}", str(steps)).replace("{seed}", str(seed))
 
 
 Method = Annotated[

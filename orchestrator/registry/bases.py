@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
 from orchestrator.companions import changes, companions, refuse_changes
 from orchestrator.errors import BadInput, NotFound, did_you_mean
@@ -74,27 +74,49 @@ def add_base(
     """
     check_name(name, "base")
     folder, commit = _located(source, revision, offline=registry.settings.offline)
-    facts = read_base_facts(folder)
-    refuse_without_tokenizer(folder)
-    made = Base(
-        name=name,
-        path=folder,
-        source=source if commit else str(folder),
-        revision="",
-        fingerprint=fingerprint(folder),
-        facts=facts,
-        files=_files(folder),
-        created_at=now,
-        created_by=user,
-        licence=licence or stated_licence(folder),
-        companions=companions(folder),
-    )
-    made = Base(**{**vars(made), "revision": commit or made.fingerprint})
+    made = local_base(name, folder, user=user, now=now)
+    if commit:
+        made = replace(made, source=source, revision=commit)
+    made = replace(made, licence=licence or made.licence)
     known = _same_or_none(registry, made)
     if known is None:
         with registry.write() as connection:
             connection.execute(sa.insert(bases).values(**_row(made)))
     return known or made
+
+
+def local_base(name: str, folder: Path, *, user: str, now: float) -> Base:
+    """What would be registered of a folder; its weights are hashed. Raises BadInput."""
+    check_name(name, "base")
+    facts = read_base_facts(folder)
+    refuse_without_tokenizer(folder)
+    weights = fingerprint(folder)
+    return Base(
+        name=name,
+        path=folder,
+        source=str(folder),
+        revision=weights,
+        fingerprint=weights,
+        facts=facts,
+        files=_files(folder),
+        created_at=now,
+        created_by=user,
+        licence=stated_licence(folder),
+        companions=companions(folder),
+    )
+
+
+def keep_base(connection: Connection, made: Base) -> bool:
+    """Enter it, unless it is there; False where another base has its name."""
+    known = connection.execute(sa.select(bases).where(bases.c.name == made.name)).mappings().one_or_none()
+    if known is None:
+        connection.execute(sa.insert(bases).values(**_row(made)))
+        return True
+    return (known["fingerprint"], known["path"]) == (made.fingerprint, str(made.path))
+
+
+def is_taken(connection: Connection, name: str) -> bool:
+    return connection.execute(sa.select(bases.c.id).where(bases.c.name == name)).scalar() is not None
 
 
 def stated_licence(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
+from orchestrator.dispatch import adapted
 from orchestrator.dispatch.running import processes, runlog, signs
 from orchestrator.dispatch.running.ingest import News, take_in
 from orchestrator.dispatch.running.outcome import (
@@ -371,11 +372,14 @@ class Runs:
         self._cleared.discard((job.id, job.attempt))
 
     def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
-        """Artifact and success are one transaction; the files are copied before it."""
+        """Artifact, the base in it and success are one transaction; the files are copied and hashed before it."""
         staged = artifacts.stage_artifact(self.registry.paths, folder)
+        base = adapted.base_of(self.registry, job, staged, at=at)
         failpoints.reach("worker.staged")
         with self.registry.write() as conn:
             artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
+            if base is not None:
+                adapted.enter(conn, job, base, actor=self.actor, at=at)
             self._write(conn, run, job, ending, at=at)
         failpoints.reach("worker.settled")
 
