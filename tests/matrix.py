@@ -1,4 +1,5 @@
-"""Methods x model classes on tiny random models, through the parts of a real job: works, or refused with a reason.
+"""Methods and tasks x model classes on tiny random models, through the parts of a real job: works, or refused with a
+reason.
 
 `docs/generate_matrix.py` writes docs/reference/methods.md from it; a test checks that the page says what is so.
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from training_fixtures import COLOURS, THINGS, make_tokenizer
+from training_fixtures import COLOURS, THINGS, make_tokenizer, said
 
 from orchestrator.recipe.bases import BaseFacts, read_base_facts
 from orchestrator.recipe.fit import fit_faults
@@ -81,7 +82,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "prefix-tuning, embedding-only": ({"type": "prefix-tuning", "length": 3, "embedding_only": True}, {}),
     "p-tuning": ({"type": "p-tuning"}, {"input": "[P:2] {text} [P]"}),
     "p-tuning-v2": ({"type": "p-tuning-v2", "length": 3, "dropout": 0}, {}),
-    "warp": ({"type": "warp"}, {"input": "[P:2] {text} [P]", "type": "classify"}),
+    "warp": ({"type": "warp", "init": {"type": "vocab"}}, {"input": "[P:2] {text} [P]", "type": "classify"}),
     "autoprompt": (
         {"type": "autoprompt", "init": {"type": "vocab"}},
         {"input": "[T:2] {text} [T]", "type": "classify"},
@@ -100,10 +101,25 @@ ROWS = [
         "text": f"{COLOURS[i % 5]} {THINGS[i]}" + " and warm" * i,
         "target": THINGS[-1 - i],
         "label": ("warm", "cold")[i % 2],
+        "tags": "O X" + " O O" * i,
+        "answer": THINGS[i],
     }
     for i in range(4)
 ]
 _LABELS = {"warm": ["red"], "cold": ["black"]}
+
+#: name in the table -> what the task of a recipe is
+TASKS: dict[str, dict[str, Any]] = {
+    "generate": {"type": "generate", "target": "{target}", "max_new_tokens": 3},
+    "classify, by what follows": {"type": "classify", "labels": _LABELS},
+    "classify, at [MASK]": {"type": "classify", "labels": _LABELS},
+    "classify, by a head": {"type": "classify", "labels": _LABELS, "head": {}},
+    "cloze": {"type": "cloze", "target": "{target}"},
+    "tag": {"type": "tag", "words": "text", "labels": ["O", "X"], "metrics": ["tag_accuracy"]},
+    "span": {"type": "span", "context": "{text}", "answers": "{answer}"},
+}
+_READS_ALL = "prefix-tuning"  #: the method of the table of tasks: it enters every attention layer
+WITH_EACH_METHOD = ("GPT-2", "BERT", "BART", "T5 v1.1")  #: one class of each way to read and write
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,9 @@ def saved(folder: Path, name: str, **changes: Any) -> str:
     """Save a random model of the class, with changes of its configuration, and a tokenizer; its kind."""
     kind, architecture, settings = MODELS[name]
     words = make_tokenizer({"causal": "gpt2", "seq2seq": "t5", "masked": "bert"}[kind])
+    if kind == "seq2seq":
+        mark = {"extra_special_tokens": ["<extra_id_0>"]} if "T5" in name else {"mask_token": "<mask>"}
+        words.add_special_tokens(mark)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": len(words)}
     torch.manual_seed(0)
     model = architecture(architecture.config_class(**{**settings, **changes}, **ids))
@@ -147,7 +166,7 @@ def recipe(kind: str, method: str) -> JobRecipe:
         task |= {"target": "{target}", "max_new_tokens": 3}
     elif task["type"] == "classify":
         task["labels"] = _LABELS
-        if kind == "masked" and "head" not in task:
+        if (kind == "masked" or (kind == "seq2seq" and method == "warp")) and "head" not in task:
             task["input"] += " [MASK]"
             config = config | (
                 {"patterns": [text + "[MASK]" for text in config["patterns"]]} if "patterns" in config else {}
@@ -159,9 +178,25 @@ def recipe(kind: str, method: str) -> JobRecipe:
     return JobRecipe.model_validate(raw)
 
 
-def outcome(model: Model, method: str) -> str | None:
-    """Why it is refused at submit; None: it works, which is checked here."""
-    one = recipe(model.host.kind, method)
+def recipe_of_task(kind: str, method: str, name: str) -> JobRecipe:
+    """The method on the task; [MASK] where a task has one."""
+    config, change = METHODS[method]
+    task = dict(TASKS[name])
+    searched = {"input": change["input"]} if "input" in change else {}
+    mask = " [MASK]" if name == "classify, at [MASK]" or (name == "cloze" and kind != "causal") else ""
+    task["input"] = searched.get("input", "the {text} ") + mask
+    config = config | ({"patterns": [text + mask for text in config["patterns"]]} if "patterns" in config else {})
+    train: dict[str, Any] = {} if method in {"prompt-design", "pet"} else {"steps": 1, "lr": 0.1}
+    if method == "autoprompt":
+        del train["lr"]
+    raw = {"name": "n", "base": "this base", "dataset": "d", "task": task, "method": config, "train": train}
+    return JobRecipe.model_validate(raw)
+
+
+def outcome(model: Model, method: str, task: str | None = None) -> str | None:
+    """Why it is refused at submit; None: it works, which is checked here. `task`: default the natural one."""
+    kind = model.host.kind
+    one = recipe(kind, method) if task is None else recipe_of_task(kind, method, task)
     faults = fit_faults(one, model.facts, list(ROWS[0]), {"train": 4})
     if faults:
         of_the_method = [fault for fault in faults if fault.startswith("method.")]
@@ -191,6 +226,8 @@ def _check(host: BaseHost, one: JobRecipe) -> None:
     _folds(host, objective, examples, method)
     if isinstance(objective, Writes):
         _writes(host, objective, method.prompt().detach())
+    elif objective.reads_hidden:
+        _answers(host, objective, method.prompt().detach(), head)
 
 
 def _learns(
@@ -214,6 +251,14 @@ def _learns(
     assert len(again) == len(plain)
     distance = max(float((a - b).abs().max()) for a, b in zip(plain, again, strict=True))
     assert distance <= TOLERANCE * largest, f"gradient checkpointing changes a gradient by {distance}"
+
+
+@torch.no_grad()
+def _answers(host: BaseHost, objective: Objective, prompt: Prompt, head: Any) -> None:
+    """The same answers alone, in a batch and shuffled; the untuned base's too."""
+    for tuned in (True, False):
+        alone = [said(host, objective, prompt, head, [row], tuned=tuned)[0] for row in ROWS]
+        assert said(host, objective, prompt, head, ROWS[::-1], tuned=tuned) == alone[::-1], "the batch changes answers"
 
 
 @torch.no_grad()
@@ -257,8 +302,13 @@ def _folds(host: BaseHost, objective: Objective, examples: list[Example], method
         assert left.hidden is not None
         assert right.hidden is not None
         assert alone.hidden is not None
-        _alike(left.hidden[left.text_mask], right.hidden[right.text_mask])
-        _alike(alone.hidden[0], right.hidden[0, : len(rows[0].ids)])
+        if host.kind == "seq2seq":  # the decoder's, in columns of its own
+            places = [(n, column) for n, row in enumerate(rows) for column in range(len(row.decoder_ids or ()))]
+            row_of, columns = torch.tensor(places).unbind(1)
+            _alike(left.hidden[row_of, columns], right.hidden[row_of, columns])
+        else:
+            _alike(left.hidden[left.text_mask], right.hidden[right.text_mask])
+        _alike(alone.hidden[0], right.hidden[0, : alone.hidden.shape[1]])
         return
     _alike(left.logits, right.logits)
     _alike(alone.logits, right.logits[right.row_of == 0])
@@ -269,23 +319,41 @@ def _alike(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert distance <= TOLERANCE * float(expected.abs().max()), f"padding changes the result by {distance}"
 
 
-def table() -> tuple[list[list[str]], list[str]]:
-    """(rows of `yes` or the letter of a reason, the reasons)."""
-    made, reasons, rows = models(), {}, []
-    for name, model in made.items():
-        cells = [name]
-        for method in METHODS:
-            reason = outcome(model, method)
-            if reason is not None:
-                general = (
-                    reason.replace(f"this base ({model.facts.architecture}, ", "this base (")
-                    .replace(f"this base ({model.facts.model_type})", "this base")
-                    .replace(model.facts.architecture, "this base")
-                )
-                reason = reasons.setdefault(general, "abcdefghijklmnopqrstuvwxyz"[len(reasons)])
-            cells.append(reason or "yes")
-        rows.append(cells)
-    return rows, [f"{letter}: {text}" for text, letter in reasons.items()]
+class Reasons:
+    """Each reason once, in the words that hold for any base, by a letter."""
+
+    def __init__(self) -> None:
+        self._letters: dict[str, str] = {}
+
+    def cell(self, model: Model, method: str, task: str | None = None) -> str:
+        reason = outcome(model, method, task)
+        if reason is None:
+            return "yes"
+        general = (
+            reason.replace(f"this base ({model.facts.architecture}, ", "this base (")
+            .replace(f"this base ({model.facts.model_type})", "this base")
+            .replace(model.facts.architecture, "this base")
+        )
+        letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"a{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+        return self._letters.setdefault(general, letters[len(self._letters)])
+
+    @property
+    def lines(self) -> list[str]:
+        return [f"{letter}: {text}" for text, letter in self._letters.items()]
+
+
+def tables() -> tuple[list[list[list[str]]], list[str]]:
+    """([methods x models, tasks x models, methods x tasks of some models], the reasons); a row begins with its name."""
+    made, reasons = models(), Reasons()
+    by_method = [[name, *(reasons.cell(model, method) for method in METHODS)] for name, model in made.items()]
+    by_task = [[name, *(reasons.cell(model, _READS_ALL, task) for task in TASKS)] for name, model in made.items()]
+    both = [
+        [f"{name}, {method}", *(reasons.cell(made[name], method, task) for task in TASKS)]
+        for name in WITH_EACH_METHOD
+        for method in METHODS
+        if method != "lm-adapt"
+    ]
+    return [by_method, by_task, both], reasons.lines
 
 
 def padding_beside_peft() -> list[list[str]]:
@@ -319,24 +387,40 @@ def _size(relative: float) -> str:
     return "less than 0.001 %" if relative < TOLERANCE else f"more than {'10 %' if relative > 0.1 else '0.001 %'}"
 
 
-PAGE = """# Which method works on which model
+PAGE = """# Which method works on which model, and for which task
 
 <!-- Made by docs/generate_matrix.py on tiny random models; change the code, then run `make docs`. -->
 
-Each cell is run in the tests on a tiny random model of the class, on the task that is natural for it: writing for
-causal and encoder-decoder bases, a verbalizer at [MASK] for masked ones; `autoprompt` and `pet` choose labels by words
-everywhere, `lm-adapt` reads running text. `yes`: everything that is trained gets a gradient, what is saved is the
-folded prompt, a row's logits are the same to 0.001 % alone and in a batch, padded on the left and on the right, and
-where it writes, so are its texts; gradient checkpointing changes no gradient. A letter: `ptq submit` refuses it, for
-the reason below.
+Each cell is run in the tests on a tiny random model of the class. `yes`: everything that is trained gets a gradient,
+what is saved is the folded prompt, a row's logits or states are the same to 0.001 % alone and in a batch, padded on the
+left and on the right, and so are its answers; gradient checkpointing changes no gradient. A letter: `ptq submit`
+refuses it, for the reason below.
 
-{table}
+## Methods
+
+On the task that is natural for the class: writing for causal and encoder-decoder bases, a verbalizer at [MASK] for
+masked ones; `autoprompt` and `pet` choose labels by words everywhere, `warp` at [MASK] where there is one, `lm-adapt`
+reads running text.
+
+{methods}
+
+## Tasks
+
+With prefix tuning, which enters every attention layer. A head reads the first token of an encoder, the last one of a
+causal base, and the decoder of an encoder-decoder base, which is fed the text too; a tag is read at the word's first
+token, on a causal base at its last. At [MASK], BART's decoder is fed the text up to the mask, and T5's `<extra_id_0>`.
+
+{tasks}
+
+## Methods and tasks
+
+For one class of each way to read and write.
+
+{both}
 
 {reasons}
 
-Tasks: `generate` on causal and encoder-decoder bases; `classify` by words on all, by a head on masked ones; `cloze` on
-masked and causal bases; `tag` and `span` on masked ones; `text` (for lm-adapt) on all. Methods that train the base's
-own weights have the base for themselves: no fused run, no DeepSpeed, fp32.
+Methods that train the base's own weights have the base for themselves: no fused run, no DeepSpeed, fp32.
 
 ## Padding, beside PEFT
 
@@ -349,9 +433,11 @@ count over both.
 
 
 def page() -> str:
-    cells, reasons = table()
+    (by_method, by_task, both), reasons = tables()
     return PAGE.format(
-        table=_markdown(["model", *METHODS], cells),
+        methods=_markdown(["model", *METHODS], by_method),
+        tasks=_markdown(["model", *TASKS], by_task),
+        both=_markdown(["model and method", *TASKS], both),
         reasons="\n".join(f"- {reason}" for reason in reasons),
         padding=_markdown(["model", "ptq", "PEFT"], padding_beside_peft()),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from matrix import METHODS, MODELS, page
+from matrix import METHODS, MODELS, TASKS, WITH_EACH_METHOD, page
 
 from orchestrator.tuning import METHODS as TABLE
 
@@ -27,15 +27,58 @@ TWO_STACKS = {"BART", "Pegasus", "T5 v1.0", "T5 v1.1", "mT5"}
 REFUSED = {
     "prefix-tuning, infix": set(MODELS) - {"GPT-2", "OPT"},
     "p-tuning-v2": TWO_STACKS,
-    "warp": CAUSAL | TWO_STACKS,
-    "head": CAUSAL | TWO_STACKS,
+    "warp": CAUSAL | {"Pegasus"},
     "fine-tuning, biases": {"Llama", "Qwen3", "Mistral", "Gemma 3", "Phi-3", "T5 v1.0", "T5 v1.1", "mT5"},
+}
+ENCODERS = set(MODELS) - CAUSAL - TWO_STACKS
+REFUSED_TASKS = {
+    "generate": ENCODERS,
+    "classify, by what follows": ENCODERS,
+    "classify, at [MASK]": CAUSAL | {"Pegasus"},
+    "cloze": {"Pegasus"},
+}
+WITH_HEADS = {"classify, by a head", "tag", "span"}
+WITH_WORDS = set(TASKS) - WITH_HEADS
+#: method -> tasks that it is not for on any base, beside those that the base itself cannot do
+NOT_FOR = {
+    "prompt-tuning": set(),
+    "prefix-tuning": set(),
+    # nothing stands between an input and a head; and behind an input without a separator nothing sees the infix
+    "prefix-tuning, infix": {*WITH_HEADS, "classify, by what follows"},
+    "prefix-tuning, embedding-only": set(),
+    "p-tuning": set(),
+    "p-tuning-v2": set(),
+    "warp": set(TASKS) - {"classify, at [MASK]"},
+    "autoprompt": WITH_HEADS,
+    "pet": {*WITH_HEADS, "generate", "cloze"},
+    "head": WITH_WORDS,
+    "prompt-design": WITH_HEADS,
+    "fine-tuning": set(),
+    "lora": set(),
+    "fine-tuning, biases": set(),
 }
 
 
+def refused(columns: list[str], lines: list[str]) -> set[tuple[str, str]]:
+    """(what the row is of, column) of every cell that is not `yes`."""
+    (_, *heads), _, *rows = [line.strip("| ").split(" | ") for line in lines]
+    assert heads == columns
+    return {(row[0], head) for row in rows for head, cell in zip(heads, row[1:], strict=True) if cell != "yes"}
+
+
 def test_what_must_work_works() -> None:
-    first, *_ = re.findall(r"(?:^\|.*\n)+", REFERENCE.read_text(encoding="utf-8"), re.MULTILINE)
-    (_, *methods), _, *rows = [line.strip("| ").split(" | ") for line in first.splitlines()]
-    assert (methods, [model for model, *_ in rows]) == (list(METHODS), list(MODELS))
-    refused = {(row[0], method) for row in rows for method, cell in zip(methods, row[1:], strict=True) if cell != "yes"}
-    assert refused == {(model, method) for method, models in REFUSED.items() for model in models}
+    text = REFERENCE.read_text(encoding="utf-8")
+    methods, tasks, both = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)[:3]]
+    assert [len(lines) - 2 for lines in (methods, tasks, both)] == [17, 17, len(WITH_EACH_METHOD) * len(NOT_FOR)]
+    assert refused(list(METHODS), methods) == {(model, method) for method, some in REFUSED.items() for model in some}
+    by_task = {(model, task) for task, some in REFUSED_TASKS.items() for model in some}
+    assert refused(list(TASKS), tasks) == by_task
+    assert refused(list(TASKS), both) == {
+        (f"{model}, {method}", task)
+        for model in WITH_EACH_METHOD
+        for method in NOT_FOR
+        for task in TASKS
+        if (model, task) in by_task
+        or task in NOT_FOR[method]
+        or (method != "warp" and model in REFUSED.get(method, ()))
+    }

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.errors import BadData
+from orchestrator.recipe.bases import read_base_facts
 from orchestrator.recipe.judging import Judging
 from orchestrator.recipe.methods import Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
@@ -90,14 +91,15 @@ class LabelCheck:
         return _not_named(self._in_data[key], task.labels, data)
 
     def _words(self, job: JobRecipe, task: Classify, base: Path) -> list[str]:
-        single = needs_single_tokens(job)
+        single = needs_single_tokens(job) or read_base_facts(base).kind == "seq2seq"
         words = tuple(fixed_words(task))
         key = (base, single, words)
         if key not in self._unfit:
             self._unfit[key] = (words_of_several_tokens if single else unknown_words)(base, words)
         what = "is not in the vocabulary of this base: choose another word"
         if single:
-            what = f"is not one token of this base; {job.method.type} needs single tokens: choose another word"
+            who = job.method.type if needs_single_tokens(job) else "an encoder-decoder base's [MASK]"
+            what = f"is not one token of this base; {who} needs single tokens: choose another word"
         return [f"task.labels: the label word `{word}` {what}" for word in self._unfit[key]]
 
 

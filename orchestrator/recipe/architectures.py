@@ -33,6 +33,15 @@ UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "bl
 #: Causal types whose positions are added to the input: their keys and values may stand at any place of a row.
 POSITIONS_ADDED = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "opt", "biogpt", "xglm"})
 
+#: Encoder-decoder types that fill in what is missing: their decoder writes the whole text again, with the word (BART),
+FILLED_BY_TEXT = frozenset({"bart"})
+#: or what stood at the sentinel <extra_id_0>, behind it (T5). Pegasus writes whole sentences, others translate.
+FILLED_BY_SENTINEL = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers"})
+
+#: Encoders whose checkpoints may hold a pooler, tanh(W [CLS] + b), under one of these names.
+POOLED = frozenset({"bert", "roberta", "albert", "camembert", "xlm-roberta", "mpnet", "ernie"})
+POOLERS = ("pooler.dense", "pooler")
+
 #: Causal types whose output matrix is its own by default; the others tie it to the input embeddings.
 UNTIED = frozenset(_UNTIED.split())
 

@@ -13,6 +13,8 @@ from orchestrator.recipe.architectures import (
     CAUSAL,
     MASKED,
     MASKED_HEADS,
+    POOLED,
+    POOLERS,
     POSITIONS_AFTER_PADDING,
     SEQ2SEQ,
     UNLIMITED,
@@ -48,6 +50,8 @@ class BaseFacts:
     remote_code: bool  #: config.json names Python code of its own (auto_map)
     embedding_width: int | None = None  #: of an input embedding, narrower than H in some; None: not known
     biases: bool = True  #: some weights are biases; False: none are (T5, Llama)
+    pooler: bool = False  #: the weights hold BERT's pooler of the first token
+    sentinel: bool = False  #: the tokenizer has <extra_id_0>, the T5 family's mark of what is missing
     layer_names: Sequence[str] = ()  #: last parts of the names of what has a weight: q_proj, c_attn …
     origin: dict[str, Any] | None = None  #: of a base that a job has made: parent, fingerprint, method, steps, job
 
@@ -72,9 +76,21 @@ def read_base_facts(folder: Path) -> BaseFacts:
         remote_code=bool(config.get("auto_map")),
         embedding_width=next((config[name] for name in _NARROWER if isinstance(config.get(name), int)), hidden),
         biases=any(name.endswith("bias") for name in tensor_names(folder)),
+        pooler=pooler_name(folder, model_type) is not None,
+        sentinel=kind == "seq2seq" and _has_sentinel(folder),
         layer_names=_layer_names(folder),
         origin=_json(folder / ORIGIN) or None,
     )
+
+
+def pooler_name(folder: Path, model_type: str) -> str | None:
+    """What the names of the pooler's weight and bias begin with; None: the weights hold none."""
+    if model_type not in POOLED:
+        return None
+    names = tensor_names(folder)
+    ends = tuple(f".{pooler}.weight" for pooler in POOLERS)
+    found = [name for name in names if f".{name}".endswith(ends) and name.removesuffix("weight") + "bias" in names]
+    return found[0].removesuffix(".weight") if found else None
 
 
 def _layer_names(folder: Path) -> list[str]:
@@ -162,6 +178,14 @@ def _has_mask_token(folder: Path) -> bool:
         return True
     vocabulary = folder / "vocab.txt"
     return vocabulary.is_file() and "[MASK]" in vocabulary.read_text(encoding="utf-8", errors="replace").split("\n")
+
+
+def _has_sentinel(folder: Path) -> bool:
+    """As a token of tokenizer.json, as a piece of the model that a slow tokenizer reads, or made when it is loaded."""
+    if _json(folder / "tokenizer_config.json").get("extra_ids"):
+        return True
+    files = (folder / "tokenizer.json", folder / "spiece.model")
+    return any(b"<extra_id_0>" in path.read_bytes() for path in files if path.is_file())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from orchestrator.recipe.architectures import NATIVE, POSITIONS_ADDED
 from orchestrator.recipe.bases import BaseFacts
@@ -12,6 +11,7 @@ from orchestrator.recipe.fit_choices import choice_findings
 from orchestrator.recipe.fit_patterns import pattern_findings
 from orchestrator.recipe.fit_scores import score_findings, score_templates
 from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
+from orchestrator.recipe.fit_tasks import task_findings
 from orchestrator.recipe.fit_trained import base_training_findings, lora_findings, training_findings
 from orchestrator.recipe.methods import (
     AutoPrompt,
@@ -33,14 +33,12 @@ from orchestrator.recipe.tasks import (
     Cloze,
     Generate,
     PlainText,
-    Span,
     Tag,
     own_choices,
     reads_states,
     task_templates,
 )
 from orchestrator.recipe.trained import trained_weights
-from orchestrator.tasks import captions, webnlg
 from orchestrator.tasks.template import parse
 from orchestrator.tasks.verbalizer import label_faults
 
@@ -57,7 +55,7 @@ def fit_faults(recipe: Recipe, facts: BaseFacts, fields: Sequence[str], splits: 
         *recipe_findings(recipe),
         *_field_findings(recipe, fields),
         *_split_findings(recipe, splits),
-        *_task_findings(recipe, facts),
+        *task_findings(recipe, facts),
         *_method_findings(recipe, facts),
         *lora_findings(recipe, facts),
         *_length_findings(recipe, facts),
@@ -138,7 +136,12 @@ def _placement(recipe: Recipe) -> list[Finding]:
 def _infix_placement(recipe: Recipe) -> list[Finding]:
     """An infix needs a token between itself and the first one that is predicted."""
     method, task = recipe.method, recipe.task
-    if not isinstance(method, PrefixTuning) or method.placement != "infix" or not isinstance(task, Generate | Classify):
+    if not isinstance(method, PrefixTuning) or method.placement != "infix":
+        return []
+    if reads_states(task):
+        what = "an infix stands between input and target, and a head reads an input alone; use `placement: prefix`"
+        return [Finding(("method", "placement"), what)]
+    if not isinstance(task, Generate | Classify):
         return []
     if method.embedding_only:
         return [Finding(("method", "embedding_only"), "stands in front of the text only; use `placement: prefix`")]
@@ -202,71 +205,6 @@ def _split_findings(recipe: Recipe, splits: Mapping[str, int]) -> list[Finding]:
     return []
 
 
-def _task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
-    task, name = recipe.task, f"{recipe.base.model} ({facts.architecture}, {_KINDS[facts.kind]})"
-    if isinstance(task, Generate):
-        return [*_writing_findings(name, facts), *_package_findings(task)]
-    if isinstance(task, PlainText):
-        return _word_findings(name, facts)
-    if isinstance(task, Tag | Span):
-        what = f"`type: {task.type}` needs an encoder such as BERT; {name} is not one"
-        return [] if facts.kind == "masked" else [Finding(("task", "type"), what)]
-    if isinstance(task, Classify) and task.head is not None:
-        if facts.kind == "masked":
-            return []
-        advice = "take task.head out: the base then scores the label words, or use an encoder such as BERT"
-        return [Finding(("task", "head"), f"a head needs an encoder; {name} is not one; {advice}")]
-    if isinstance(task, Cloze) and task.vocabulary is not None and not Path(task.vocabulary).is_file():
-        return [Finding(("task", "vocabulary"), f"{task.vocabulary}: there is no such file")]
-    if isinstance(task, Cloze) and facts.kind == "seq2seq":
-        return [Finding(("task", "type"), f"`type: cloze` needs a masked or causal base; {name} is neither")]
-    if parse(task.input).masks:
-        return _mask_findings(name, facts)
-    if facts.kind == "masked":
-        advice = "put [MASK] into task.input where a label word should stand, or give task.head"
-        return [Finding(INPUT, f"{name} cannot continue a text; {advice}")]
-    return _word_findings(name, facts)
-
-
-def _writing_findings(name: str, facts: BaseFacts) -> list[Finding]:
-    if facts.kind == "masked":
-        advice = "use a causal or encoder-decoder base, or `type: classify`"
-        return [Finding(("task", "type"), f"{name} cannot write text; {advice}")]
-    return _word_findings(name, facts)
-
-
-def _package_findings(task: Generate) -> list[Finding]:
-    found = []
-    for needing, why_not in ((captions.NEED_JAVA, captions.why_not), (webnlg.NEED_ASCII, webnlg.why_not)):
-        named = sorted(needing & set(task.metrics))
-        missing = why_not() if named else None
-        if missing is not None:
-            what = f"{' and '.join(named)}: {missing} is missing; add it, or take them out"
-            found.append(Finding(("task", "metrics"), what))
-    return found
-
-
-def _mask_findings(name: str, facts: BaseFacts) -> list[Finding]:
-    if facts.kind != "masked":
-        advice = "take [MASK] out: the base then scores the label words as the text's continuation"
-        return [Finding(INPUT, f"{name} has no [MASK]; {advice}")]
-    if not facts.mask_token:
-        return [Finding(INPUT, f"the tokenizer of {name} has no mask token; use task.head instead of [MASK]")]
-    return _word_findings(name, facts)
-
-
-def _word_findings(name: str, facts: BaseFacts) -> list[Finding]:
-    if facts.lm_head:
-        return []
-    instead = "use task.head instead of [MASK], or a" if facts.kind == "masked" else "use a"
-    advice = f"{instead} checkpoint that was saved with its language-model head"
-    return [
-        Finding(
-            ("base", "model"), f"the weights of {name} hold no language-model head: it cannot score words; {advice}"
-        )
-    ]
-
-
 def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     """What the method itself cannot do on this kind of base."""
     if isinstance(recipe.method, PTuningV2) and facts.kind == "seq2seq":
@@ -328,4 +266,3 @@ _WITHOUT_MASK = {
     "span": "a span is found in the context",
     "text": "text is hidden at random",
 }
-_KINDS = {"causal": "causal", "seq2seq": "encoder-decoder", "masked": "masked encoder"}

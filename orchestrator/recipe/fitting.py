@@ -14,7 +14,6 @@ _LABELS = {"yes": ["yes"], "no": ["no"]}
 _WORDS: dict[str, Any] = {"type": "classify", "labels": _LABELS}
 _GENERATE: dict[str, Any] = {"type": "generate", "target": "{target}", "max_new_tokens": 1}
 _HEAD: dict[str, Any] = {"type": "classify", "labels": _LABELS, "head": {}}
-_TEXT: dict[str, Any] = {"type": "text"}
 
 #: method -> (its settings, what stands before the text in its templates)
 _METHODS: dict[str, tuple[dict[str, Any], str]] = {
@@ -22,7 +21,7 @@ _METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "prefix-tuning": ({"length": 1}, ""),
     "p-tuning": ({}, "[P:1] "),
     "p-tuning-v2": ({"length": 1}, ""),
-    "warp": ({}, "[P:1] "),
+    "warp": ({"init": {"type": "vocab"}}, "[P:1] "),
     "autoprompt": ({"init": {"type": "vocab"}}, "[T:1] "),
     "pet": ({"patterns": ["a {text}"]}, ""),
     "head": ({}, ""),
@@ -33,30 +32,40 @@ _METHODS: dict[str, tuple[dict[str, Any], str]] = {
 }
 #: Those that train nothing, or without a learning rate.
 _TRAIN: dict[str, dict[str, Any]] = {"prompt-design": {}, "pet": {}, "autoprompt": {"steps": 1}}
-_TASKS = {"generate": _GENERATE, "classify by words": _WORDS, "classify by a head": _HEAD, "running text": _TEXT}
+_TASKS: dict[str, dict[str, Any]] = {
+    "generate": _GENERATE,
+    "classify by words": _WORDS,
+    "classify by a head": _HEAD,
+    "cloze": {"type": "cloze", "target": "{target}"},
+    "tag": {"type": "tag", "words": "text", "tags": "{label}", "labels": ["O", "X"]},
+    "span": {"type": "span", "context": "{target}", "answers": "{label}"},
+    "running text": {"type": "text"},
+}
 
 
 def fitting(facts: BaseFacts) -> dict[str, list[str]]:
     """Method -> the tasks that it can be used for on this base; methods that fit no task are left out."""
     found = {}
     for method, (settings, before) in _METHODS.items():
-        tasks = [name for name, task in _TASKS.items() if _fits(facts, {"type": method, **settings}, task, before)]
+        whole = {"type": method, **settings}
+        tasks = [
+            name
+            for name, task in _TASKS.items()
+            if any(_fits(facts, whole, task, f"{before}{{text}}{mask}", mask) for mask in ("", " [MASK]"))
+        ]
         if tasks:
             found[method] = tasks
     return found
 
 
-def _fits(facts: BaseFacts, method: dict[str, Any], task: dict[str, Any], before: str) -> bool:
-    """With the mask where a verbalizer of a masked base needs one."""
-    masked = facts.kind == "masked" and task is _WORDS
-    mask = " [MASK]" if masked else ""
+def _fits(facts: BaseFacts, method: dict[str, Any], task: dict[str, Any], text: str, mask: str) -> bool:
     if "patterns" in method:
         method = {**method, "patterns": [pattern + mask for pattern in method["patterns"]]}
     recipe = {
         "name": "fit",
         "base": "base",
         "dataset": "rows",
-        "task": {**task, "input": f"{before}{{text}}{mask}"},
+        "task": {**task, "input": text},
         "method": method,
         "train": _TRAIN.get(method["type"], {"steps": 1, "lr": 0.1}),
     }

@@ -100,10 +100,14 @@ Choosing = Literal["accuracy", "macro_f1", "positive_f1", "cb", "group_exact_mat
 
 
 class HeadOptions(Strict):
-    """A linear classifier on the encoder's output, trained with the prompt."""
+    """A linear classifier on the base's last hidden states, trained with the prompt."""
 
-    pooling: Literal["mean", "cls"] = Field(
-        "cls", description="what the classifier reads: the mean over the text's tokens, or the first token"
+    pooling: Literal["mean", "cls", "pooler", "last"] | None = Field(
+        None,
+        description="what the classifier reads. Of an encoder: `cls`, the first token (the default), `mean`, over the "
+        "text's tokens, or `pooler`, what the base's own frozen pooler makes of the first token, as the released "
+        "P-tuning v2. Of a causal base `last`, the row's last token; of an encoder-decoder one `last`, the decoder's, "
+        "which is fed the text too",
     )
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -111,8 +115,8 @@ class HeadOptions(Strict):
 class Classify(Strict):
     """One of a closed list of labels.
 
-    With `head`: a linear classifier on an encoder. Else with [MASK] in `input`: the label words' scores at the mask
-    (a verbalizer, masked bases). Else: the label whose words are the likeliest continuation (causal and
+    With `head`: a linear classifier on the base. Else with [MASK] in `input`: the label words' scores at the mask
+    (a verbalizer; masked bases, BART and T5). Else: the label whose words are the likeliest continuation (causal and
     encoder-decoder bases). What there is to choose from may be the row's own: words with its fields in them, or
     `candidates` in place of labels.
     """
@@ -178,7 +182,8 @@ class Classify(Strict):
 
 
 class Cloze(Strict):
-    """One missing word: at [MASK] of a masked base, or right behind the input of a causal one (LAMA)."""
+    """One missing word (LAMA): at [MASK] of a masked base, of BART (`<mask>`) or of T5 (`<extra_id_0>`), or right
+    behind the input of a causal base."""
 
     type: Literal["cloze"]
     input: InputTemplate = Field(description=INPUT_HELP)
@@ -196,13 +201,13 @@ class Cloze(Strict):
 
 
 class TagHead(Strict):
-    """A linear classifier on each word's first token."""
+    """A linear classifier on each word's first token; on a causal base on its last."""
 
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
 class Tag(Strict):
-    """A tag for every word, by a linear classifier on an encoder (named entities, IOB2)."""
+    """A tag for every word, by a linear classifier on the base's states (named entities, IOB2)."""
 
     type: Literal["tag"]
     input: InputTemplate = Field("{tokens}", description="template; the field named by `words` once, as it stands")
@@ -219,7 +224,7 @@ class Tag(Strict):
 
 
 class Span(Strict):
-    """The stretch of a context that answers, by two linear scores on an encoder (SQuAD)."""
+    """The stretch of a context that answers, by two linear scores of each token (SQuAD)."""
 
     type: Literal["span"]
     input: InputTemplate = Field("{question}", description="template of what stands before the context")
@@ -234,7 +239,7 @@ class Span(Strict):
     max_input_tokens: int = Field(384, ge=16, description="of question and context; longer contexts become windows")
     stride: int = Field(128, ge=1, description="tokens that neighbouring windows share")
     max_answer_tokens: int = Field(30, ge=1)
-    unanswerable: bool = Field(False, description="rows may have no answer (SQuAD 2)")
+    unanswerable: bool = Field(False, description="rows may have no answer (SQuAD 2); not on causal bases")
 
 
 class PlainText(Strict):

@@ -180,7 +180,9 @@ def by_length(pieces: Sequence[Piece]) -> list[list[Piece]]:
 def _tokens(example: Example) -> int:
     """What others are padded to: of an encoder-decoder row, whose labels stand for themselves, on both sides."""
     row = example.row
-    beside = row.labels is not None and (row.decoder_ids is not None or len(row.labels) != len(row.ids))
+    if row.decoder_ids is not None:
+        return len(row.ids) + len(row.decoder_ids)
+    beside = row.labels is not None and len(row.labels) != len(row.ids)
     return len(row.ids) + (len(row.labels or ()) if beside else 0)
 
 

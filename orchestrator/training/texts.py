@@ -13,8 +13,10 @@ from typing import Any
 from orchestrator.errors import BadData, BadRecipe
 from orchestrator.tasks.template import Mask, Piece, Template, Text, Virtual, parse
 from orchestrator.training.cuts import note
+from orchestrator.tuning.forward import decoder_start
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.method import Slots
+from orchestrator.tuning.rows import NO_LABEL, Row
 
 
 class TextEncoder:
@@ -22,6 +24,7 @@ class TextEncoder:
 
     def __init__(self, host: BaseHost, *, slots: Slots, length: int, context: int | None) -> None:
         """`context`: positions that the base has in all, or None (relative positions)."""
+        self._host = host
         self.kind = host.kind
         self._infix = slots == "infix"
         self._tokenizer = host.tokenizer
@@ -34,7 +37,8 @@ class TextEncoder:
         self._between = _between_two(host.tokenizer, self._opening, self._closing)
         self._templates: dict[str, Template] = {}
         self._shown: list[int] = []
-        self._special = frozenset(host.tokenizer.all_special_ids) - {self.unknown}
+        self._sentinel = _sentinel(host.tokenizer) if host.kind == "seq2seq" else None
+        self._special = frozenset({*host.tokenizer.all_special_ids, self._sentinel} - {self.unknown, None})
 
     def show(self, examples: Sequence[Sequence[int]], separator: str) -> None:
         """Worked examples that stand before every input from now on, `separator` behind each."""
@@ -64,7 +68,41 @@ class TextEncoder:
 
     @property
     def mask(self) -> int:
-        return int(self._tokenizer.mask_token_id)
+        """What [MASK] is in a row; of the T5 family the first of the sentinels that its missing texts had."""
+        token = self._tokenizer.mask_token_id if self._sentinel is None else self._sentinel
+        if token is None:
+            what = "the base's tokenizer has neither a mask token nor <extra_id_0>"
+            raise BadRecipe(what, where="base.model", hint="take [MASK] out of the template")
+        return int(token)
+
+    def filling(self, ids: Sequence[int], label: int) -> Row:
+        """The row that asks for what is missing at its [MASK], with `label` there.
+
+        BART's decoder is fed the text up to the mask and goes on with the missing word; T5's is fed the sentinel, and
+        goes on with what stood there (Lewis et al. 2020, §2.2; Raffel et al. 2020, §3.1.4).
+        """
+        if self.kind != "seq2seq":
+            return Row(list(ids), [label if token == self.mask else NO_LABEL for token in ids], prompt=0)
+        text = [token for token in ids if token >= 0]
+        before = [self.mask] if self._sentinel is not None else text[: text.index(self.mask)]
+        fed = [decoder_start(self._host), *before]
+        return Row(list(ids), [*[NO_LABEL] * len(before), label], prompt=0, decoder_ids=fed)
+
+    def reading(self, ids: Sequence[int]) -> Row:
+        """The row as a trained head reads it.
+
+        An encoder-decoder base reads it twice, as in transformers' BartForSequenceClassification and
+        T5ForQuestionAnswering: its decoder is fed the text shifted by one, so that its state i has read all of the text
+        in the encoder, and stands for token i. Virtual tokens are the encoder's alone.
+        """
+        if self.kind != "seq2seq":
+            return Row(list(ids), labels=None, prompt=0)
+        text = [token for token in ids if token >= 0]
+        return Row(list(ids), labels=None, prompt=0, decoder_ids=[decoder_start(self._host), *text[:-1]])
+
+    def states_before(self, ids: Sequence[int]) -> int:
+        """How many states such a row has before those of what follows `ids`."""
+        return sum(token >= 0 for token in ids) if self.kind == "seq2seq" else len(ids)
 
     def is_text(self, token: int) -> bool:
         """Neither virtual nor special, as [MASK] and what opens and closes a row are."""
@@ -109,7 +147,8 @@ class TextEncoder:
     def frame(self, *, tuned: bool) -> tuple[list[int], list[int], list[int]]:
         """What stands before a text (virtual tokens in front too), between two texts, and behind."""
         front, behind = (self._front, self._behind_opening) if tuned else ([], [])
-        return [*front, *self._opening, *behind], self._between, self._closing
+        closing = self._closing if self.kind != "causal" else []
+        return [*front, *self._opening, *behind], self._between, closing
 
     def room(self, limit: int, taken: int) -> int:
         """How many tokens of text fit: at most `limit`, and the base's positions without `taken` others."""
@@ -222,6 +261,15 @@ def _cut(fields: Mapping[str, str], characters: int) -> dict[str, str]:
 def _text_size(pieces: Sequence[Sequence[int]]) -> int:
     """Tokens that are not virtual."""
     return sum(len(ids) for ids in pieces if ids and ids[0] >= 0)
+
+
+def _sentinel(tokenizer: Any) -> int | None:
+    """The T5 family's <extra_id_0>, which mT5 holds as a piece like any other."""
+    for name in ("<extra_id_0>", "▁<extra_id_0>"):
+        token = tokenizer.convert_tokens_to_ids(name)
+        if isinstance(token, int) and token not in {tokenizer.unk_token_id, -1}:
+            return token
+    return None
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -31,10 +31,13 @@ class Output:
     logits: Tensor  #: [M, V]
     labels: Tensor  #: [M] long: the token that each line of `logits` should predict
     row_of: Tensor  #: [M] long: the row of the batch it comes from
-    hidden: Tensor | None  #: [B, S, H]: last hidden state of the encoder or of the base without its head
+    #: [B, S, H]: last hidden state of the base without its head. Encoder-decoder bases: the decoder's [B, T, H], or
+    #: the encoder's where no row has labels or decoder inputs
+    hidden: Tensor | None
     text_mask: Tensor  #: [B, S] bool: true tokens, neither padding nor virtual
     starts: Sequence[int]  #: [B + 1], on the host: where each row's lines of `logits` begin, and their number
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with; None: it has none
+    ends: Tensor | None = None  #: [B]: the column of `hidden` with each row's last state
 
 
 def forward(
@@ -111,7 +114,7 @@ def generate(
     settings.update(length_penalty=length_penalty if beams > 1 else 1.0)
     settings.update(eos_token_id=ends or None, pad_token_id=host.pad_id)
     if host.kind == "seq2seq":
-        settings.decoder_start_token_id = _decoder_start(host)
+        settings.decoder_start_token_id = decoder_start(host)
     del inputs["use_cache"]
     with (
         torch.no_grad(),
@@ -154,14 +157,15 @@ def _padded(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
     row_of, columns, labels = (sent(t, host.device) for t in asked)
     rows, text_mask = rows.to(host.device), sent(batch.text_mask, host.device)
     inputs = _inputs(host, rows, prompts)
-    whole = rows.labels is not None or host.kind != "seq2seq"
+    whole = host.kind != "seq2seq" or rows.labels is not None or rows.decoder_ids is not None
     if whole:
         inputs |= _decoder_inputs(host, rows)
     active = _prefixes(host, rows, prompts)
     with rotary.of_rows(lengths), injection.padded(rows.padded):
         logits, scored, states = _called(host, inputs, active, (row_of, columns), whole=whole, hidden=hidden)
-    given = None if states is None else _as_given(states, rows, batch)
-    return Output(logits, labels, row_of, given, text_mask, starts, scored)
+    if states is not None and not (whole and host.kind == "seq2seq"):  # a decoder's columns are never moved
+        states = _as_given(states, rows, batch)
+    return Output(logits, labels, row_of, states, text_mask, starts, scored, sent(batch.ends, host.device))
 
 
 def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[Prompt], *, hidden: bool) -> Output:
@@ -184,7 +188,8 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         logits, scored, states = _called(host, inputs, active, at, whole=True, hidden=hidden)
     if states is not None:
         states = _as_given(functional.embedding(line.at, states[0]), rows, batch)
-    return Output(logits, labels, row_of, states, text_mask, layout.starts, scored)
+    ends = sent(batch.ends, host.device)
+    return Output(logits, labels, row_of, states, text_mask, layout.starts, scored, ends)
 
 
 def _called(
@@ -203,7 +208,8 @@ def _called(
     logits = scored = None
     with ExitStack() as stack:
         stack.enter_context(host.injector.injecting(active))
-        states = stack.enter_context(_keeping_hidden(host.body)) if hidden else []
+        body = host.model.get_decoder() if whole and host.kind == "seq2seq" else host.body
+        states = stack.enter_context(_keeping_hidden(body)) if hidden else []
         if whole:
             logits, scored = _logits_at(host, stack, *at)(host.module, inputs)
         else:
@@ -256,15 +262,21 @@ def _embedded(host: BaseHost, ids: Tensor, prompt_of: Tensor, prompts: Sequence[
 def _decoder_inputs(host: BaseHost, batch: RowBatch) -> dict[str, Tensor]:
     if host.kind != "seq2seq":
         return {}
-    if batch.decoder_ids is not None:
-        return {"decoder_input_ids": batch.decoder_ids}
-    assert batch.labels is not None
-    start = batch.labels.new_full((len(batch), 1), _decoder_start(host))
+    own = batch.decoder_ids
+    if batch.labels is None:
+        assert own is not None
+        return {"decoder_input_ids": own.masked_fill(own == NO_LABEL, host.pad_id)}
+    start = batch.labels.new_full((len(batch), 1), decoder_start(host))
     targets = batch.labels[:, :-1]
-    return {"decoder_input_ids": torch.cat([start, targets.masked_fill(targets == NO_LABEL, host.pad_id)], dim=1)}
+    shifted = torch.cat([start, targets.masked_fill(targets == NO_LABEL, host.pad_id)], dim=1)
+    if own is None:
+        return {"decoder_input_ids": shifted}
+    shifted = functional.pad(shifted, (0, own.shape[1] - shifted.shape[1]), value=host.pad_id)
+    return {"decoder_input_ids": torch.where(own == NO_LABEL, shifted, own)}
 
 
-def _decoder_start(host: BaseHost) -> int:
+def decoder_start(host: BaseHost) -> int:
+    """What the decoder of an encoder-decoder base is fed first."""
     for settings in (host.model.generation_config, host.model.config):
         for name in ("decoder_start_token_id", "bos_token_id"):
             if (token := getattr(settings, name, None)) is not None:

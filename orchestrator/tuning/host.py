@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from orchestrator.errors import BadInput
+from orchestrator.recipe.bases import pooler_name
 from orchestrator.tuning import injection, rotary, varlen
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.injection import Injector, Site
@@ -61,6 +63,7 @@ class BaseHost:
         self.tokenizer = tokenizer
         self.kind: Kind = kind
         self.has_lm_head = has_lm_head
+        self.folder: Path | None = None  #: with the checkpoint that it was loaded from
         #: A weight as a whole, inside the context; where an engine has cut the weights into pieces it sets its own way.
         self.gathered: Callable[[Tensor], AbstractContextManager[Tensor]] = nullcontext
         self.module: Any = model  #: what a forward calls; an engine's wrapper of `model` may be set here
@@ -87,7 +90,9 @@ class BaseHost:
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"transformers cannot load this base: {error}", where=str(folder)) from error
         body, has_lm_head = _without_random_weights(model, set(loaded["missing_keys"]), kind, folder)
-        return cls.from_model(body.to(device), tokenizer, kind, has_lm_head=has_lm_head)
+        host = cls.from_model(body.to(device), tokenizer, kind, has_lm_head=has_lm_head)
+        host.folder = folder
+        return host
 
     @classmethod
     def from_model(
@@ -144,6 +149,25 @@ class BaseHost:
             return self.model.get_encoder()
         # OPT's language model calls the decoder within its base model.
         return self.model.get_decoder() if self.kind == "causal" else self.model.base_model
+
+    @property
+    def state_width(self) -> int:
+        """Of a last hidden state: H, or what OPT narrows it to."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "word_embed_proj_dim", config.hidden_size))
+
+    @cached_property
+    def pooler(self) -> tuple[Tensor, Tensor] | None:
+        """Weight [H, H] and bias [H] of BERT's pooler, which the checkpoint may hold beside what this model uses."""
+        name = None if self.folder is None else pooler_name(self.folder, self.model.config.model_type)
+        if self.folder is None or name is None:
+            return None
+        names = [f"{name}.weight", f"{name}.bias"]
+        found: dict[str, Tensor] = {}
+        for path in weight_files(self.folder):
+            with safe_open(path, "pt") as file:
+                found |= {key: file.get_tensor(key) for key in names if key in file.keys()}  # noqa: SIM118
+        return found[names[0]].to(self.device), found[names[1]].to(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[B, S] ids -> [B, S, H] input embeddings, through the module, so that ZeRO-3's hooks gather its weights."""

@@ -45,8 +45,9 @@ class RowBatch:
     attention_mask: Tensor  #: [B, S] long; 0: padding
     prompt_index: Tensor  #: [B] long
     labels: Tensor | None  #: [B, T] long
-    decoder_ids: Tensor | None  #: [B, T] long
+    decoder_ids: Tensor | None  #: [B, T] long; NO_LABEL in rows that bring none
     lengths: Tensor  #: [B] long, tokens of each row
+    decoder_lengths: Tensor | None  #: [B] long, `decoder_ids` of each row; 0: it has none
     side: Side  #: where the padding is
     slots: tuple[tuple[int, int], ...]  #: of each row: its prompt and how many of its virtual tokens it reaches
     infix_at: tuple[int, ...]  #: of each row
@@ -67,8 +68,9 @@ class RowBatch:
             attention_mask=real.long(),
             prompt_index=torch.tensor([row.prompt for row in rows]),
             labels=_padded_or_none([row.labels for row in rows], NO_LABEL),
-            decoder_ids=_padded_or_none([row.decoder_ids for row in rows], pad_id),
+            decoder_ids=_decoder_ids(rows, pad_id),
             lengths=counts,
+            decoder_lengths=_decoder_lengths(rows),
             side=side,
             slots=tuple((row.prompt, max(0, -min(row.ids))) for row in rows),
             infix_at=tuple(row.infix_at for row in rows),
@@ -88,6 +90,14 @@ class RowBatch:
     def starts(self) -> Tensor:
         """[B]: the column of each row's first token."""
         return self.input_ids.shape[1] - self.lengths if self.side == "left" else torch.zeros_like(self.lengths)
+
+    @property
+    def ends(self) -> Tensor:
+        """[B]: the column of each row's last state: its last token's, or that of its last own decoder input."""
+        own = self.starts + self.lengths - 1
+        if self.decoder_lengths is None:
+            return own
+        return torch.where(self.decoder_lengths > 0, self.decoder_lengths - 1, own)
 
     def on_side(self, side: Side) -> RowBatch:
         """The same rows with their padding on `side`."""
@@ -140,3 +150,17 @@ def _padded_or_none(lists: Sequence[Sequence[int] | None], fill: int) -> Tensor 
     if all(values is None for values in lists):
         return None
     return _padded([values or [] for values in lists], fill)
+
+
+def _decoder_ids(rows: Sequence[Row], pad_id: int) -> Tensor | None:
+    """As wide as the labels of rows that bring none, whose own inputs are those labels."""
+    if all(row.decoder_ids is None for row in rows):
+        return None
+    width = max(len(row.labels or ()) if row.decoder_ids is None else len(row.decoder_ids) for row in rows)
+    return _padded([[NO_LABEL] * width if row.decoder_ids is None else row.decoder_ids for row in rows], pad_id)
+
+
+def _decoder_lengths(rows: Sequence[Row]) -> Tensor | None:
+    if all(row.decoder_ids is None for row in rows):
+        return None
+    return torch.tensor([len(row.decoder_ids or ()) for row in rows])

@@ -65,7 +65,8 @@ def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder, weights: 
     templates = [task.input, *(recipe.method.patterns if isinstance(recipe.method, Pet) else [])]
     weights = weights or [1 / len(templates)] * len(templates)
     masked = encoder.has_mask(task.input)
-    if masked and (own_choices(task) or any(encoder.one_token(word) is None for word in label_words(task))):
+    several = own_choices(task) or any(encoder.one_token(word) is None for word in label_words(task))
+    if masked and several and encoder.kind == "masked":
         return MaskedWords(task, encoder, templates, weights)
     kind = VerbalizerClassification if masked else LabelScoring
     if len(templates) == 1:

@@ -1,7 +1,8 @@
 """One missing word (LAMA, Petroni et al. 2019): trained over the base's whole vocabulary, and predicted among the words
 of `task.vocabulary` (THUDM/P-tuning, LAMA/p_tuning/modeling.py).
 
-Masked row: the input with its [MASK]. Causal row: the input, and the word right behind it.
+Masked row: the input with its [MASK], which BART and T5 have too (`TextEncoder.filling`). Causal row: the input, and
+the word right behind it.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ClozeWord:
         limit, after = self._task.max_input_tokens, int(not self._masked)
         ids = self._encoder.input_ids(self._task.input, fields, limit=limit, after=after, tuned=tuned)
         if self._masked:
-            return Row(ids, [token if i == self._encoder.mask else NO_LABEL for i in ids], prompt=0)
+            return self._encoder.filling(ids, token)
         infix_at = self._encoder.infix_at(len(ids) - 1)
         return Row([*ids, token], [*[NO_LABEL] * len(ids), token], prompt=0, infix_at=infix_at)
 

@@ -38,12 +38,13 @@ class Share:
     logits: Tensor  #: [M, V] at the label positions
     labels: Tensor  #: [M]
     row_of: Tensor  #: [M] number of the row within the share
-    hidden: Tensor | None  #: [rows, S, H]
+    hidden: Tensor | None  #: [rows, S, H]; of a decoder [rows, T, H]
     text_mask: Tensor  #: [rows, S]
     positions: Sequence[int]  #: of the rows in the job's batch of this step
     batch: int  #: rows of that batch, on all ranks and in all passes together
     scored: Tensor | None = None  #: [M, H]: what the base's output matrix is multiplied with
     starts: Sequence[int] = ()  #: [rows + 1], on the host: where each row's lines begin, and their number
+    ends: Tensor | None = None  #: [rows]: the column of `hidden` with each row's last state
 
     @classmethod
     def of(cls, output: Output, first: int, positions: Sequence[int], batch: int) -> Share:
@@ -61,6 +62,7 @@ class Share:
             batch=batch,
             scored=None if output.scored is None else output.scored[mine],
             starts=[start - mine.start for start in output.starts[first : first + rows + 1]],
+            ends=None if output.ends is None else output.ends[span],
         )
 
 

@@ -31,7 +31,7 @@ from orchestrator.tuning.transfer import numbers
 @dataclass(frozen=True)
 class Window:
     row: Row
-    opening: int  #: place of the row's opening token: no answer
+    opening: int  #: place of the row's opening token among its states: no answer
     first: int  #: place of its first token of context
     characters: list[tuple[int, int]]  #: of the context, for each of its tokens here
 
@@ -143,12 +143,13 @@ class SpanFinding:
         tokens, characters = self._encoder.tokens_at(self._encoder.plain(self._task.context, fields))
         if not tokens:
             raise BadData("a row's context is empty")
-        place = next(i for i, token in enumerate(head) if token >= 0)
+        before = next((i for i, token in enumerate(head) if token >= 0), len(head))
+        opening, first = (self._encoder.states_before(head[:end]) for end in (before, len(head)))
         windows = []
         for start in range(0, len(tokens), max(1, room - self._task.stride)):
             part = slice(start, start + room)
-            row = Row([*head, *tokens[part], *closing], labels=None, prompt=0)
-            windows.append(Window(row, place, len(head), characters[part]))
+            row = self._encoder.reading([*head, *tokens[part], *closing])
+            windows.append(Window(row, opening, first, characters[part]))
             if start + room >= len(tokens):
                 break
         return windows

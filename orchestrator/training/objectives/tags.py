@@ -1,5 +1,5 @@
 """A tag for every word: a linear classifier on the last hidden state of the word's first token (Devlin et al. 2019,
-§5.3; P-tuning v2 tags so)."""
+§5.3; P-tuning v2 tags so). On a causal base on that of its last token, the first that has read the whole word."""
 
 from __future__ import annotations
 
@@ -94,11 +94,12 @@ class Tagging:
                     if room < 0:
                         note("input")
                         break
-                    places.append(len(ids))
+                    first = self._encoder.states_before(ids)
+                    places.append(first + len(tokens) - 1 if self._encoder.kind == "causal" else first)
                     ids += tokens
             else:
                 text = fields[part.name] if isinstance(part, Field) else part.text if isinstance(part, Text) else ""
                 tokens = self._encoder.tokens(text)[: max(0, room)]
                 room -= len(tokens)
                 ids += tokens
-        return Row([*ids, *closing], labels=None, prompt=0), places
+        return self._encoder.reading([*ids, *closing]), places

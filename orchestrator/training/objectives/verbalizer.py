@@ -15,7 +15,7 @@ from orchestrator.training.objectives.asking import Answer, softmax
 from orchestrator.training.objectives.classes import Classes, refuse_alike
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, no_head, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.rows import NO_LABEL, Row
+from orchestrator.tuning.rows import Row
 from orchestrator.tuning.transfer import Constants
 
 
@@ -66,8 +66,7 @@ class VerbalizerClassification:
 
     def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
         ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)
-        labels = [number if token == self._encoder.mask else NO_LABEL for token in ids]
-        return Row(ids=ids, labels=labels, prompt=0)
+        return self._encoder.filling(ids, number)
 
 
 def _one_token(encoder: TextEncoder, word: str) -> int:

@@ -2,8 +2,9 @@
 one stack.
 
 As prefix tuning, with other defaults: no network (its "projection" is the same perceptron), a random start, dropout.
-The released code reads [CLS] through the base's own frozen pooler, which a masked language model does not have: here
-the head reads [CLS] itself.
+The released code reads [CLS] through the pooler of BertModel and RobertaModel, frozen with the rest: BERT's checkpoints
+hold one (`head: {pooling: pooler}`); RoBERTa's do not, so there it reads a random one, and we [CLS] itself
+(`pooling: cls`). Its DeBERTa trains a pooler of its own, which we do not have.
 """
 
 from __future__ import annotations

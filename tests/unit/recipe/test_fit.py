@@ -14,11 +14,15 @@ GPT2 = BaseFacts("causal", "gpt2", "GPT2LMHeadModel", 768, 12, 50257, 1024, Fals
 BERT = BaseFacts("masked", "bert", "BertForMaskedLM", 768, 12, 30522, 512, True, True, 110_000_000, False)
 MINILM = replace(BERT, architecture="BertModel", lm_head=False)
 T5 = BaseFacts("seq2seq", "t5", "T5ForConditionalGeneration", 512, 6, 32128, None, False, True, 60_000_000, False)
+FILLING = replace(T5, sentinel=True)
+BART = replace(T5, model_type="bart", mask_token=True)
+PEGASUS = replace(T5, model_type="pegasus", architecture="P", mask_token=True)
 
 WRITE = {"type": "generate", "input": "{text}", "target": "{label}"}
 WORDS = {"type": "classify", "input": "{text} it was", "labels": {"1": ["good"], "0": ["bad"]}}
 MASK = {"type": "classify", "input": "{text} it was [MASK].", "labels": {"1": ["good"], "0": ["bad"]}}
 HEAD = {"type": "classify", "input": "{text}", "labels": {"1": ["1"], "0": ["0"]}, "head": {"pooling": "mean"}}
+POOLED = {how: {**HEAD, "head": {"pooling": how}} for how in ("cls", "mean", "pooler", "last")}
 
 PROMPT = {"type": "prompt-tuning", "length": 5}
 PREFIX = {"type": "prefix-tuning", "length": 5}
@@ -102,13 +106,49 @@ def test_a_head_alone_and_a_placed_p_tuning_fit() -> None:
         ),
         (WRITE, PREFIX, BERT, "task.type: b (BertForMaskedLM, masked encoder) cannot write text; use a causal"),
         (MASK, PREFIX, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]; take [MASK] out"),
-        (MASK, PREFIX, T5, "task.input: b (T5ForConditionalGeneration, encoder-decoder) has no [MASK]"),
+        (
+            MASK,
+            PREFIX,
+            T5,
+            "task.input: the tokenizer of b (T5ForConditionalGeneration, encoder-decoder) has no",
+        ),
+        (
+            MASK,
+            PREFIX,
+            PEGASUS,
+            "task.input: b (P, encoder-decoder) was not pretrained to fill in single",
+        ),
+        (
+            {**MASK, "labels": {"0": ["{text}"], "1": ["b"]}},
+            PREFIX,
+            FILLING,
+            "task.input: the rows' own answers",
+        ),
+        (MASK, {"type": "pet", "mlm": 0.1}, FILLING, "method.mlm: hides words as masked bases do"),
+        (HEAD, {**PREFIX, "placement": "infix"}, GPT2, "method.placement: an infix stands between input and target"),
         (MASK, PREFIX, MINILM, "base.model: the weights of b (BertModel, masked encoder) hold no language-model head"),
         (MASK, PREFIX, replace(BERT, mask_token=False), "task.input: the tokenizer of b"),
         (WORDS, PREFIX, BERT, "task.input: b (BertForMaskedLM, masked encoder) cannot continue a text; put [MASK]"),
         (WRITE, PREFIX, replace(GPT2, lm_head=False), "base.model: the weights of b"),
-        (HEAD, PREFIX, GPT2, "task.head: a head needs an encoder"),
-        (HEAD, PREFIX, T5, "task.head: a head needs an encoder"),
+        (
+            POOLED["mean"],
+            PREFIX,
+            GPT2,
+            "task.head.pooling: mean is for encoders; of b (GPT2LMHeadModel, causal)",
+        ),
+        (
+            POOLED["cls"],
+            PREFIX,
+            T5,
+            "task.head.pooling: cls is for encoders; of b (T5ForConditionalGeneration",
+        ),
+        (POOLED["last"], PREFIX, BERT, "task.head.pooling: last is for bases that read in one direction"),
+        (
+            POOLED["pooler"],
+            DEEP,
+            BERT,
+            "task.head.pooling: the weights of b (BertForMaskedLM, ",
+        ),
         (WORDS, {"type": "head"}, GPT2, "task.head: is missing; the method `head` trains it"),
         (WRITE, {"type": "head"}, GPT2, "method.type: `head` trains a classifier"),
         ({**HEAD, "input": "{text} [MASK]"}, PREFIX, BERT, "task.input: a head reads the whole text, not a [MASK]"),
@@ -246,8 +286,20 @@ TEXT = {"type": "text", "input": "{text}"}
         (CLOZE, PROMPT, BERT),
         (CLOZE, DESIGN, BERT),
         ({**CLOZE, "input": "{text} is"}, PREFIX, GPT2),
+        (CLOZE, PROMPT, FILLING),
+        (CLOZE, DESIGN, BART),
+        (MASK, PROMPT, FILLING),
+        (MASK, {"type": "warp", "length": 2}, BART),
         (TAG, DEEP, MINILM),
+        (TAG, DEEP, GPT2),
+        (TAG, PREFIX, T5),
         (SPAN, DEEP, MINILM),
+        (SPAN, DEEP, GPT2),
+        ({**SPAN, "unanswerable": True}, PREFIX, BART),
+        (POOLED["last"], DEEP, GPT2),
+        ({**HEAD, "head": {}}, PREFIX, T5),
+        ({**HEAD, "head": {}}, {"type": "head"}, GPT2),
+        (POOLED["pooler"], DEEP, replace(MINILM, pooler=True)),
         (TAG, {"type": "fine-tuning"}, BERT),
         (SPAN, {"type": "head"}, BERT),
         (TEXT, {"type": "lm-adapt"}, T5),
@@ -263,7 +315,24 @@ def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any]
 @pytest.mark.parametrize(
     ("task", "method", "facts", "fault"),
     [
-        (CLOZE, PROMPT, T5, "task.type: `type: cloze` needs a masked or causal base"),
+        (
+            {**CLOZE, "input": "{text} is"},
+            PROMPT,
+            FILLING,
+            "task.input: b (T5ForConditionalGeneration, ",
+        ),
+        (
+            CLOZE,
+            PROMPT,
+            PEGASUS,
+            "task.input: b (P, encoder-decoder) was not pretrained to fill in single",
+        ),
+        (
+            CLOZE,
+            PROMPT,
+            replace(PEGASUS, model_type="bart", mask_token=False),
+            "task.input: the tokenizer of b (P,",
+        ),
         (CLOZE, PROMPT, GPT2, "task.input: b (GPT2LMHeadModel, causal) has no [MASK]"),
         (CLOZE, PROMPT, MINILM, "base.model: the weights of b"),
         (
@@ -279,11 +348,10 @@ def test_tasks_and_methods_that_fit(task: dict[str, Any], method: dict[str, Any]
             "task.input: b (BertForMaskedLM, masked encoder) cannot continue",
         ),
         ({**CLOZE, "input": "{text} [MASK] [MASK]"}, PROMPT, BERT, "task.input: 2 times [MASK]"),
-        (TAG, DEEP, GPT2, "task.type: `type: tag` needs an encoder"),
         ({**TAG, "input": "words"}, DEEP, BERT, "task.input: names no field"),
         ({**TAG, "input": "{text} [MASK]"}, DEEP, BERT, "task.input: [MASK] belongs to"),
         ({**TAG, "labels": ["O", "O"]}, DEEP, BERT, "task.labels: a label stands twice"),
-        (SPAN, DEEP, T5, "task.type: `type: span` needs an encoder"),
+        ({**SPAN, "unanswerable": True}, DEEP, GPT2, "task.unanswerable: is said by the first token"),
         ({**SPAN, "context": "{ctx}"}, DEEP, BERT, "task.context: the dataset d has no field `ctx`"),
         (SPAN, DESIGN, BERT, "method.type: prompt-design trains no head"),
         (HEAD, DESIGN, BERT, "task.head: prompt-design trains no head"),

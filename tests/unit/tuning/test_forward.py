@@ -74,6 +74,10 @@ def test_neither_padding_side_nor_batch_mates_change_a_row(name: str, config: st
         for number, single in enumerate(alone):
             assert single.hidden is not None
             close(together.logits[together.row_of == number], single.logits, precision(name))
+            if base.kind == "seq2seq":  # the decoder's
+                count = single.hidden.shape[1]
+                close(together.hidden[number, :count], single.hidden[0], precision(name))
+                continue
             close(
                 together.hidden[number][together.text_mask[number]],
                 single.hidden[0][single.text_mask[0]],
@@ -189,6 +193,24 @@ def test_hidden_states_without_labels(name: str) -> None:
     assert output.hidden.shape == (2, 3, H)
     assert output.logits.shape == (0, V)
     assert output.text_mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_rows_with_decoder_inputs_of_their_own_stand_beside_rows_with_targets(name: str) -> None:
+    """A head's row, which asks for states, in one forward with one that learns to write."""
+    base = host(name, torch.float64)
+    read = Row([5, 6, 7], None, 0, decoder_ids=[1, 5, 6])
+    written = Row([8, 9], [7, 8, 9, 4, 6], 0)
+    alone = [run(base, [row], [Prompt.empty()], hidden=True) for row in (read, written)]
+    for side in ("left", "right"):
+        both = run(base, [read, written], [Prompt.empty()], side=side, hidden=True)
+        close(both.logits, alone[1].logits, precision(name))
+        assert both.hidden is not None
+        assert both.ends is not None
+        assert both.ends.tolist()[0] == 2
+        for number, one in enumerate(alone):
+            assert one.hidden is not None
+            close(both.hidden[number, : one.hidden.shape[1]], one.hidden[0], precision(name))
 
 
 def test_decoder_inputs_may_be_given() -> None:
