@@ -63,6 +63,7 @@ def _verbs() -> tuple[Any, ...]:
         reserve,
         retry,
         run,
+        score,
         show,
         status,
         submit,
@@ -71,7 +72,7 @@ def _verbs() -> tuple[Any, ...]:
 
     return (
         init, demo, dataset, base, recipe, submit, run, worker, status, jobs, show, compare, logs, events, plot,
-        cancel, retry, pause, reserve, reproduce, artifact, lineage, predict, care,
+        cancel, retry, pause, reserve, reproduce, artifact, lineage, predict, score, care,
     )  # fmt: skip
 
 

@@ -14,30 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from orchestrator.cli.artifacts_used import Artifacts, OnGpu, base_folder_of, find_artifacts, recipe_of
 from orchestrator.cli.output import render
 from orchestrator.cli.output.predict_output import Answers, Unfinished, lines_of, refuse_unwritable, shape_of, write_out
 from orchestrator.cli.predict_place import Place, place
 from orchestrator.cli.predict_rows import file_rows, stdin_rows
 from orchestrator.cli.programs import pipe_of, program
 from orchestrator.errors import BadData, BadInput
-from orchestrator.paths import ArtifactPaths, read_json
 from orchestrator.settings import load_settings
 
 if TYPE_CHECKING:
     from orchestrator.recipe.schema import JobRecipe
     from orchestrator.registry.artifacts import Artifact
-    from orchestrator.registry.storage.engine import Registry
 
 Where = Callable[[], AbstractContextManager[Place]]
 
-Artifacts = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="ARTIFACT...",
-        help="a12, an alias as sst2@best, a job id, a group as g3 (what all its jobs left), or the start of a digest "
-        "(see `ptq artifact list`); several must be of one base and are used in one forward",
-    ),
-]
 Input = Annotated[
     str,
     typer.Option(
@@ -60,14 +51,6 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="JSON lines: the row's fields and `prediction` (of several: `predictions`)")
 ]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV: the row's fields and the same as columns")]
-OnGpu = Annotated[
-    bool | None,
-    typer.Option(
-        "--gpu/--cpu",
-        help="--gpu: on a free GPU, reserved through the queue for as long as this runs; default: on the GPU that "
-        "CUDA_VISIBLE_DEVICES names, else on the CPU",
-    ),
-]
 Ensemble = Annotated[
     Literal["vote", "mean", "weighted"] | None,
     typer.Option(
@@ -96,12 +79,10 @@ def predict(
     from orchestrator.registry.storage.engine import Registry
 
     registry = Registry.open(load_settings())
-    found = _find(registry, artifacts)
-    recipes = [_recipe(one) for one in found]
-    for one, recipe in zip(found, recipes, strict=True):
-        _refuse_anothers_file(one, recipe)
+    found = find_artifacts(registry, artifacts)
+    recipes = [recipe_of(one) for one in found]
     _refuse_ensemble(ensemble, recipes)
-    spec = {"artifacts": [str(one.path) for one in found], "base": _base_folder(registry, found)}
+    spec = {"artifacts": [str(one.path) for one in found], "base": base_folder_of(registry, found)}
     rows = _rows(input, _fields(recipes))
     _refuse_choices(recipes, rows, input)
     refuse_unwritable(output)
@@ -164,37 +145,6 @@ def _go_on(spec: dict[str, Any], where: Where, rows: Sequence[dict[str, str]], u
             kept = f"{len(unfinished.answers)} of {len(rows)} answers are kept in {unfinished.path}"
             render.note(f"{kept}; the same command goes on from there")
         raise
-
-
-def _find(registry: Registry, references: Sequence[str]) -> list[Artifact]:
-    """Each artifact once, in the order in which they are named."""
-    from orchestrator.registry import jobs
-    from orchestrator.registry.artifacts import get_artifact
-
-    found: dict[int, Artifact] = {}
-    for reference in references:
-        names = [reference]
-        if reference[:1] == "g" and reference[1:].isdecimal():
-            with registry.read() as conn:
-                names = [str(job) for job in jobs.resolve(conn, [reference])]
-        for name in names:
-            one = get_artifact(registry, name)
-            found.setdefault(one.id, one)
-    return list(found.values())
-
-
-def _recipe(artifact: Artifact) -> JobRecipe:
-    from orchestrator.recipe.schema import JobRecipe
-
-    return JobRecipe.model_validate(read_json(ArtifactPaths(artifact.path).facts)["recipe"])
-
-
-def _refuse_anothers_file(artifact: Artifact, recipe: JobRecipe) -> None:
-    """An imported artifact reads no file of this machine: an older ptq packed its vocabulary's path, not its words."""
-    named = getattr(recipe.task, "vocabulary", None)
-    if artifact.job_id is None and named is not None and not ArtifactPaths(artifact.path).vocabulary.is_file():
-        what = f"{artifact.ref} was imported without the words that it answers with ({named})"
-        raise BadInput(what, hint="export it again with this version of ptq, where its job ran, and import that")
 
 
 def _fields(recipes: Sequence[JobRecipe]) -> list[str]:
@@ -273,23 +223,3 @@ def _feed(process: subprocess.Popen[str], rows: Sequence[dict[str, str]]) -> Non
             pipe.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     threading.Thread(target=write, daemon=True).start()
-
-
-def _base_folder(registry: Registry, found: Sequence[Artifact]) -> str:
-    """Where the one base of all these artifacts lies."""
-    bases = [one.summary["base"] for one in found]
-    for one, base in zip(found, bases, strict=True):
-        if base["fingerprint"] != bases[0]["fingerprint"]:
-            what = f"{found[0].ref} was trained on {bases[0]['id']}, {one.ref} on {base['id']}"
-            raise BadInput(what, hint="artifacts are used together on one base; give a command for each base")
-    return _folder_of(registry, found[0])
-
-
-def _folder_of(registry: Registry, artifact: Artifact) -> str:
-    from orchestrator.registry.bases import base_folder
-    from orchestrator.registry.jobs import get_job
-
-    if artifact.job_id is None:
-        return str(base_folder(registry, artifact.summary["base"]))
-    with registry.read() as connection:
-        return str(base_folder(registry, get_job(connection, artifact.job_id).base))

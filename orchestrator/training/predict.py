@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import TextIOWrapper
 from itertools import islice, tee
 from pathlib import Path
@@ -56,6 +57,7 @@ class Loaded:
     head: nn.Module | None
     batch_size: int
     brought: Brought  #: for the base, where the artifact's job has not left it as it is
+    recipe: JobRecipe
 
     @classmethod
     def load(
@@ -70,7 +72,7 @@ class Loaded:
         if head is not None:
             _fill(head, tensors, artifact)
             head.to(host.device)
-        return cls(objective, prompt, head, recipe.train.eval_batch_size, load_brought(artifact, host))
+        return cls(objective, prompt, head, recipe.train.eval_batch_size, load_brought(artifact, host), recipe)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,15 @@ class Predictor:
         host = BaseHost.load(base, kind=kind, dtype=dtype, device=device, trust_remote_code=remote)
         context = read_base_facts(base).max_positions
         return cls(host, [Loaded.load(folder, its, theirs, host, context) for folder, theirs, its in read])
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> Predictor:
+        """As the program's SPEC.json says."""
+        device = str(spec.get("device", "cpu"))
+        if device == "cuda":
+            check_a_card(spec.get("gpus", ()))
+        first, *others = map(Path, spec["artifacts"])
+        return cls.load(first, Path(spec["base"]), *others, device=device)
 
     def answers(self, rows: Iterable[Fields]) -> Iterator[list[Answer]]:
         """For each row the artifacts' answers; a forward holds as many rows as one artifact alone would take."""
@@ -164,14 +175,19 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8")
-    device = str(spec.get("device", "cpu"))
+    return exit_code_of(partial(_predict, spec))
+
+
+def _predict(spec: Mapping[str, Any]) -> None:
+    for found in Predictor.of_spec(spec).answers(_rows(sys.stdin)):
+        sys.stdout.write(json.dumps([_told(one) for one in found], ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Of a program that does this; what is wrong is on standard error then."""
     try:
-        if device == "cuda":
-            check_a_card(spec.get("gpus", ()))
-        first, *others = map(Path, spec["artifacts"])
-        for found in Predictor.load(first, Path(spec["base"]), *others, device=device).answers(_rows(sys.stdin)):
-            sys.stdout.write(json.dumps([_told(one) for one in found], ensure_ascii=False) + "\n")
-            sys.stdout.flush()
+        work()
     except torch.OutOfMemoryError as error:
         hint = "what is on the card beside this? `nvidia-smi`; a smaller `train.eval_batch_size` takes less"
         sys.stderr.write(f"ptq: the GPU's memory does not suffice: {error}\n  {hint}\n")
