@@ -13,7 +13,7 @@ from typing import Any
 from isolation import Stage
 from training_fixtures import MadeRun, make_run
 
-from orchestrator.dispatch.running.launcher import free_port, run_environment, training_command
+from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, run_environment, training_command
 from orchestrator.jobspec import RunSpec
 from orchestrator.paths import JobPaths
 
@@ -57,24 +57,24 @@ def launch_scripted(
     first: int = 1,
     attempt: int = 1,
     chosen: Sequence[JobPaths] = (),
+    kind: str = "causal",
+    command: LaunchCommand = training_command,
 ) -> Stage:
     """A run of the first jobs; each (job, step, what) of the script is done once that job has reported that step.
 
     Step 0 is before the program starts. `chosen`: folders of jobs made before, in place of those of `recipes`.
     """
-    made = make_run(
-        root, recipes, base=base, dataset=dataset, processes=processes, zero=zero, port=free_port(), attempt=attempt
-    )
+    where: dict[str, Any] = {"base": base, "dataset": dataset, "kind": kind}
+    made = make_run(root, recipes, processes=processes, zero=zero, port=free_port(), attempt=attempt, **where)
     stage = Stage(replace(made, jobs=list(chosen) or made.jobs), first=first)
     spec = RunSpec.read(made.folder.spec)
     todo = [entry for entry in script if entry[1] > 0]
     for _, step, what in script:
         if step == 0:
             what(stage)
-    command = training_command(spec, made.folder)
     with (root / "log").open("w+") as log:
         environment = {**os.environ, **run_environment(spec)}
-        program = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        program = subprocess.Popen(command(spec, made.folder), env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             while program.poll() is None:
                 for entry in [one for one in todo if max(stage.made.losses(one[0]), default=0) >= one[1]]:

@@ -98,9 +98,11 @@ class Adafactor(optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["second_moment"] = torch.zeros_like(parameter, dtype=torch.float32)
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            state["second_moment"] = torch.zeros_like(parameter, dtype=wide)
         state["step"] += 1
-        moment, gradient = state["second_moment"], gradient.float()
+        moment = state["second_moment"]
+        gradient = gradient.to(moment.dtype)
         # In double precision: near 1 the difference to 1 is what counts.
         forgotten = float(state["step"]) ** -group["decay"]
         moment.mul_(1 - forgotten).add_(gradient.square() + group["eps"], alpha=forgotten)

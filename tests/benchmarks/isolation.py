@@ -5,9 +5,10 @@ make proof-isolation
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from tests.benchmarks.report import REPOSITORY, write_page
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 
+import every_method
 import isolation
 from isolation import Difference, Stage, difference, odd, play_odd, precision
 from matrix import MODELS, saved
 from processes import launch_scripted
-from training_fixtures import KINDS, MadeRun, make_base, make_dataset, make_run, recipe
+from training_fixtures import KINDS, MadeRun, make_base, make_run, recipe
+from wide_training import wide_command
+
+from orchestrator.dispatch.running.launcher import training_command
 
 SEEDS = (1, 2, 3)
 GOALS = {"fp64": 1e-9, "fp32": 1e-6}  #: of losses
@@ -40,7 +45,14 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 ODD_GOAL = 3e-6
-LAYOUTS: dict[str, int | None] = {"DDP": None, "ZeRO-3": 3}
+#: kind of base -> jobs
+CASTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {"mixed": isolation.mixed, "every": every_method.every}
+HUGE = {"fp32": 1e37, "fp64": 1e307}  #: rates whose sums are infinite
+#: (base, precision, ZeRO stage). DeepSpeed makes every weight of a sharded base fp32 or narrower as it comes.
+RANKS: list[tuple[str, str, int | None]] = [
+    *((name, dtype, None) for name in KINDS for dtype in ("fp64", "fp32")),
+    *((name, "fp32", 3) for name in KINDS),
+]
 
 
 def main() -> int:
@@ -48,11 +60,11 @@ def main() -> int:
     worst = dict.fromkeys([*GOALS, "odd"], 0.0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        dataset = make_dataset(root / "data")
+        dataset = every_method.make_rows(root / "data")
         bases = {name: make_base(root / name, name) for name in KINDS}
         for name, base in bases.items():
-            for dtype in GOALS:
-                found = _in_one_process(root / f"{name}-{dtype}", name, base, dataset, dtype)
+            for dtype, cast in itertools.product(GOALS, CASTS):
+                found = _in_one_process(root / f"{name}-{dtype}-{cast}", name, base, dataset, dtype, CASTS[cast])
                 rows += _rows(f"one process, {name}, {dtype}, {len(SEEDS)} plays", found)
                 worst[dtype] = max(worst[dtype], *(one.loss for _, one in found))
         for name in ODD:
@@ -63,10 +75,11 @@ def main() -> int:
         rows += _in_bf16(root, dataset)
         rows += _beside_itself(root, "GPT-2, head of its own", dataset, "bf16")
         rows += _beside_itself(root, "T5 v1.1", dataset, "fp32")
-        for layout, zero in LAYOUTS.items():
-            found = _on_two_ranks(root / layout, bases["gpt2"], dataset, zero)
-            rows += _rows(f"two processes, {layout}, gpt2, fp32", found)
-            worst["fp32"] = max(worst["fp32"], *(one.loss for _, one in found))
+        for name, dtype, zero in RANKS:
+            layout = "DDP" if zero is None else f"ZeRO-{zero}"
+            found = _on_two_ranks(root / f"{layout}-{name}-{dtype}", name, bases[name], dataset, dtype, zero)
+            rows += _rows(f"two processes, {layout}, {name}, {dtype}", found)
+            worst[dtype] = max(worst[dtype], *(one.loss for _, one in found))
     text = (
         "Small random bases. In each play jobs of unlike methods, lengths, batches, optimizers and steps start "
         "together or join at random steps; one goes NaN, one is cancelled, and one is preempted and goes on in "
@@ -87,6 +100,7 @@ def main() -> int:
 
 
 Found = list[tuple[str, Difference]]
+Cast = Callable[[str], list[dict[str, Any]]]
 
 
 def _rows(where: str, found: Found) -> list[list[str]]:
@@ -100,15 +114,16 @@ def _rows(where: str, found: Found) -> list[list[str]]:
     return made
 
 
-def _in_one_process(root: Path, name: str, base: Path, dataset: Path, dtype: str) -> Found:
-    kind = KINDS[name]
+def _in_one_process(root: Path, name: str, base: Path, dataset: Path, dtype: str, cast: Cast) -> Found:
+    kind, jobs = KINDS[name], cast(KINDS[name])
     found: Found = []
     with precision(dtype):
-        solos = isolation.alone(root, kind, base, dataset)
+        solos = isolation.alone(root, kind, base, dataset, jobs)
         for seed in SEEDS:
-            for job, run, number, attempt in isolation.play(root / str(seed), kind, base, dataset, seed):
-                solo = solos[0] if attempt == 2 else solos[number]
-                found.append((job, difference(run, number, solo, attempt)))
+            for job, run, number, attempt in isolation.play(root / str(seed), kind, base, dataset, seed, jobs):
+                first = attempt == 2
+                called = job if first else isolation.called(jobs[number])
+                found.append((called, difference(run, number, solos[0] if first else solos[number], attempt)))
     return found
 
 
@@ -141,42 +156,53 @@ def _beside_itself(root: Path, name: str, dataset: Path, dtype: str) -> list[lis
     return _rows(f"alone, {name}, {dtype}, rows in one part and in two", found)
 
 
-def _on_two_ranks(root: Path, base: Path, dataset: Path, zero: int | None) -> Found:
+def _on_two_ranks(root: Path, name: str, base: Path, dataset: Path, dtype: str, zero: int | None) -> Found:
     """Evaluations at every step make the steps long enough to join between them."""
+    kind = KINDS[name]
+    jobs = [*_slow(kind), *(one for one in every_method.every(kind) if "steps" in one["train"])]
+    plain, prefix = jobs[0], {**jobs[1], "method": {"type": "prefix-tuning", "length": 2}}
+    nan = {**plain, "method": prefix["method"], "train": {**plain["train"], "steps": 50, "lr": HUGE[dtype]}}
+    cancelled = {**prefix, "train": {**prefix["train"], "steps": 5000}}
+    where: dict[str, Any] = {"base": base, "dataset": dataset, "processes": 2, "zero": zero, "kind": kind}
+    where["command"] = wide_command if dtype == "fp64" else training_command
+    spoiler, victim = len(jobs), len(jobs) + 1
+    script = [
+        (0, 2, lambda stage: stage.join(2)),
+        (0, 3, lambda stage: (stage.join(3), stage.join(spoiler))),
+        (0, 4, lambda stage: [stage.join(number) for number in (victim, *range(4, len(jobs)))]),
+        (0, 7, lambda stage: stage.ask(0, "preempt")),
+        (1, 9, lambda stage: stage.ask(victim, "cancel")),
+    ]
+    first = launch_scripted(root / "first", [*jobs, nan, cancelled], script, first=2, **where)
+    assert first.made.events(spoiler, "failed")[0]["reason"] == "nan_loss"
+    assert first.made.events(victim, "stopped")[0]["why"] == "cancel"
+    second = _resumed(root, first, jobs, where)
+    with precision(dtype):
+        solos = isolation.alone(root, kind, base, dataset, jobs)
+    done = [(isolation.called(jobs[n]), difference(first.made, n, solos[n])) for n in range(1, len(jobs))]
+    return [*done, (f"{isolation.called(plain)}, resumed", difference(second, 1, solos[0], attempt=2))]
+
+
+def _slow(kind: str) -> list[dict[str, Any]]:
     slow = {"train__steps": 16, "train__eval_every": 1}
-    jobs = [
+    made = [
         recipe({"type": "prompt-tuning", "length": 3}, train__lr=0.3, train__clip=None, **slow),
         recipe({"type": "prefix-tuning", "length": 2, "dropout": 0.3}, train__batch_size=3, **slow),
         recipe({"type": "p-tuning", "length": 4}, train__lr=0.01, train__seeds=[4], train__accumulation=2, **slow),
         recipe({"type": "prompt-tuning", "length": 7}, train__optimizer="adafactor", train__steps=9),
     ]
-    nan = recipe({"type": "prefix-tuning", "length": 3}, train__lr=1e37, train__clip=None, train__steps=50)
-    cancelled = recipe({"type": "prefix-tuning", "length": 2}, train__steps=5000)
-    where: dict[str, Any] = {"base": base, "dataset": dataset, "processes": 2, "zero": zero}
-    script = [
-        (0, 2, lambda stage: stage.join(2)),
-        (0, 3, lambda stage: (stage.join(3), stage.join(4))),
-        (0, 4, lambda stage: stage.join(5)),
-        (0, 7, lambda stage: stage.ask(0, "preempt")),
-        (1, 9, lambda stage: stage.ask(5, "cancel")),
-    ]
-    first = launch_scripted(root / "first", [*jobs, nan, cancelled], script, first=2, **where)
-    assert first.made.events(4, "failed")[0]["reason"] == "nan_loss"
-    assert first.made.events(5, "stopped")[0]["why"] == "cancel"
-    second = _resumed(root, first, jobs, where)
-    solos = []
-    for number, one in enumerate(jobs):
-        solos.append(make_run(root / f"alone-{number}", [one], base=base, dataset=dataset))
-        assert solos[-1].train() == 0
-    done = [(jobs[n]["method"]["type"], difference(first.made, n, solos[n])) for n in (1, 2, 3)]
-    return [*done, ("prompt-tuning, resumed", difference(second, 1, solos[0], attempt=2))]
+    for one in made if kind == "masked" else []:
+        one["task"] = {**isolation.WORDS, "input": one["task"]["input"] + " is [MASK]"}
+    return made
 
 
-def _resumed(root: Path, first: Stage, jobs: Iterable[dict[str, Any]], where: dict[str, Any]) -> MadeRun:
+def _resumed(root: Path, first: Stage, jobs: Sequence[dict[str, Any]], where: dict[str, Any]) -> MadeRun:
     """The preempted job joins a run of two other processes, in which a stranger is."""
     left = first.made.events(0, "stopped")[0]["step"]
-    make_run(root / "first", list(jobs), base=where["base"], dataset=where["dataset"], attempt=2)
-    stranger = recipe({"type": "prompt-tuning", "length": 5}, train__steps=12, train__eval_every=1)
+    only = {name: where[name] for name in ("base", "dataset", "kind")}
+    make_run(root / "first", jobs, attempt=2, **only)
+    stranger = {**jobs[0], "method": {"type": "prompt-tuning", "length": 5}}
+    stranger["train"] = {**jobs[0]["train"], "steps": 12, "seeds": [77]}
     chosen = [(root / "second" / "jobs" / "2"), first.made.jobs[0].root]
     second = launch_scripted(
         root / "second", [stranger, stranger], [(0, 3, lambda stage: stage.join(1))],

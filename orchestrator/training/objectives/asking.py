@@ -75,14 +75,26 @@ class Writes(Protocol):
     def text(self, ids: list[int]) -> str: ...
 
 
-@runtime_checkable
-class AsksAgain(Protocol):
-    """An objective that answers with a label after several forwards: what it asks next depends on what it was told."""
+class Talk(Protocol):
+    """What one job asks about some rows, until it knows its answers; a question may depend on the last answer."""
 
-    def answers(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool, most: int
-    ) -> list[Answer]:
-        """At most `most` rows in a forward."""
+    def rows(self) -> Sequence[Row]:
+        """What the base is asked next, each row once; none: nothing more."""
+
+    def hear(self, share: Share, first: int) -> None:
+        """What the base says to some of these rows, from `first` on. The share is not kept: logits are large."""
+
+    def answers(self) -> list[Answer]: ...
+
+
+@runtime_checkable
+class Talks(Protocol):
+    """An objective that reads states at places of its own, or asks several times."""
+
+    reads_hidden: bool
+
+    def talk(self, rows: Sequence[Fields], head: nn.Module | None, *, tuned: bool) -> Talk:
+        """`tuned=False` leaves the virtual tokens out."""
 
 
 @runtime_checkable
@@ -94,7 +106,7 @@ class Compares(Protocol):
 
 
 class Predicts(Protocol):
-    """An objective with a way of its own: it reads states, or losses."""
+    """An objective with a way of its own, in forwards of its own: it reads losses."""
 
     def predict(
         self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
@@ -122,16 +134,15 @@ class Asked:
 def answer(host: BaseHost, asked: Sequence[Asked], *, most: int) -> list[list[Answer]]:
     """The answers to each of `asked`, in its order; at most `most` rows in a forward."""
     found: list[list[Answer]] = [[] for _ in asked]
-    choosing = [number for number, one in enumerate(asked) if isinstance(one.objective, Chooses)]
-    for number, answers in zip(choosing, _choose(host, [asked[n] for n in choosing], most), strict=True):
-        found[number] = answers
+    talks = {number: talk for number, one in enumerate(asked) if (talk := _talk(one)) is not None}
+    _ask(host, [asked[number] for number in talks], list(talks.values()), most)
     alike: dict[Writing, list[int]] = {}
     for number, one in enumerate(asked):
-        if isinstance(one.objective, Writes):
+        if number in talks:
+            found[number] = talks[number].answers()
+        elif isinstance(one.objective, Writes):
             alike.setdefault(one.objective.writing(host), []).append(number)
-        elif isinstance(one.objective, AsksAgain):
-            found[number] = one.objective.answers(host, one.prompt, one.head, one.rows, tuned=one.tuned, most=most)
-        elif number not in choosing:
+        else:
             own = cast(Predicts, one.objective)
             texts = own.predict(host, one.prompt, one.head, one.rows, tuned=one.tuned)
             found[number] = [Answer(text) for text in texts]
@@ -147,21 +158,46 @@ def softmax(names: Sequence[str], scores: Tensor) -> list[Answer]:
     return [Answer(names[b], dict(zip(names, row, strict=True))) for b, row in zip(best, shares, strict=True)]
 
 
-def _choose(host: BaseHost, asked: Sequence[Asked], most: int) -> list[list[Answer]]:
-    makers = [one.objective for one in asked if isinstance(one.objective, Chooses)]
-    questions = [maker.questions(one.rows, tuned=one.tuned) for maker, one in zip(makers, asked, strict=True)]
-    lines: list[list[Tensor]] = [[] for _ in asked]
-    for lot in _lots(questions, most):
-        owners = [number for number, _ in lot]
-        batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id)  # laid out on the CPU
-        hidden = any(makers[number].reads_hidden for number in owners)
-        output = forward(host, batch, [one.prompt_in_use for one in asked], hidden=hidden)
-        for number in dict.fromkeys(owners):
-            count = owners.count(number)
-            share = Share.of(output, owners.index(number), range(count), count)
-            lines[number].append(makers[number].measured(share, asked[number].head))
-    each = zip(makers, lines, asked, strict=True)
-    return [maker.chosen(torch.cat(found), one.rows) if found else [] for maker, found, one in each]
+class _OneQuestion:
+    """The talk of an objective that chooses."""
+
+    def __init__(self, objective: Chooses, asked: Asked) -> None:
+        self._objective, self._asked = objective, asked
+        self._left: Sequence[Row] = objective.questions(asked.rows, tuned=asked.tuned)
+        self._lines: list[Tensor] = []
+
+    def rows(self) -> Sequence[Row]:
+        asked, self._left = self._left, ()
+        return asked
+
+    def hear(self, share: Share, first: int) -> None:
+        self._lines.append(self._objective.measured(share, self._asked.head))
+
+    def answers(self) -> list[Answer]:
+        return self._objective.chosen(torch.cat(self._lines), self._asked.rows) if self._lines else []
+
+
+def _talk(asked: Asked) -> Talk | None:
+    if isinstance(asked.objective, Chooses):
+        return _OneQuestion(asked.objective, asked)
+    if isinstance(asked.objective, Talks):
+        return asked.objective.talk(asked.rows, asked.head, tuned=asked.tuned)
+    return None
+
+
+def _ask(host: BaseHost, asked: Sequence[Asked], talks: Sequence[Talk], most: int) -> None:
+    """Everybody's questions in the same forwards, as long as anybody has some."""
+    prompts = [one.prompt_in_use for one in asked]
+    while any(questions := [talk.rows() for talk in talks]):
+        heard = [0] * len(talks)
+        for lot in _lots(questions, most):
+            owners = [number for number, _ in lot]
+            batch = RowBatch.collate([row for _, row in lot], pad_id=host.pad_id)  # laid out on the CPU
+            output = forward(host, batch, prompts, hidden=any(asked[n].objective.reads_hidden for n in owners))
+            for number in dict.fromkeys(owners):
+                count = owners.count(number)
+                talks[number].hear(Share.of(output, owners.index(number), range(count), count), heard[number])
+                heard[number] += count
 
 
 def _write(host: BaseHost, asked: Sequence[Asked], how: Writing, most: int) -> list[list[Answer]]:

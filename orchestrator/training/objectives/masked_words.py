@@ -22,10 +22,8 @@ from orchestrator.training.objectives.classes import Classes, refuse_alike, refu
 from orchestrator.training.objectives.objective import Example, Fields, Share, Words, widened
 from orchestrator.training.objectives.under_each import pattern_of, under_each
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row
 from orchestrator.tuning.transfer import numbers
 
 MARGIN = 1.0
@@ -79,32 +77,14 @@ class MaskedWords:
         places = numbers([others, rights], scores.device, torch.long)
         return (MARGIN - scores[places[1]] + scores[places[0]]).clamp_min(0).sum()
 
-    def answers(
-        self,
-        host: BaseHost,
-        prompt: Prompt,
-        head: nn.Module | None,
-        rows: Sequence[Fields],
-        *,
-        tuned: bool,
-        most: int,
-    ) -> list[Answer]:
-        """At most `most` rows in a forward. The untuned base is asked in the words of `task.input` alone."""
+    def talk(self, rows: Sequence[Fields], head: nn.Module | None, *, tuned: bool) -> Filling:
+        """The untuned base is asked in the words of `task.input` alone."""
         templates, weights = (self._templates, self._weights) if tuned else (self._templates[:1], [1.0])
-        shares = torch.tensor(weights, dtype=torch.float64)[:, None]
-        asked: list[list[list[list[_Asked]]]] = []  # of each row, template, name and word
-        offered = [self._classes.offered(fields) for fields in rows]
+        asked, offered = [], [self._classes.offered(fields) for fields in rows]
         for fields, its in zip(rows, offered, strict=True):
             words = self._words(its)
             asked.append([self._asked(template, fields, words, tuned=tuned) for template in templates])
-        every = [one for row in asked for template in row for words in template for one in words]
-        self._fill(host, prompt if tuned else Prompt.empty(), every, most)
-        found = []
-        for its, row in zip(offered, asked, strict=True):
-            each = [[torch.tensor([one.score for one in words]).mean() for words in template] for template in row]
-            scores = (torch.stack([torch.stack(names) for names in each]) * shares).sum(0)
-            found += softmax(list(its), scores[None])
-        return found
+        return Filling(self._encoder.mask, [list(its) for its in offered], asked, weights)
 
     def shown(self, rows: Sequence[Fields]) -> list[list[int]]:
         limit, found = self._task.max_input_tokens, []
@@ -126,23 +106,6 @@ class MaskedWords:
     def _asked(self, template: str, fields: Fields, words: Words, *, tuned: bool) -> list[list[_Asked]]:
         ids = self._read(template, fields, words, tuned=tuned)
         return [[_Asked(self._masks(ids, len(word)), list(word)) for word in theirs] for theirs in words]
-
-    @torch.no_grad()
-    def _fill(self, host: BaseHost, prompt: Prompt, asked: Sequence[_Asked], most: int) -> None:
-        """Words that ask the same of the base, as all of equally many tokens do at first, share a row."""
-        while open_ := [one for one in asked if one.left]:
-            alike: dict[tuple[int, ...], list[_Asked]] = {}
-            for one in open_:
-                alike.setdefault(tuple(one.ids), []).append(one)
-            lots = list(alike.values())
-            for start in range(0, len(lots), most):
-                lot = lots[start : start + most]
-                batch = RowBatch.collate([those[0].row(self._encoder.mask) for those in lot], pad_id=host.pad_id)
-                output = forward(host, batch, [prompt])
-                chances = widened(output.logits).log_softmax(-1)
-                for number, those in enumerate(lot):
-                    for one in those:
-                        one.take(chances[output.starts[number] : output.starts[number + 1]], self._encoder.mask)
 
     def _read(self, template: str, fields: Fields, words: Words, *, tuned: bool) -> list[int]:
         """The text with its mask, cut as for the longest word: all words are asked for behind the same text."""
@@ -172,6 +135,42 @@ class _Asked:
         places = [place for place, token in enumerate(self.ids) if token == mask]
         self.ids[places[best]] = self.left.pop(best)
         self.score += float(own[best])
+
+
+class Filling:
+    """Rows whose words are being filled in."""
+
+    def __init__(
+        self, mask: int, names: list[list[str]], asked: list[list[list[list[_Asked]]]], weights: Sequence[float]
+    ) -> None:
+        """`asked`: of each row, template (which has one of `weights`), name and word."""
+        self._mask, self._names, self._asked = mask, names, asked
+        self._shares = torch.tensor(weights, dtype=torch.float64)[:, None]
+        self._every = [one for row in asked for template in row for words in template for one in words]
+        self._lots: list[list[_Asked]] = []
+
+    def rows(self) -> list[Row]:
+        """Words that ask the same of the base, as all of equally many tokens do at first, share a row."""
+        alike: dict[tuple[int, ...], list[_Asked]] = {}
+        for one in self._every:
+            if one.left:
+                alike.setdefault(tuple(one.ids), []).append(one)
+        self._lots = list(alike.values())
+        return [those[0].row(self._mask) for those in self._lots]
+
+    def hear(self, share: Share, first: int) -> None:
+        chances = widened(share.logits).log_softmax(-1)
+        for number in range(len(share.starts) - 1):
+            for one in self._lots[first + number]:
+                one.take(chances[share.starts[number] : share.starts[number + 1]], self._mask)
+
+    def answers(self) -> list[Answer]:
+        found = []
+        for names, row in zip(self._names, self._asked, strict=True):
+            each = [[torch.tensor([one.score for one in words]).mean() for words in template] for template in row]
+            scores = (torch.stack([torch.stack(means) for means in each]) * self._shares).sum(0)
+            found += softmax(names, scores[None])
+        return found
 
 
 def own_tokens(encoder: TextEncoder, word: str) -> list[int]:

@@ -6,25 +6,24 @@ answered from the best of all. With `unanswerable`, a row without an answer poin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from orchestrator.errors import BadData
 from orchestrator.recipe.tasks import Span
 from orchestrator.tasks.answers import or_none
 from orchestrator.tasks.lists import answers
 from orchestrator.tasks.usable import place_of
+from orchestrator.training.objectives.asking import Answer
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
-from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
+from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown, widened
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row
 from orchestrator.tuning.transfer import numbers
 
 
@@ -34,6 +33,31 @@ class Window:
     opening: int  #: place of the row's opening token among its states: no answer
     first: int  #: place of its first token of context
     characters: list[tuple[int, int]]  #: of the context, for each of its tokens here
+
+
+@dataclass
+class Found:
+    """Rows being answered, each from the best of its windows."""
+
+    windows: list[tuple[int, Window]]  #: (row, one of its windows)
+    contexts: list[str]
+    best: Callable[[Tensor, Window, str], tuple[float, str]]
+    asked: bool = False
+    found: dict[int, tuple[float, str]] = field(default_factory=dict)  #: row -> (score, text)
+
+    def rows(self) -> list[Row]:
+        left = [] if self.asked else [window.row for _, window in self.windows]
+        self.asked = True
+        return left
+
+    def hear(self, share: Share, first: int) -> None:
+        assert share.hidden is not None
+        for states, (row, window) in zip(share.hidden, self.windows[first:], strict=False):
+            scored = self.best(states, window, self.contexts[row])
+            self.found[row] = max(self.found.get(row, scored), scored, key=lambda pair: pair[0])
+
+    def answers(self) -> list[Answer]:
+        return [Answer(self.found[row][1]) for row in range(len(self.contexts))]
 
 
 class SpanFinding:
@@ -66,31 +90,29 @@ class SpanFinding:
         raise BadData(f"the answer {found[0][0]!r} fits no window", hint="raise task.stride or task.max_input_tokens")
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        """The mean of the two cross entropies, over the context's tokens and the opening one."""
+        """The mean of the two cross entropies, over the context's tokens and the opening one.
+
+        Without the head's bias: it adds the same to all places, so no loss depends on it. What would reach it as its
+        gradient is rounding, and Adam makes steps as large as the rate of that.
+        """
         assert share.hidden is not None
+        assert isinstance(head, nn.Linear)
         hidden = dropped(share.hidden, share, self._task.head.dropout)
         total = hidden.new_zeros((), dtype=torch.float32)
         for number, example in enumerate(examples):
-            scores = head_scores(head, hidden[number, numbers(example.places, hidden.device)])
+            scores = linear(widened(hidden[number, numbers(example.places, hidden.device)]), head.weight)
             wanted = numbers([example.places.index(place) for place in example.targets], scores.device)
             total = total + cross_entropy(scores.T, wanted)
         return total
 
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
-        owners = [(n, window) for n, fields in enumerate(rows) for window in self._windows(fields, tuned=tuned)]
-        best: dict[int, tuple[float, str]] = {}
-        for start in range(0, len(owners), len(rows)):  # as many at a time as the recipe's eval_batch_size
-            part = owners[start : start + len(rows)]
-            batch = RowBatch.collate([window.row for _, window in part], pad_id=host.pad_id)
-            hidden = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True).hidden
-            assert hidden is not None
-            for states, (number, window) in zip(hidden, part, strict=True):
-                context = self._encoder.plain(self._task.context, rows[number])
-                scored = self._best(head_scores(head, states[list(self._allowed(window))]), window, context)
-                best[number] = max(best.get(number, scored), scored, key=lambda pair: pair[0])
-        return [best[number][1] for number in range(len(rows))]
+    def talk(self, rows: Sequence[Fields], head: nn.Module | None, *, tuned: bool) -> Found:
+        windows = [(n, window) for n, fields in enumerate(rows) for window in self._windows(fields, tuned=tuned)]
+        contexts = [self._encoder.plain(self._task.context, fields) for fields in rows]
+
+        def best(states: Tensor, window: Window, context: str) -> tuple[float, str]:
+            return self._best(head_scores(head, states[list(self._allowed(window))]), window, context)
+
+        return Found(windows, contexts, best)
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         short = self._encoder.room(self._task.max_input_tokens, 0) < self._task.max_input_tokens

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -14,14 +15,39 @@ from orchestrator.tasks.lists import listed
 from orchestrator.tasks.template import Field, Text, Virtual, parse
 from orchestrator.tasks.usable import words_and_tags
 from orchestrator.training.cuts import note
+from orchestrator.training.objectives.asking import Answer
 from orchestrator.training.objectives.linear import dropped, head_scores, new_linear
 from orchestrator.training.objectives.objective import Example, Fields, Share, all_rows, nothing_shown
 from orchestrator.training.texts import TextEncoder
-from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
-from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import Row, RowBatch
+from orchestrator.tuning.rows import Row
 from orchestrator.tuning.transfer import numbers
+
+
+@dataclass
+class Tagged:
+    """Rows being tagged."""
+
+    head: nn.Module | None
+    left: Sequence[Row]
+    places: list[list[int]]  #: of each row's words
+    words: list[int]  #: how many each row has
+    told: Callable[[Sequence[int], int], Answer]
+    found: list[Answer] = field(default_factory=list)
+
+    def rows(self) -> Sequence[Row]:
+        asked, self.left = self.left, ()
+        return asked
+
+    def hear(self, share: Share, first: int) -> None:
+        assert share.hidden is not None
+        for number, states in enumerate(share.hidden, start=first):
+            places = self.places[number]
+            best = head_scores(self.head, states[places]).argmax(-1).tolist() if places else []
+            self.found.append(self.told(best, self.words[number]))
+
+    def answers(self) -> list[Answer]:
+        return self.found
 
 
 class Tagging:
@@ -55,22 +81,17 @@ class Tagging:
         targets = numbers([number for example in examples for number in example.targets], hidden.device)
         return cross_entropy(head_scores(head, hidden[row, column]), targets, reduction="sum")
 
-    def predict(
-        self, host: BaseHost, prompt: Prompt, head: nn.Module | None, rows: Sequence[Fields], *, tuned: bool
-    ) -> list[str]:
+    def talk(self, rows: Sequence[Fields], head: nn.Module | None, *, tuned: bool) -> Tagged:
         made = [self._row(fields, tuned=tuned) for fields in rows]
-        batch = RowBatch.collate([row for row, _ in made], pad_id=host.pad_id)
-        output = forward(host, batch, [prompt if tuned else Prompt.empty()], hidden=True)
-        assert output.hidden is not None
-        found = []
-        for number, (_, places) in enumerate(made):
-            best = head_scores(head, output.hidden[number, places]).argmax(-1).tolist() if places else []
-            missing = len(listed(rows[number][self._task.words])) - len(places)
-            found.append(" ".join([*(self._task.labels[i] for i in best), *[self._beyond] * missing]))
-        return found
+        words = [len(listed(fields[self._task.words])) for fields in rows]
+        return Tagged(head, [row for row, _ in made], [places for _, places in made], words, self._told)
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
         return list(range(len(rows))), [[" ".join(self._tags(fields))] for fields in rows]
+
+    def _told(self, best: Sequence[int], words: int) -> Answer:
+        """Words that had no room count as outside."""
+        return Answer(" ".join([*(self._task.labels[i] for i in best), *[self._beyond] * (words - len(best))]))
 
     def _tags(self, fields: Fields) -> list[str]:
         _, tags = words_and_tags(fields[self._task.words], self._encoder.plain(self._task.tags, fields))

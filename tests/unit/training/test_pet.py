@@ -24,8 +24,8 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.training import evaluate, pattern_weights
 from orchestrator.training.distributed import Processes
 from orchestrator.training.job import TrainedJob, build_prompt
-from orchestrator.training.objectives import build_objective
-from orchestrator.training.objectives.asking import AsksAgain
+from orchestrator.training.objectives import asking, build_objective
+from orchestrator.training.objectives.asking import Asked, Talks
 from orchestrator.training.objectives.objective import Share
 from orchestrator.training.pattern_weights import Patterns
 from orchestrator.training.predict import Predictor
@@ -103,18 +103,18 @@ def test_words_of_several_tokens_are_filled_in_surest_first(bases: dict[str, Pat
     encoder, _ = build_prompt(one, host, context=64)
     for tuned, shares, most in ((True, [], 4), (True, [0.75, 0.25], 100), (False, [0.75, 0.25], 100)):
         objective = build_objective(one, encoder, shares)
-        assert isinstance(objective, AsksAgain)
+        assert isinstance(objective, Talks)
         patterns = dict(zip(PATTERNS, shares or [0.5, 0.5], strict=True)) if tuned else {PATTERNS[0]: 1.0}
         with torch.no_grad():
-            found = objective.answers(host, Prompt.empty(), None, ROWS[:3], tuned=tuned, most=most)
-            for row, answer in zip(ROWS[:3], found, strict=True):
+            (found,) = asking.answer(host, [Asked(objective, Prompt.empty(), None, ROWS[:3], tuned)], most=most)
+            for row, said in zip(ROWS[:3], found, strict=True):
                 each = [share * written.scores(pattern, row) for pattern, share in patterns.items()]
                 expected = torch.stack(each).sum(0).softmax(-1)
-                assert list(answer.probabilities or {}) == list(LABELS)
+                assert list(said.probabilities or {}) == list(LABELS)
                 torch.testing.assert_close(
-                    torch.tensor(list((answer.probabilities or {}).values())), expected, rtol=1e-4, atol=1e-6
+                    torch.tensor(list((said.probabilities or {}).values())), expected, rtol=1e-4, atol=1e-6
                 )
-                assert answer.text == list(LABELS)[int(expected.argmax())]
+                assert said.text == list(LABELS)[int(expected.argmax())]
     shown = objective.shown([ROW_COLD])
     assert host.tokenizer.decode(shown[0]) == f"the {ROW_COLD['text']} is black stone"
 

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import every_method
 import pyarrow as pa
 import pytest
 import torch
@@ -22,6 +23,7 @@ from orchestrator.errors import BadInput
 from orchestrator.manifest import write_manifest
 from orchestrator.paths import HomePaths, read_json, write_json
 from orchestrator.training import predict
+from orchestrator.training.objectives import asking
 from orchestrator.training.predict import Predictor, main
 from orchestrator.training.rows import Rows
 
@@ -205,6 +207,35 @@ def test_several_artifacts_in_one_forward_answer_as_one_by_one(
         for found, [alone] in zip(together, Predictor.load(folder, bases[base]).answers(rows), strict=True):
             assert found[number].text == alone.text
             assert (found[number].probabilities or {}) == pytest.approx(alone.probabilities or {}, rel=1e-5)
+
+
+def test_tags_spans_and_words_at_several_masks_share_the_forwards_of_the_others(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of these ask in the first forward; only words of several tokens ask again, one token at a time."""
+    data = every_method.make_rows(tmp_path / "data")
+    jobs = [one for one in every_method.every("masked") if "keep" not in one["train"]]
+    for one in jobs:
+        one["train"] |= {"eval_batch_size": 999} | ({"steps": 1} if "steps" in one["train"] else {})
+    assert {"tag", "span", "cloze", "classify"} == {one["task"]["type"] for one in jobs}
+    run = make_run(tmp_path, jobs, base=bases["bert"], dataset=data, kind="masked")
+    assert run.train() == 0
+    folders, rows = [job.artifact(1) for job in run.jobs], list(Rows.open(data, "validation"))
+    alone = [[one for (one,) in Predictor.load(folder, bases["bert"]).answers(rows)] for folder in folders]
+    together = Predictor.load(folders[0], bases["bert"], *folders[1:])
+    asked: list[int] = []
+    forward = asking.forward
+    monkeypatch.setattr(
+        asking, "forward", lambda *args, **more: (asked.append(len(args[1])), forward(*args, **more))[1]
+    )
+    found = list(together.answers(rows))
+    longest = max(len(word.split()) for words in every_method.LONG_WORDS.values() for word in words)
+    assert len(asked) == longest
+    assert asked[0] > len(jobs) * len(rows) > max(asked[1:])
+    for number, theirs in enumerate(alone):
+        for row, answer in zip(found, theirs, strict=True):
+            assert row[number].text == answer.text
+            assert (row[number].probabilities or {}) == pytest.approx(answer.probabilities or {}, rel=1e-4)
 
 
 def test_artifacts_of_different_precision_are_not_mixed(artifact: Path, bases: dict[str, Path], tmp_path: Path) -> None:
