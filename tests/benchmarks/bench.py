@@ -51,11 +51,21 @@ PREFIXES = [
     Shape("22M", 20, 128, 1, 8, method="prefix-tuning"),
     Shape("22M", 20, 32, 16, 10, in_turn=4, method="prefix-tuning"),
 ]
+#: PEFT's prefix of an encoder-decoder stands before its decoder alone, ptq's before its encoder too: other methods.
+BOTH_WAYS = [
+    Shape("T5 2M", 20, 128, 1, 12),
+    Shape("T5 2M", 20, 32, 16, 16, in_turn=2, beside=False),
+    Shape("BERT 22M", 20, 32, 1, 12),
+    Shape("BERT 22M", 20, 32, 16, 4, in_turn=2, beside=False),
+    Shape("BERT 22M", 20, 128, 1, 6, method="prefix-tuning"),
+    Shape("BERT 22M", 20, 32, 16, 4, in_turn=2, method="prefix-tuning", beside=False),
+]
 ABLATION = [
     Shape("1M", 20, 32, 1, 40),
     Shape("1M", 20, 32, 16, 6),
     Shape("1M", 100, 128, 1, 16),
     Shape("22M", 100, 32, 1, 8),
+    Shape("T5 2M", 20, 128, 4, 5),
 ]
 QUICK = [Shape("1M", 20, 32, 1, 20), Shape("22M", 100, 32, 1, 5), Shape("1M", 20, 32, 4, 20)]
 README = REPOSITORY / "README.md"
@@ -120,7 +130,7 @@ def _selection(quick: bool, gpu: bool) -> tuple[list[Shape], list[Shape]]:
     if quick:
         return QUICK, [replace(ABLATION[0], steps=20)]
     alone = [_alone(base, n, tokens) for base in STEPS for n in LENGTHS for tokens in TOKENS]
-    return alone + FUSED + PREFIXES, ABLATION
+    return alone + FUSED + PREFIXES + BOTH_WAYS, ABLATION
 
 
 def _alone(base: str, n: int, tokens: int) -> Shape:
@@ -167,7 +177,7 @@ class _Bench:
         mine, theirs = (_middle([pair[i] for pair in pairs]) for i in (0, 1))
         beside = None
         each = theirs.bytes + (GPU_CONTEXT if self.device == "cuda" else 0)
-        if shape.jobs > 1 and shape.jobs * each < 0.9 * self._memory():
+        if shape.jobs > 1 and shape.beside and shape.jobs * each < 0.9 * self._memory():
             beside = asdict(self._run(peft_side_by_side, shape, "PEFT side by side"))
         self._tell(shape, f"{theirs.step / mine.step:.2f} by step, {theirs.seconds / mine.seconds:.2f} with start-up")
         work = asdict(work_of(self.world, shape))

@@ -30,7 +30,7 @@ ROUNDS = 2
 def main(root: str, told: str, device: str, threads: str) -> None:
     world, shape = World(Path(root)), Shape(**json.loads(told))
     off = dict.fromkeys((field.name for field in dataclasses.fields(Fast)), False)
-    parts = parts_of(device)
+    parts = parts_of(device, shape.base)
     variants = {"all": Fast(), **{part: Fast(**{part: False}) for part in parts}, "none": Fast(**off)}
     if shape.jobs == 1 and shape.tokens == 32:
         variants |= {only(part): Fast(**off | dict.fromkeys([part, *NEEDED.get(part, ())], True)) for part in parts}

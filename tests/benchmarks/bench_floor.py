@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.tuning.packing import Line
 from orchestrator.tuning.rows import Row, RowBatch
+from tests.benchmarks.bench_others import counted, kind_of, lengths_of, numbers_of
 from tests.benchmarks.bench_world import BASES, GPU_BASES, Shape, World
 
 #: Of matrix products; on a GPU each side is 8 times as long.
@@ -73,16 +74,21 @@ class Work:
 def work_of(world: World, shape: Shape) -> Work:
     """Counted from the rows of the first job's steps, with the code that lays them out."""
     lines = (world.rows(shape.base, shape.tokens) / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    lengths = [(len(row["text"].split()) + 1, len(row["target"].split()) + 1) for row in map(json.loads, lines)]
+    kind = kind_of(shape.base)
+    lengths = [lengths_of(kind, len(row["text"].split()), len(row["target"].split())) for row in map(json.loads, lines)]
     spec = json.loads(world.peft_spec(world.root, shape, 0, threads=1, device="cpu").read_text(encoding="utf-8"))
     found = [_counted([lengths[i] for i in numbers], shape) for numbers in spec["order"]]
-    vocabulary, width, _, linear, _ = _sizes(shape.base)
     means = [sum(column) / len(found) for column in zip(*found, strict=True)]
+    if kind != "causal":
+        return Work(*means, weights=numbers_of(shape.base))
+    vocabulary, width, _, linear, _ = _sizes(shape.base)
     return Work(*means, weights=linear + vocabulary * width)
 
 
 def _counted(lengths: Sequence[tuple[int, int]], shape: Shape) -> tuple[float, float, float, float]:
     deep = shape.method == "prefix-tuning"  # keys and values are there already: no layer works on the prompt
+    if kind_of(shape.base) != "causal":
+        return counted(shape.base, lengths, shape.length, deep=deep)
     n = 0 if deep else shape.length
     front = [-j - 1 for j in range(n)]
     # Words differ between rows, so that nothing but the prompt is shared.

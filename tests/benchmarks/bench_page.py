@@ -13,6 +13,7 @@ import torch
 from orchestrator.training.environment import hardware
 from orchestrator.tuning.fast import Fast
 from tests.benchmarks.bench_floor import Work
+from tests.benchmarks.bench_others import kind_of
 from tests.benchmarks.report import conditions
 
 Row = Mapping[str, Any]
@@ -20,10 +21,19 @@ Row = Mapping[str, Any]
 FIGURES, END = "<!-- written by make bench -->", "<!-- until here -->"
 
 
-def parts_of(device: str) -> list[str]:
-    """What can be turned off on this device and a base that packs; `buckets` is for bases that pad."""
+def parts_of(device: str, base: str) -> list[str]:
+    """What can be turned off on this device and does something on this base: `buckets` where it pads, others where it
+    packs."""
+    if kind_of(base) == "seq2seq":
+        return ["labels", "buckets", "together"]
     others = {"buckets"} if device == "cuda" else {"buckets", "varlen"}
     return [field.name for field in fields(Fast) if field.name not in others]
+
+
+def _parts(rows: Sequence[Row], device: str) -> list[str]:
+    """Of any of the rows, in their order in `Fast`."""
+    named = {part for row in rows for part in parts_of(device, row["shape"]["base"])}
+    return [field.name for field in fields(Fast) if field.name in named]
 
 
 #: What a part does nothing without.
@@ -36,7 +46,7 @@ def only(part: str) -> str:
 
 
 def page(rows: Sequence[Row], parts: Sequence[Row], limits: Row, *, threads: int, device: str) -> str:
-    alone, many, deep = _sorted(rows)
+    alone, many, deep, both_ways = _sorted(rows)
     peaks = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, flops in limits["flops"].items())
     where = conditions()
     if device == "cuda":
@@ -62,10 +72,13 @@ Ratios above 1: ptq is better.
         text += f"\n## Several jobs\n{_SEVERAL}\n\n{_many_table(many, alone, limits)}\n"
     if deep:
         text += f"\n## Prefix tuning\n{_DEEP}\n\n{_many_table(deep, deep, limits)}\n"
+    if both_ways:
+        text += f"\n## Bases that look both ways\n{_BOTH_WAYS}\n\n{_many_table(both_ways, both_ways, limits)}\n"
     if parts:
-        text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts, parts_of(device))}\n"
-    if any(only(parts_of(device)[0]) in row["seconds"] for row in parts):
-        text += f"\n{_ONLY}\n\n{_only_table(parts, parts_of(device))}\n"
+        text += f"\n## What each part is worth\n{_WORTH}\n\n{_parts_table(parts, _parts(parts, device))}\n"
+    packing = [row for row in parts if kind_of(row["shape"]["base"]) == "causal"]
+    if any(only("labels") in row["seconds"] for row in packing):
+        text += f"\n{_ONLY}\n\n{_only_table(packing, _parts(packing, device))}\n"
     return text + f"\n{where} Made by `make bench{'' if device == 'cpu' else '-gpu'}`.\n"
 
 
@@ -81,17 +94,22 @@ _DEEP = """\
 Keys and values of every layer, without a network, from the same start. PEFT's prefix takes no part in the layers
 either, but is repeated for every row."""
 
+_BOTH_WAYS = """\
+The T5 writes the target, the BERT fills in the word behind the text, over its whole vocabulary. No position of a prompt
+is the same in two rows here, so nothing of it is shared; the BERT's rows are packed, the T5's padded. Prefix tuning of
+a T5 is not compared: PEFT's prefix stands before the decoder alone, ptq's before the encoder too."""
+
 _ONLY = """\
 And how many times less a step takes with one part alone (and those that it does nothing without) than with none:"""
 
 _WORTH = """\
 Time of a step without it, relative to the step with everything; the last column without any. The parts are named
-in `tuning/fast.py`."""
+in `tuning/fast.py`; - where a part does nothing on that base."""
 
 
 def summary(rows: Sequence[Row]) -> str:
     """What docs/explanation/fused-runs.md says of these figures."""
-    alone, many, _ = _sorted(rows)
+    alone, many, _, _ = _sorted(rows)
     ratios = [by_step(row) for row in alone]
     lines = [
         f"- One job's step takes {min(ratios):.2f} to {max(ratios):.2f} times less than with PEFT, "
@@ -144,11 +162,13 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def _sorted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Prompt tuning by one job and by several; prefix tuning."""
-    deep = [row for row in rows if row["shape"]["method"] != "prompt-tuning"]
-    rest = [row for row in rows if row not in deep]
-    return [row for row in rest if row["shape"]["jobs"] == 1], [row for row in rest if row["shape"]["jobs"] > 1], deep
+def _sorted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+    """Prompt tuning by one job and by several; prefix tuning; bases that look both ways."""
+    both_ways = [row for row in rows if kind_of(row["shape"]["base"]) != "causal"]
+    deep = [row for row in rows if row["shape"]["method"] != "prompt-tuning" and row not in both_ways]
+    rest = [row for row in rows if row not in deep and row not in both_ways]
+    alone = [row for row in rest if row["shape"]["jobs"] == 1]
+    return alone, [row for row in rest if row["shape"]["jobs"] > 1], deep, both_ways
 
 
 def _means(rows: Sequence[Row]) -> str:
@@ -170,9 +190,12 @@ def _alone_table(rows: Sequence[Row], limits: Row) -> str:
 
 
 def _many_table(rows: Sequence[Row], alone: Sequence[Row], limits: Row) -> str:
+    """With a column for the method where it is not everywhere the same."""
+    methods = len({row["shape"]["method"] for row in rows}) > 1
     side = ["PEFT ran", "s side by side", "ratio to ptq"]
     memory = ["MB, ptq: one job / all", "ratio", "MB, PEFT: one / side by side"]
     columns = ["base", "n", "tokens", "k", "steps", *_PAIR, *side, "tokens/s", *memory, *_TAIL]
+    columns = [*(["method"] if methods else []), *columns]
     one = {_where(row): row["ptq"]["bytes"] for row in alone}
     lines = []
     for row in rows:
@@ -184,7 +207,7 @@ def _many_table(rows: Sequence[Row], alone: Sequence[Row], limits: Row) -> str:
         held = [f"{_mb(first)} / {_mb(taken)}", "-" if first is None else f"**{taken / first:.2f}**"]
         held.append(f"{_mb(row['peft']['bytes'])} / {_mb(beside and beside['bytes'])}")
         ran = str(len(row["peft"]["losses"]))
-        head = _head(row, "jobs", "steps")
+        head = [*([row["shape"]["method"]] if methods else []), *_head(row, "jobs", "steps")]
         lines.append([*head, *_pair(row), ran, *sides, _speed(row), *held, *_tail(row, limits)])
     return _table(columns, lines)
 
@@ -194,7 +217,7 @@ def _parts_table(rows: Sequence[Row], parts: Sequence[str]) -> str:
     lines = []
     for row in rows:
         found = row["seconds"]
-        worth = [f"{found[part] / found['all']:.2f}" for part in parts]
+        worth = [f"{found[part] / found['all']:.2f}" if part in found else "-" for part in parts]
         lines.append(
             [
                 row["shape"]["method"],

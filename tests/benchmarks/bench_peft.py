@@ -18,7 +18,13 @@ import torch
 from accelerate import Accelerator
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    get_linear_schedule_with_warmup,
+)
 
 from tests.benchmarks.bench_memory import peak_bytes
 
@@ -27,19 +33,22 @@ def main(spec: dict[str, Any]) -> None:
     torch.set_num_threads(spec["threads"])
     accelerator = Accelerator(cpu=spec["device"] == "cpu")
     tokenizer = AutoTokenizer.from_pretrained(spec["base"])
-    base = AutoModelForCausalLM.from_pretrained(spec["base"], dtype="auto")
+    architecture, task, collate = KINDS[spec["kind"]]
+    base = architecture.from_pretrained(spec["base"], dtype="auto")
     start = torch.from_numpy(np.load(spec["start"]))
-    kind = PromptTuningConfig
+    kind, more = PromptTuningConfig, {"num_transformer_submodules": 1}  # an encoder-decoder's prompt is the encoder's
     if spec["method"] == "prefix-tuning":
         kind, start = PrefixTuningConfig, start.permute(3, 0, 1, 2, 4).flatten(1)  # [n, L * 2 * kv_heads * head_dim]
-    model = get_peft_model(base, kind(task_type="CAUSAL_LM", num_virtual_tokens=len(start)))
+        more = {}
+    model = get_peft_model(base, kind(task_type=task, num_virtual_tokens=len(start), **more))
     with torch.no_grad():
         model.prompt_encoder["default"].embedding.weight.copy_(start)
     model.base_model.eval()  # ptq leaves the frozen base's dropout off; so does this, or the losses could not agree
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=spec["lr"], weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, spec["steps"])
-    rows = [_tokenised(tokenizer, json.loads(line)) for line in Path(spec["rows"]).read_text().splitlines()]
-    loader = DataLoader(rows, batch_sampler=spec["order"], collate_fn=lambda batch: _padded(batch, tokenizer))
+    rows = [collate.row(tokenizer, json.loads(line)) for line in Path(spec["rows"]).read_text().splitlines()]
+    front = len(start) if kind is PromptTuningConfig else 0
+    loader = DataLoader(rows, batch_sampler=spec["order"], collate_fn=lambda batch: collate(batch, tokenizer, front))
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     losses, clock = [], _Clock(accelerator.device)
     for batch in loader:
@@ -78,19 +87,58 @@ class _Clock:
         return [first.elapsed_time(mark) / 1000 for mark in others]
 
 
-def _tokenised(tokenizer: Any, row: dict[str, str]) -> tuple[list[int], list[int]]:
-    ids = [*tokenizer(row["text"])["input_ids"], tokenizer.bos_token_id]
-    target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
-    return ids + target, [-100] * len(ids) + target
+Tokenised = tuple[list[int], list[int]]  #: ids, labels
 
 
-def _padded(batch: list[tuple[list[int], list[int]]], tokenizer: Any) -> dict[str, torch.Tensor]:
-    longest = max(len(ids) for ids, _ in batch)
-    fill = [longest - len(ids) for ids, _ in batch]
+class _Causal:
+    """Labels stand for the same positions as the ids; PEFT adds what its virtual tokens need."""
+
+    @staticmethod
+    def row(tokenizer: Any, row: dict[str, str]) -> Tokenised:
+        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.bos_token_id]
+        target = [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
+        return ids + target, [-100] * len(ids) + target
+
+    def __call__(self, batch: list[Tokenised], tokenizer: Any, front: int) -> dict[str, torch.Tensor]:
+        return _padded([ids for ids, _ in batch], [labels for _, labels in batch], tokenizer)
+
+
+class _Seq2Seq(_Causal):
+    """Labels are the decoder's."""
+
+    @staticmethod
+    def row(tokenizer: Any, row: dict[str, str]) -> Tokenised:
+        return tokenizer(row["text"])["input_ids"], [*tokenizer(row["target"])["input_ids"], tokenizer.eos_token_id]
+
+
+class _Masked:
+    """PEFT has no masked language modelling of its own: labels begin with those of the virtual tokens."""
+
+    @staticmethod
+    def row(tokenizer: Any, row: dict[str, str]) -> Tokenised:
+        ids = [*tokenizer(row["text"])["input_ids"], tokenizer.mask_token_id]
+        return ids, [-100] * (len(ids) - 1) + tokenizer(row["target"])["input_ids"]
+
+    def __call__(self, batch: list[Tokenised], tokenizer: Any, front: int) -> dict[str, torch.Tensor]:
+        return _padded([ids for ids, _ in batch], [[-100] * front + labels for _, labels in batch], tokenizer)
+
+
+KINDS: dict[str, tuple[Any, str, Any]] = {
+    "causal": (AutoModelForCausalLM, "CAUSAL_LM", _Causal()),
+    "seq2seq": (AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM", _Seq2Seq()),
+    "masked": (AutoModelForMaskedLM, "FEATURE_EXTRACTION", _Masked()),
+}
+
+
+def _padded(ids: list[list[int]], labels: list[list[int]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    def filled(rows: list[list[int]], fill: int) -> torch.Tensor:
+        longest = max(map(len, rows))
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
+
     return {
-        "input_ids": torch.tensor([i + [tokenizer.pad_token_id] * f for (i, _), f in zip(batch, fill, strict=True)]),
-        "attention_mask": torch.tensor([[1] * len(i) + [0] * f for (i, _), f in zip(batch, fill, strict=True)]),
-        "labels": torch.tensor([la + [-100] * f for (_, la), f in zip(batch, fill, strict=True)]),
+        "input_ids": filled(ids, tokenizer.pad_token_id),
+        "attention_mask": filled([[1] * len(row) for row in ids], 0),
+        "labels": filled(labels, -100),
     }
 
 

@@ -24,6 +24,8 @@ from orchestrator.recipe.schema import JobRecipe
 from orchestrator.training.order import batch_rows
 from orchestrator.tuning import Prompt, save_prompt
 from orchestrator.weights import fingerprint
+from tests.benchmarks import bench_others as others
+from tests.benchmarks.bench_others import MASK, OTHERS, kind_of, task
 
 #: name -> (V, H, L, heads); GPT-2's shape: 12 H^2 numbers a layer, V H in the tied embedding
 BASES = {"1M": (2048, 128, 4, 4), "22M": (30522, 384, 6, 12), "124M": (50257, 768, 12, 12)}
@@ -34,6 +36,7 @@ GPU_BASES = {
     "7B": (32000, 4096, 32, 32, 8, 14336),
 }
 ROWS = 256
+FIRST = 4  #: number of the first word; before it stand marks
 CONTEXT = 1024
 
 
@@ -50,6 +53,7 @@ class Shape:
     dtype: str = "fp32"
     in_turn: int = 0  #: of the jobs, how many PEFT really runs one after another; 0: all
     method: str = "prompt-tuning"  #: or prefix-tuning, of keys and values without a network
+    beside: bool = True  #: several jobs: PEFT side by side too
 
     def __str__(self) -> str:
         return f"{self.base}, {self.method}, n {self.length}, {self.tokens} tokens, k {self.jobs}"
@@ -67,7 +71,7 @@ class World:
             torch.manual_seed(1)
             model = _model(name, {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype])
             model.save_pretrained(folder)
-            _tokenizer(model.config.vocab_size).save_pretrained(folder)
+            _tokenizer(model.config.vocab_size, kind_of(name)).save_pretrained(folder)
         return folder
 
     def rows(self, base: str, tokens: int) -> Path:
@@ -76,8 +80,9 @@ class World:
         if not folder.exists():
             folder.mkdir(parents=True)
             draw = random.Random(tokens)
-            vocabulary = (BASES.get(base) or GPU_BASES[base])[0]
-            made = [_row(draw, tokens, vocabulary) for _ in range(ROWS)]
+            made = [_row(draw, tokens, sizes_of(base)[0]) for _ in range(ROWS)]
+            if kind_of(base) == "masked":  # one word is to be filled in
+                made = [(f"{text} {target}".rpartition(" ")[0], target.rpartition(" ")[2]) for text, target in made]
             writer = SplitWriter(folder / "train.arrow", ["text", "target"])
             for row in made:
                 writer.add(list(row))
@@ -90,7 +95,7 @@ class World:
         """What job number `job` starts from: [n, H], or [L, 2, kv_heads, n, head_dim]."""
         path = self.root / f"start-{shape.method}-{shape.base}-{shape.length}-{job}.npy"
         if not path.exists():
-            sizes = BASES.get(shape.base) or GPU_BASES[shape.base]
+            sizes = sizes_of(shape.base)
             width, layers, heads, key_heads = *sizes[1:4], sizes[4] if len(sizes) > 4 else sizes[3]
             deep = (layers, 2, key_heads, shape.length, width // heads)
             wanted = (shape.length, width) if shape.method == "prompt-tuning" else deep
@@ -106,23 +111,17 @@ class World:
         folder = start.with_suffix("")
         if not folder.exists():
             folder.mkdir()
-            save_prompt(folder, Prompt(keys_values={"decoder": torch.from_numpy(np.load(start))}), {})
+            where = "encoder" if kind_of(shape.base) == "masked" else "decoder"
+            save_prompt(folder, Prompt(keys_values={where: torch.from_numpy(np.load(start))}), {})
         return named | {"init": {"type": "prompt", "path": str(folder)}}
 
     def recipe(self, shape: Shape, job: int) -> dict[str, Any]:
         """Jobs of one group differ in seed, rate and start."""
-        longest = 3 * shape.tokens
         return {
             "name": f"bench-{job}",
             "base": {"model": shape.base, "dtype": shape.dtype},
             "dataset": "bench",
-            "task": {
-                "type": "generate",
-                "input": "{text}",
-                "target": "{target}",
-                "max_input_tokens": longest,
-                "max_new_tokens": max(8, shape.tokens // 2),
-            },
+            "task": task(kind_of(shape.base), shape.tokens),
             "method": self.method(shape, job),
             "train": {
                 "steps": shape.steps,
@@ -136,7 +135,7 @@ class World:
     def ptq_run(self, folder: Path, shape: Shape, *, threads: int, device: str) -> RunPaths:
         """A run's folder as a worker writes it, with all jobs of the shape."""
         base, data = self.base(shape.base, shape.dtype), self.rows(shape.base, shape.tokens)
-        spec = BaseSpec(shape.base, str(base), "local", fingerprint(base), "causal")
+        spec = BaseSpec(shape.base, str(base), "local", fingerprint(base), kind_of(shape.base))
         version = DatasetSpec("bench", 1, "sha256:" + "0" * 64, str(data))
         jobs = []
         for number in range(shape.jobs):
@@ -157,6 +156,7 @@ class World:
         told = {
             "base": str(self.base(shape.base, shape.dtype)),
             "rows": str(self.rows(shape.base, shape.tokens) / "train.jsonl"),
+            "kind": kind_of(shape.base),
             "method": shape.method,
             "start": str(self.start(shape, job)),
             "order": order,
@@ -170,10 +170,15 @@ class World:
         return path
 
 
+def sizes_of(base: str) -> tuple[int, ...]:
+    """V, H, L, heads, and for a GPU's bases key heads and the width of the perceptron."""
+    return OTHERS[base][1:] if base in OTHERS else BASES.get(base) or GPU_BASES[base]
+
+
 def _row(draw: random.Random, tokens: int, vocabulary: int) -> tuple[str, str]:
     total = draw.randint(tokens // 2, tokens + tokens // 2) - 2  # with the separator and the end mark
     target = max(1, total // 4)
-    words = [f"w{draw.randrange(3, vocabulary)}" for _ in range(total)]
+    words = [f"w{draw.randrange(FIRST, vocabulary)}" for _ in range(total)]
     return " ".join(words[target:]), " ".join(words[:target])
 
 
@@ -188,6 +193,8 @@ def _model(name: str, dtype: torch.dtype) -> Any:
 
 
 def _made(name: str) -> Any:
+    if name in OTHERS:
+        return others.model(name, CONTEXT)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     if name in BASES:
         vocabulary, width, layers, heads = BASES[name]
@@ -207,8 +214,12 @@ def _made(name: str) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocabulary)}
+def _tokenizer(vocabulary: int, kind: str) -> PreTrainedTokenizerFast:
+    mask = MASK if kind == "masked" else f"w{FIRST - 1}"
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, mask: FIRST - 1} | {f"w{i}": i for i in range(FIRST, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    if kind == "masked":
+        names["mask_token"] = MASK
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
