@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import re
 import tomllib
@@ -211,7 +212,7 @@ def _positive(env: dict[str, str], name: str, otherwise: float) -> float:
         value = float(text) if text else otherwise
     except ValueError:
         value = -1.0
-    if value < 0:
+    if not 0 <= value < math.inf:
         raise BadInput(f"not a number: {text!r}", where=name, hint="unset it, or give a number of seconds or bytes")
     return value
 
@@ -221,12 +222,13 @@ _KEYS = ("half_life", "ageing", "turn", "quota", "weight", "team", "notify")
 
 
 def _check_writer(found: os.stat_result, home: Path, path: Path) -> None:
-    """In a shared home only the account that made it: the file sets others' quotas, and names a command that the
-    worker's account runs."""
-    if not sharing.is_shared(home):
-        return
-    keeper = home.stat().st_uid
-    if found.st_uid not in {0, keeper} or found.st_mode & 0o022:
+    """In a shared home only the account that made it, elsewhere this one: the file sets others' quotas, and names a
+    command that the worker's account runs."""
+    if sharing.is_shared(home):
+        keeper, others = home.stat().st_uid, found.st_mode & 0o022
+    else:
+        keeper, others = os.getuid(), 0
+    if found.st_uid not in {0, keeper} or others:
         who = sharing.account_name(keeper)
         hint = f"as {who}: `chown {who} {path} && chmod go-w {path}`"
         raise BadInput(f"may be written by others than {who}, so it is not followed", where=str(path), hint=hint)
@@ -312,7 +314,9 @@ def _user() -> str:
 
 
 def _nearest_home(start: Path) -> Path:
+    """Not a stranger's, unless a group shares it: who can write in a parent folder could leave commands there."""
     for folder in (start, *start.parents):
-        if (folder / REGISTRY_FILE).is_file():
+        registry = folder / REGISTRY_FILE
+        if registry.is_file() and (sharing.is_shared(folder) or registry.stat().st_uid in {0, os.getuid()}):
             return folder
     return start

@@ -1,4 +1,4 @@
-"""The real worker with another training program: `python fake_worker.py PROGRAM SLOTS [until-idle]`.
+"""The real worker with another training program: `python fake_worker.py PROGRAM SLOTS [until-idle] [warm]`.
 
 SLOTS is a number of CPU slots, or `gpus` for those of PTQ_FAKE_GPUS.
 """
@@ -23,6 +23,7 @@ def main(program: str, slots: str, *rest: str) -> None:
         GpuSlots(source=gpu_source(load_settings())) if slots == "gpus" else CpuSlots(int(slots)),
         command=lambda spec, paths: [sys.executable, program, str(paths.root)],
         log=lambda text: print(text, flush=True),
+        keep_warm=3600.0 if "warm" in rest else 0.0,
     )
     ended = worker.work(until_idle="until-idle" in rest)
     print(f"ended: signal {ended.signal}, running {ended.running}, never {ended.never}", flush=True)

@@ -103,7 +103,7 @@ class Machine:
         self.send(find(), signal.SIGKILL)
         return find()
 
-    def spawn(self, run: RunPaths, spec: RunSpec, _command: object) -> int:
+    def spawn(self, run: RunPaths, spec: RunSpec, _command: object, _held: object) -> int:
         return self._born(spec.token, run, spec).pid
 
     def reach(self, name: str) -> None:

@@ -68,7 +68,7 @@ MODELS: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "ELECTRA": ("masked", hf.ElectraForMaskedLM, _ENCODER | {"embedding_size": 16}),
     "ALBERT": ("masked", hf.AlbertForMaskedLM, _ENCODER | {"embedding_size": 16}),
     "BART": ("seq2seq", hf.BartForConditionalGeneration, _BART),
-    "Pegasus": ("seq2seq", hf.PegasusForConditionalGeneration, _BART),
+    "Pegasus": ("seq2seq", hf.PegasusForConditionalGeneration, _BART | {"scale_embedding": True}),
     "T5 v1.0": ("seq2seq", hf.T5ForConditionalGeneration, _T5),
     "T5 v1.1": ("seq2seq", hf.T5ForConditionalGeneration, _GATED),
     "mT5": ("seq2seq", hf.MT5ForConditionalGeneration, _GATED),

@@ -51,6 +51,7 @@ def add_jobs(
     priority: int = 50,
     max_attempts: int = 3,
     after: Sequence[int] = (),
+    after_any: Sequence[int] = (),
     time_limit: float | None = None,
     fuse: str = "always",
     user: str = "ada",
@@ -68,7 +69,9 @@ def add_jobs(
         max_attempts=max_attempts,
     )
     with registry.write() as conn:
-        return jobs.add_jobs(conn, [made] * count, user=user, command=["ptq"], at=time.time(), after=after)
+        return jobs.add_jobs(
+            conn, [made] * count, user=user, command=["ptq"], at=time.time(), after=after, after_any=after_any
+        )  # fmt: skip
 
 
 def get(registry: Registry, job_id: int) -> Job:

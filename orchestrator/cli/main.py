@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -90,8 +90,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        sys.exit(0)
+    except SystemExit as ended:  # typer makes an exit code 1 of a pipe that nobody reads any more
+        _leave(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
     except PermissionError as error:
         if debug:
             raise
@@ -104,6 +104,14 @@ def main() -> None:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         sys.stderr.write(f"ptq: {what}\n  not foreseen: add --debug to the command to see where, and report it\n")
         sys.exit(PtqError.exit_code)
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the rest: Python must not try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

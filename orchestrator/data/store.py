@@ -111,6 +111,10 @@ def digest_of(folder: Path, fields: Sequence[str], splits: Iterable[str]) -> str
     return dataset_digest(fields, parts)
 
 
+def count_rows(folder: Path, split: str) -> int:
+    return sum(batch.num_rows for batch in read_batches(folder, split))
+
+
 def read_batches(folder: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Every row of a split, in order, as it lies in the file: mapped, not loaded."""
     with pa.memory_map(str(split_file(folder, split))) as source, pa.ipc.open_file(source) as file:

@@ -5,41 +5,39 @@ It may be killed at any moment: runs go on under their supervisors, and the next
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from orchestrator import failpoints
 from orchestrator.dispatch.access import check_may_work
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.notify import Notifier
 from orchestrator.dispatch.people import Reservations
 from orchestrator.dispatch.running import processes
-from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, threads_per_process, training_command
-from orchestrator.dispatch.running.outcome import Tries, after, seconds_to_wait
-from orchestrator.dispatch.running.places import clear_job_folder, clear_run_folder
+from orchestrator.dispatch.running.launcher import LaunchCommand, threads_per_process, training_command
+from orchestrator.dispatch.running.outcome import seconds_to_wait
 from orchestrator.dispatch.running.reconcile import Runs
 from orchestrator.dispatch.running.requests import request_stop
-from orchestrator.dispatch.running.settle import settle
-from orchestrator.dispatch.running.start import Manner, start_run, ticket, write_job
+from orchestrator.dispatch.running.start import Manner
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.scheduling.admission import Limits, default_limits
 from orchestrator.dispatch.scheduling.box import Slot
 from orchestrator.dispatch.scheduling.fusing import Facts
+from orchestrator.dispatch.scheduling.gpus import NoGpu
 from orchestrator.dispatch.scheduling.reasons import name
 from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.slots import Slots
 from orchestrator.dispatch.scheduling.survey import survey
 from orchestrator.dispatch.signals import ended_by
+from orchestrator.dispatch.starter import Starter
 from orchestrator.errors import BadInput, PtqError, RegistryUnusable
 from orchestrator.registry import controls, history, jobs, reservations, runs, workers
-from orchestrator.registry.jobs import Job, Move
+from orchestrator.registry.jobs import Move
 from orchestrator.registry.queue import Waiting
 from orchestrator.registry.runs import Claimant, Run
 from orchestrator.registry.storage.engine import Registry
@@ -60,11 +58,17 @@ REST = 60.0  #: where nobody waits
 Log = Callable[[str], None]
 
 
-class Taken(PtqError):
-    """Somebody has taken a slot outside the queue."""
-
-
 Result = TypeVar("Result")
+
+
+def _heard_or_not(log: Log) -> Log:
+    """A full disk under the log, or a terminal that is gone, is no reason to leave, least of all behind a claim."""
+
+    def say(text: str) -> None:
+        with suppress(OSError, ValueError):
+            log(text)
+
+    return say
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Worker:
     ) -> None:
         """`only`: start none but these jobs. `limits`: how full a run gets. `keep_warm`: seconds an empty one stays."""
         self.registry, self.slots = registry, slots
-        self.log, self.clock, self.only = log, clock, only
+        self.log, self.clock, self.only = _heard_or_not(log), clock, only
         self.how = Manner(
             slots.device,
             threads_per_process(len(slots.names)),
@@ -225,6 +229,7 @@ class Worker:
             seen = survey(
                 conn, self.registry.paths, self._facts,
                 device=self.how.device, policy=self.policy, now=now, host=self.me.host,
+                hosts_too=self._draining is not None,
             )  # fmt: skip
         slots = self.slots.look(seen.held) if seen.waiting else [Slot(name) for name in self.slots.names]
         drained = f"this box's worker is leaving: drained by {self._draining}" if self._draining else ""
@@ -234,8 +239,10 @@ class Worker:
         self._resting = min(resting, default=None)
         for job_id, broken in plan.broken.items():
             self._finish_dependent(waiting[job_id], broken)
-        for run_id in plan.leave:
-            self.log(f"run {run_id}: its base is no longer kept warm, somebody needs the slots")
+        warm = [host.run for host in seen.hosts if host.warm]
+        for run_id in warm if self._draining else plan.leave:
+            why = "this box's worker is leaving" if self._draining else "somebody needs the slots"
+            self.log(f"run {run_id}: its base is no longer kept warm, {why}")
             request_stop(self.registry.paths.run(run_id), "idle")
         for run_id, other in plan.preempt.items():
             self._make_room(run_id, waiting[other])
@@ -244,9 +251,9 @@ class Worker:
                 self._people.start(-job_id, names)
                 continue
             companions = [waiting[other] for other, leader in plan.companions.items() if leader == job_id]
-            self._claim_and_start(waiting[job_id], companions, names, alone=plan.alone.get(job_id, ""))
+            self._starter.start(waiting[job_id], companions, names, alone=plan.alone.get(job_id, ""))
         for job_id, run_id in plan.joins.items():
-            self._claim_and_join(waiting[job_id], run_id)
+            self._starter.join(waiting[job_id], run_id)
         return plan
 
     def _make_room(self, run_id: int, other: Waiting) -> None:
@@ -261,82 +268,6 @@ class Worker:
                 )  # fmt: skip
         request_stop(self.registry.paths.run(run_id), "preempt")
 
-    def _check_still_free(self, names: Collection[str]) -> None:
-        """Just before a claim: nobody has come since the plan was made. Raises Taken; nothing is written then.
-
-        Not inside it: a driver may take its time, and nobody else can write to the registry meanwhile.
-        """
-        for slot in self.slots.look(()):
-            if slot.name in names and not slot.usable:
-                raise Taken(f"{slot.name} was free a moment ago: {slot.taken_by or slot.fault}")
-
-    def _claim_and_start(
-        self, job: Waiting, companions: Sequence[Waiting], names: tuple[str, ...], *, alone: str = ""
-    ) -> None:
-        with self.registry.read() as conn:
-            port = free_port(runs.ports(conn, self.me.host))
-        self._check_still_free(names)
-        with self.registry.write() as conn:
-            claim = runs.claim(
-                conn, job.id, job.attempt, names, self.me, token=uuid.uuid4().hex, at=self.clock(), port=port,
-                alone=alone,
-            )  # fmt: skip
-            if claim is None:
-                return  # cancelled, or taken, since we looked
-            joined = [
-                one for one in companions
-                if runs.join(conn, one.id, one.attempt, claim.run_id, self.me, at=self.clock()) is not None
-            ]  # fmt: skip
-            found = jobs.list_jobs(conn, ids=[one.id for one in (job, *joined)])
-        found.sort(key=lambda one: one.id != job.id)
-        failpoints.reach("worker.claimed")
-        for one in found:
-            self.log(f"job {one.id} ({one.name}): starts on {', '.join(names)} as run {claim.run_id}")
-        ready = [one for one in found if self._folder_is_written(one, claim.token)]
-        try:
-            clear_run_folder(self.registry.paths.run(claim.run_id), claim.run_id, claim.token, say=self.log)
-            pid = start_run(self.registry.paths, ready, claim, names, self.how, key=job.key) if ready else None
-        except Exception as error:
-            for one in ready:
-                self._not_started(one, error)
-            pid = None
-        if pid is not None:
-            self.runs.started(claim.run_id, pid)
-            failpoints.reach("worker.started")
-            return
-        with self.registry.write() as conn:
-            runs.end_run(conn, claim.run_id, exit_record=None, at=self.clock())
-
-    def _claim_and_join(self, job: Waiting, run_id: int) -> None:
-        """What goes wrong after the claim, `Runs.look_after` puts right: it delivers the ticket or requeues the job."""
-        with self.registry.write() as conn:
-            claim = runs.join(conn, job.id, job.attempt, run_id, self.me, at=self.clock())
-            if claim is None:
-                return
-            found = jobs.get_job(conn, job.id)
-        failpoints.reach("worker.joined")
-        self.log(f"job {job.id} ({found.name}): joins run {run_id}")
-        if self._folder_is_written(found, claim.token):
-            ticket(self.registry.paths, found).deliver(self.registry.paths.run(run_id))
-
-    def _folder_is_written(self, job: Job, run: str) -> bool:
-        try:
-            clear_job_folder(self.registry, job, run, actor=self.actor, at=self.clock(), say=self.log)
-            write_job(self.registry.paths, job, run)
-        except Exception as error:
-            self._not_started(job, error)
-            return False
-        return True
-
-    def _not_started(self, job: Job, error: Exception) -> None:
-        self.log(f"job {job.id}: {''.join(traceback.format_exception(error))}")
-        tries = Tries(job.counted_attempts, job.max_attempts)
-        full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-        reason = Reason.DISK_FULL if full else Reason.LAUNCH_FAILED
-        ending = after(reason, f"the run could not be started: {error}", tries)
-        with self.registry.write() as conn:
-            settle(conn, job, ending, actor=self.actor, at=self.clock())
-
     def _finish_dependent(self, job: Waiting, broken: int) -> None:
         with self.registry.write() as conn:
             if jobs.get_job(conn, job.id).state is not JobState.QUEUED:
@@ -348,6 +279,8 @@ class Worker:
     def _idle(self, plan: Plan) -> bool:
         """Nothing runs here and nothing could start: what waits needs something that this worker cannot give."""
         if plan.placements or plan.joins or plan.broken or self._resting is not None:
+            return False
+        if plan.reasons and self._people.hold_slots:  # a reservation ends, and this worker is who ends it
             return False
         return not plan.reasons or not any(slot.taken_by for slot in self.slots.look(()))
 
@@ -364,11 +297,18 @@ class Worker:
             self.registry, host, self.actor,
             users_of=self._users_of, log=self.log, half_life=self.policy.half_life,
         )  # fmt: skip
-        self._people = Reservations(self.registry, self.me, self._check_still_free, log=self.log, clock=self.clock)
+        self._starter = Starter(self.registry, self.slots, self.me, self.how, self.runs, self.log, self.clock)
+        self._people = Reservations(
+            self.registry, self.me, self._starter.check_still_free, log=self.log, clock=self.clock
+        )
 
     def _users_of(self, names: Sequence[str]) -> str:
-        """Who is on these slots, seen from outside the queue."""
-        return "; ".join(slot.taken_by for slot in self.slots.look(()) if slot.name in names and slot.taken_by)
+        """Who is on these slots, seen from outside the queue; a driver that does not answer names nobody."""
+        try:
+            seen = self.slots.look(())
+        except NoGpu:
+            return ""
+        return "; ".join(slot.taken_by for slot in seen if slot.name in names and slot.taken_by)
 
     def _beat(self) -> None:
         with self.registry.write() as conn:

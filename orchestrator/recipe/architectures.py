@@ -7,7 +7,7 @@ _CAUSAL = """
     gemma3_text phi phi3 opt bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 granite cohere codegen xglm smollm3
     glm glm4 nemotron biogpt ctrl openai-gpt exaone4 ernie4_5 gpt_oss
 """
-_SEQ2SEQ = "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers marian m2m_100 blenderbot led"
+_SEQ2SEQ = "bart mbart pegasus pegasus_x t5 mt5 umt5 longt5 switch_transformers m2m_100 blenderbot led"
 _MASKED = """
     bert roberta electra albert distilbert camembert xlm-roberta xlm-roberta-xl deberta deberta-v2 mpnet mobilebert
     longformer big_bird ernie nezha roformer convbert squeezebert modernbert eurobert xlm flaubert

@@ -38,12 +38,12 @@ from orchestrator.weights import tensor_shapes
 
 FORMAT = 1
 #: What reading rows that somebody else wrote may raise.
-DAMAGE: tuple[type[Exception], ...] = (*store.DAMAGE, KeyError, TypeError)
+DAMAGE: tuple[type[Exception], ...] = (*store.DAMAGE, KeyError, TypeError, AttributeError)
 INDEX = "bundle.json"
 _MOST_INDEX = 50_000_000
 _NAME = re.compile(r"(artifacts|datasets)/([0-9a-f]{64})/((?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*)")
-#: Texts are a tokenizer's, beside the weights of an adapted base.
-_KINDS = {"artifacts": (".safetensors", ".json", ".jsonl", ".txt"), "datasets": (".arrow", ".json", ".jsonl")}
+#: Texts are a tokenizer's, and so are templates, beside the weights of an adapted base.
+_KINDS = {"artifacts": (".safetensors", ".json", ".jsonl", ".txt", ".jinja"), "datasets": (".arrow", ".json", ".jsonl")}
 
 
 def write_bundle(registry: Registry, artifact: Artifact, output: Path, *, with_data: bool) -> str:
@@ -51,20 +51,19 @@ def write_bundle(registry: Registry, artifact: Artifact, output: Path, *, with_d
     chain = _chain(registry, artifact)
     records = [_record(registry, one) for one in chain]
     versions = _versions(registry, records) if with_data else []
+    members: dict[str, Path] = {}
     for one in chain:
-        _refuse_faults(one.path, one.ref)
+        members |= _members(f"artifacts/{folder_name(one.digest)}", one.path, one.ref)
     for version in versions:
-        _refuse_faults(version.path, version.ref)
+        members |= _members(f"datasets/{folder_name(version.digest)}", version.path, version.ref)
     index = {"format": FORMAT, "ptq": __version__, "artifact": artifact.digest, "artifacts": records}
     index["datasets"] = [_described(version) for version in versions]
     temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
             file.writestr(INDEX, json.dumps(index, ensure_ascii=False, indent=1))
-            for one in chain:
-                _add_folder(file, f"artifacts/{folder_name(one.digest)}", one.path)
-            for version in versions:
-                _add_folder(file, f"datasets/{folder_name(version.digest)}", version.path)
+            for name, path in members.items():
+                file.write(path, name)
         fsync_file(temporary)
         temporary.rename(output)
         fsync_folder(output.absolute().parent)
@@ -129,16 +128,16 @@ def _described(version: DatasetVersion) -> dict[str, Any]:
     return {name: getattr(version, name) for name in names} | more
 
 
-def _refuse_faults(folder: Path, ref: str) -> None:
+def _members(name: str, folder: Path, ref: str) -> dict[str, Path]:
+    """Name in the bundle -> file. Raises BadInput for what is damaged, and for what would be taken in nowhere."""
     faults = manifest_faults(folder)
     if faults:
         raise BadInput(f"{ref} is damaged: {faults[0]}", where=str(folder), hint="see `ptq doctor`")
-
-
-def _add_folder(file: zipfile.ZipFile, name: str, folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            file.write(path, f"{name}/{path.relative_to(folder).as_posix()}")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    for file in files:
+        if reason := _name_fault(f"{name}/{file}"):
+            raise BadInput(f"{ref} cannot be bundled: {file} {reason}", where=str(folder))
+    return {f"{name}/{file}": path for file, path in files.items()}
 
 
 def _refused(path: Path, reason: str) -> BadInput:
@@ -169,7 +168,11 @@ def _member_fault(member: zipfile.ZipInfo) -> str | None:
         return "is encrypted"
     if member.filename == INDEX:
         return None if member.file_size <= _MOST_INDEX else "is too large"
-    match = _NAME.fullmatch(member.filename)
+    return _name_fault(member.filename)
+
+
+def _name_fault(name: str) -> str | None:
+    match = _NAME.fullmatch(name)
     if match is None:
         return "is not a name in a bundle"
     if not match[3].endswith(_KINDS[match[1]]):
@@ -256,6 +259,9 @@ def _check_rows(folder: Path, record: Mapping[str, Any], path: Path) -> None:
         if {f"{split}.arrow" for split in record["splits"]} != {file.name for file in folder.glob("*.arrow")}:
             raise ValueError("other splits than files")
         digest = store.digest_of(folder, list(record["fields"]), list(record["splits"]))
+        _staged_rows(folder, record, path)
+        if any(store.count_rows(folder, split) != rows for split, rows in record["splits"].items()):
+            raise ValueError("other numbers of rows")
     except DAMAGE as error:
         raise _refused(path, f"the rows of {record.get('name')!r} cannot be read") from error
     if digest != record["digest"]:
@@ -281,10 +287,20 @@ def _keep(registry: Registry, folder: Path, index: Mapping[str, Any], path: Path
 def _keep_rows(
     registry: Registry, folder: Path, record: Mapping[str, Any], path: Path, *, user: str, now: float
 ) -> None:
+    staged, notes = _staged_rows(folder, record, path)
+    add_version(registry, str(record["name"]), staged, user=user, now=now, notes=notes)
+
+
+def _staged_rows(folder: Path, record: Mapping[str, Any], path: Path) -> tuple[Staged, Notes]:
+    """As the index describes them; raises ValueError, TypeError, KeyError or AttributeError where it makes no sense."""
     source = {"bundle": str(path.absolute()), "of": record.get("source")}
     splits = {str(name): int(rows) for name, rows in record["splits"].items()}
     bad = int(record.get("bad_rows", 0))
     statistics = record.get("statistics")
+    words = [record.get("licence"), record.get("origin"), *(record.get("tags") or ()), *record["fields"]]
+    if not all(word is None or isinstance(word, str) for word in words):
+        raise TypeError("a licence, origin, tag or field that is no text")
+    if not isinstance(statistics, dict | None):
+        raise TypeError("statistics that are no table")
     staged = Staged(folder, record["digest"], tuple(record["fields"]), splits, bad, source, statistics)
-    notes = Notes(record.get("licence"), record.get("origin"), tuple(record.get("tags") or ()))
-    add_version(registry, str(record["name"]), staged, user=user, now=now, notes=notes)
+    return staged, Notes(record.get("licence"), record.get("origin"), tuple(record.get("tags") or ()))

@@ -123,15 +123,17 @@ def add_jobs(
     `reproduces`: the job that they repeat.
     """
     ids = []
+    succeeded = set(after)
+    before = list(dict.fromkeys((*after, *after_any)))
     for job in new:
         row = {**vars(job), "recipe": dict(job.recipe), "base": dict(job.base)}
         row |= {"token": uuid.uuid4().hex, "group_id": group_id, "user": user, "uid": uid}
         row |= {"command": list(command), "submitted_at": at}
         row |= {"state": JobState.QUEUED.value, "attempt": 0, "counted_attempts": 0, "step": 0, "events_offset": 0}
         job_id = _new_id(conn.execute(insert(jobs).values(row)).inserted_primary_key)
-        for other in dict.fromkeys((*after, *after_any)):
-            edge = {"job_id": job_id, "after_id": other, "any_end": other not in after}
-            conn.execute(insert(dependencies).values(edge))
+        if before:
+            edges = [{"job_id": job_id, "after_id": other, "any_end": other not in succeeded} for other in before]
+            conn.execute(insert(dependencies), edges)
         facts = {"after": list(after), "after_any": list(after_any), "reproduces": reproduces}
         detail = {key: value for key, value in facts.items() if value}
         record(conn, job_id, 0, at, f"user:{user}", JobState.QUEUED, detail)

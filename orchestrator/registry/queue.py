@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, case, func, or_, select, update
+from sqlalchemy import Connection, and_, case, func, not_, or_, select, update
 from sqlalchemy.engine import Row
 
 from orchestrator.cost import Cost, Load
 from orchestrator.registry.history import record
 from orchestrator.registry.storage.ids import among
 from orchestrator.registry.storage.tables import dependencies, groups, jobs
-from orchestrator.states import JobState
+from orchestrator.states import JobResult, JobState
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Waiting:
     attempt: int
     priority: int
     slots: int
-    after: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()  #: but for those whose end it need not wait for any more
     step: int = 0
     counted_attempts: int = 0
     max_attempts: int = 1
@@ -61,21 +61,33 @@ def waiting_jobs(conn: Connection, *, gain: float = 0.0, deep: int | None = None
     query = select(*columns).where(of_queued)
     if deep is not None:
         kept = case((or_(jobs.c.paused_by.is_not(None), _waits_for_another()), 1), else_=0)
+        had_no_turn = case((jobs.c.attempt == 0, 1), else_=0)  # the others go on first: see dispatch.scheduling.line
         place = func.row_number().over(
-            partition_by=(jobs.c.user, jobs.c.group_id), order_by=(kept, since * gain - jobs.c.priority, jobs.c.id)
+            partition_by=(jobs.c.user, jobs.c.group_id),
+            order_by=(kept, had_no_turn, since * gain - jobs.c.priority, jobs.c.id),
         )
         line = select(jobs.c.id, place.label("place")).where(of_queued).subquery()
         query = query.join(line, line.c.id == jobs.c.id).where(line.c.place <= deep)
     rows = conn.execute(query.order_by(jobs.c.id)).all()
     if not rows:
         return []
-    edges = select(dependencies).join(jobs, dependencies.c.job_id == jobs.c.id).where(of_queued)
     after: dict[int, list[Any]] = {}
-    for edge in conn.execute(edges.order_by(dependencies.c.after_id)):
+    for edge in conn.execute(_edges_that_count([row.id for row in rows])):
         after.setdefault(edge.job_id, []).append(edge)
     capped = select(groups.c.id, groups.c.at_once).where(groups.c.at_once.is_not(None))
     caps = {row.id: row.at_once for row in conn.execute(capped)}
     return [_waiting(row, after.get(row.id, ()), caps.get(row.group)) for row in rows]
+
+
+def _edges_that_count(ids: Sequence[int]) -> Any:
+    """Without those that nobody waits for any more: a job may come after a thousand others."""
+    other = jobs.alias()
+    ended_well = and_(
+        other.c.state == JobState.FINISHED.value,
+        or_(dependencies.c.any_end, other.c.result == JobResult.SUCCEEDED.value),
+    )
+    found = select(dependencies).join(other, dependencies.c.after_id == other.c.id)
+    return found.where(among(dependencies.c.job_id, ids), not_(ended_well)).order_by(dependencies.c.after_id)
 
 
 def _waits_for_another() -> Any:

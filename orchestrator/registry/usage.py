@@ -25,8 +25,9 @@ def charge(conn: Connection, shares: Iterable[tuple[str, float]], *, half_life: 
         if row is None:
             conn.execute(insert(usage).values(user=user, seconds=seconds, at=at))
             continue
-        # A clock that was set back takes nothing away, and does not decay anything twice when it is put right.
-        moment = max(at, row.at)
+        # A clock that was set back takes nothing away, and does not decay anything twice when it is put right. One that
+        # had jumped further ahead than a half-life was wrong then: waiting for that day would decay nothing until it.
+        moment = at if row.at - at > half_life else max(at, row.at)
         kept = decayed(row.seconds, moment - row.at, half_life)
         conn.execute(update(usage).where(usage.c.user == user).values(seconds=kept + seconds, at=moment))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,6 +66,7 @@ def evaluate(
         except Exception as error:
             if not may_tell(processes, error) or processes.sharded:
                 raise
+            traceback.clear_frames(error.__traceback__)
             fault = error  # the other ranks, which do not see this row, have to hear of it
     found = _everybodys(written, processes, fault)
     _keep([one for one in kept if one.final], known, found, processes)

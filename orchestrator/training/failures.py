@@ -65,6 +65,7 @@ def met_by_all(processes: Processes, *, forwards: bool = False) -> Iterator[None
     except Exception as error:
         if not may_tell(processes, error, forwards=forwards):
             raise
+        traceback.clear_frames(error.__traceback__)  # they hold the forward's memory, and this error holds them
         found = error
     if processes.world > 1:
         hear(processes.gather(tell(found)), found)

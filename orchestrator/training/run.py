@@ -165,6 +165,8 @@ class Run:
                 Path(base.path),
                 kind=cast(Kind, base.kind),
                 dtype=recipe.base.dtype,
+                # DeepSpeed makes a sharded base where it stays, and its engine does not move one back.
+                device=self.processes.device if self.processes.zero == 3 else "cpu",
                 trust_remote_code=recipe.base.trust_remote_code and load_settings().allow_remote_code,
             )
         place(host, self.processes)

@@ -27,6 +27,7 @@ from orchestrator.tuning.rows import Row, RowBatch
 #: Padded bases: a further forward and backward where it saves so many tokens of padding. It costs 10 to 20 ms on a CPU,
 #: a token of the smallest base 0.05.
 TOKENS_WORTH_A_FORWARD = 512
+BUCKET = 1 << 23  #: numbers of a gradient that are summed over the ranks at once: 64 MiB in float64
 
 
 @dataclass
@@ -314,7 +315,7 @@ def _base_mode(host: BaseHost, job: TrainedJob, which: tuple[int, int], processe
 
 
 def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, full: bool, broken: bool) -> tuple[bool, bool]:
-    """All jobs' gradients and losses in one flat buffer, one all-reduce; whether any rank's was full, or broke."""
+    """All jobs' gradients and losses, in one all-reduce or few; whether any rank's was full, or broke."""
     parameters = [p for w in work for p in w.job.parameters]
     for parameter in parameters:
         if parameter.grad is None:
@@ -323,15 +324,40 @@ def _sum_over_ranks(work: Sequence[Work], processes: Processes, *, full: bool, b
         return full, broken
     told = torch.tensor([float(full), float(broken), *(float(w.unfit) for w in work)], dtype=torch.float64)
     losses = torch.stack([torch.as_tensor(w.loss, dtype=torch.float64, device=processes.device) for w in work])
-    gradients = [p.grad.flatten().to(torch.float64) for p in parameters if p.grad is not None]
-    flat = torch.cat([*gradients, told.to(processes.device), losses])
-    processes.sum_(flat)
-    at = 0
-    for parameter in parameters:
-        assert parameter.grad is not None
-        parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
-        at += parameter.numel()
-    anybody_full, anybody_broken, *rest = flat[at:].tolist()
+    *buckets, last = _buckets(parameters)
+    for bucket in buckets:
+        _sum_bucket(bucket, processes)
+    anybody_full, anybody_broken, *rest = _sum_bucket(last, processes, told.to(processes.device), losses).tolist()
     for number, w in enumerate(work):
         w.unfit, w.loss = rest[number] > 0, rest[len(work) + number]
     return anybody_full > 0, anybody_broken > 0
+
+
+def _buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Flat views of all gradients, in lists of at most `BUCKET` numbers each; one list at least.
+
+    Prompts are one bucket. A whole base in float64 would take eight bytes a weight, twice, on several GPUs only.
+    """
+    found: list[list[Tensor]] = [[]]
+    room = BUCKET
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.contiguous()
+        for piece in parameter.grad.view(-1).split(BUCKET):
+            if piece.numel() > room:
+                found.append([])
+                room = BUCKET
+            found[-1].append(piece)
+            room -= piece.numel()
+    return found
+
+
+def _sum_bucket(bucket: Sequence[Tensor], processes: Processes, *more: Tensor) -> Tensor:
+    """Replace each piece by its sum over all ranks, computed in float64; the sum of `more`."""
+    flat = torch.cat([piece.to(torch.float64) for piece in (*bucket, *more)])
+    processes.sum_(flat)
+    at = 0
+    for piece in bucket:
+        piece.copy_(flat[at : at + piece.numel()])
+        at += piece.numel()
+    return flat[at:]

@@ -31,6 +31,7 @@ from orchestrator.tuning import injection, rotary, varlen
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.injection import Injector, Site
 from orchestrator.tuning.prompt import Prompt
+from orchestrator.tuning.scaling import scale_of
 from orchestrator.weights import weight_files
 
 Kind = Literal["causal", "seq2seq", "masked"]
@@ -170,13 +171,23 @@ class BaseHost:
         return found[names[0]].to(self.device), found[names[1]].to(self.device)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[B, S] ids -> [B, S, H] input embeddings, through the module, so that ZeRO-3's hooks gather its weights."""
-        return self.model.get_input_embeddings()(ids.to(self.device))
+        """[B, S] ids -> [B, S, H] input embeddings as the layers see them, but for positions.
+
+        Through the module, so that ZeRO-3's hooks gather its weights.
+        """
+        found = self.model.get_input_embeddings()(ids.to(self.device))
+        return found if self.embedding_scale == 1.0 else found * self.embedding_scale
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """See `scaling`. Found, like the injector, by tiny forwards on all ranks."""
+        ids = torch.tensor([[3, 4, 5]], device=self.device) % self.vocab_size
+        return scale_of(self.body, self.model.get_input_embeddings(), ids, config=self.model.config)
 
     def set_dropout(self, on: bool) -> None:
         """The base's own dropout; off from the start."""
         # Both are found by forwards, which must neither see dropout nor use up random numbers.
-        _ = self.injector, self.first_position
+        _ = self.injector, self.first_position, self.embedding_scale
         self.model.train(on)
 
     def set_checkpointing(self, on: bool) -> None:
@@ -205,7 +216,8 @@ class BaseHost:
             name: Any = "cross" if own == "decoder" and self.kind == "seq2seq" and call.key.shape[2] == 3 else own
             layer = counts.get(name, 0)
             counts[name] = layer + 1
-            found.append((call.module, Site(name, layer, call.key.shape[1], call.key.shape[3])))
+            shape = (call.key.shape[1], call.key.shape[3], call.value.shape[3])
+            found.append((call.module, Site(name, layer, *shape)))
         return Injector(found)
 
     def record(self, ids: Tensor, decoder_ids: Tensor | None = None) -> list[injection.Call]:

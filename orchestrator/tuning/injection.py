@@ -39,7 +39,8 @@ class Site:
     name: SiteName
     layer: int  #: counts the layers of the same name
     kv_heads: int
-    head_dim: int
+    head_dim: int  #: of keys
+    value_dim: int
 
 
 class Call(NamedTuple):

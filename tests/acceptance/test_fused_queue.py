@@ -223,10 +223,10 @@ def test_cancelling_all_jobs_of_a_run_ends_one_that_does_not_listen(box: Box, mo
 
     spawn = start.spawn_supervisor
 
-    def impatient(run: Any, spec: Any, command: Any) -> int:
+    def impatient(run: Any, spec: Any, *rest: Any) -> int:
         spec = replace(spec, grace_seconds=0.5)
         spec.write(run.spec)
-        return spawn(run, spec, command)
+        return spawn(run, spec, *rest)
 
     monkeypatch.setattr(start, "spawn_supervisor", impatient)
     [hangs] = add_jobs(box.registry, behaviour="hang", steps=50)
@@ -248,10 +248,10 @@ def test_a_run_that_hangs_is_ended_when_the_time_of_its_longest_job_is_over(
 
     spawn = start.spawn_supervisor
 
-    def impatient(run: Any, spec: Any, command: Any) -> int:
+    def impatient(run: Any, spec: Any, *rest: Any) -> int:
         spec = replace(spec, grace_seconds=0.5)
         spec.write(run.spec)
-        return spawn(run, spec, command)
+        return spawn(run, spec, *rest)
 
     monkeypatch.setattr(start, "spawn_supervisor", impatient)
     [hangs] = add_jobs(box.registry, behaviour="hang", steps=50, time_limit=1.0)

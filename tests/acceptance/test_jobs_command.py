@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import sqlalchemy as sa
-from box import Box
+from box import PTQ, Box
 from queue_helpers import add_jobs, open_registry
 
 from orchestrator.registry import jobs as job_table
@@ -97,3 +99,14 @@ def test_curves_in_the_terminal(box: Box) -> None:
     assert lines[-1].split() == ["1", "59", "step"]
     assert json.dumps("validation bleu")[1:-1] in box.ok("plot", "1", "2", "--metric", "bleu")
     assert box.run("plot", "1", "--metric", "x").returncode == 2
+
+
+@pytest.mark.parametrize("verb", [("jobs",), ("jobs", "--json"), ("events", "1")])
+def test_a_reader_that_leaves_early_is_no_error(box: Box, verb: tuple[str, ...]) -> None:
+    """`ptq jobs | head`, in a script with pipefail."""
+    read, write = os.pipe()
+    os.close(read)
+    env = {**os.environ, "PTQ_HOME": str(box.home)}
+    done = subprocess.run([*PTQ, *verb], stdout=write, stderr=subprocess.PIPE, text=True, env=env, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,7 @@ processes on cards that a file stands for."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -55,7 +56,8 @@ class Box:
 
     def worker(self, *options: str) -> subprocess.Popen[str]:
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.started.append(subprocess.Popen([*WORKER, *options], text=True, **pipes))
+        env = {**os.environ, "PTQ_HOME": str(self.home)}
+        self.started.append(subprocess.Popen([*WORKER, *options], text=True, env=env, **pipes))
         return self.started[-1]
 
     def until(self, job: int, state: JobState, *, step: int = 0) -> jobs.Job:
@@ -68,6 +70,18 @@ class Box:
     def spec(self, job: jobs.Job) -> dict[str, Any]:
         return dict(read_json(self.registry.paths.run(job.run_id or 0).spec))
 
+    def close(self) -> None:
+        for worker in self.started:
+            worker.kill()
+            worker.wait()
+            assert worker.stdout is not None
+            worker.stdout.close()
+        with self.registry.read() as conn:
+            tokens = [run.token for job in jobs.list_jobs(conn) if (run := runs.get_run(conn, job.run_id or 0))]
+        for token in tokens:
+            processes.kill_until_gone(lambda token=token: processes.members(token), timeout=10)  # type: ignore[misc]
+        self.registry.close()
+
 
 @pytest.fixture
 def box(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
@@ -76,16 +90,16 @@ def box(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     monkeypatch.setenv("PTQ_USER", "ada")
     made.has({})
     yield made
-    for worker in made.started:
-        worker.kill()
-        worker.wait()
-        assert worker.stdout is not None
-        worker.stdout.close()
-    with made.registry.read() as conn:
-        tokens = [run.token for job in jobs.list_jobs(conn) if (run := runs.get_run(conn, job.run_id or 0))]
-    for token in tokens:
-        processes.kill_until_gone(lambda token=token: processes.members(token), timeout=10)  # type: ignore[misc]
-    made.registry.close()
+    made.close()
+
+
+@pytest.fixture
+def neighbour(box: Box) -> Iterator[Box]:
+    """Another home on the same box, with the same cards."""
+    (box.home.parent / "neighbour").mkdir()
+    made = Box(box.home.parent / "neighbour")
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -118,6 +132,37 @@ def test_a_card_that_somebody_uses_by_hand_is_left_alone_until_it_is_free(box: B
     job = box.until(pair, JobState.FINISHED)
     assert job.result is JobResult.SUCCEEDED
     assert sorted(box.spec(job)["gpus"]) == ["GPU-a", "GPU-b"]
+
+
+def test_a_card_that_a_run_of_another_home_was_just_given_is_left_alone(box: Box, neighbour: Box, ptq: Any) -> None:
+    """A driver shows who is on a card once he has made his context there, seconds after he was given it."""
+    box.has({"uuid": "GPU-a"})
+    [first] = add_jobs(neighbour.registry, behaviour="held", fuse="never")
+    neighbour.worker()
+    neighbour.until(first, JobState.RUNNING, step=1)
+    [second] = add_jobs(box.registry, steps=5)
+    box.worker()
+    wait_until(lambda: "another PTQ_HOME" in ptq("status"), what="a reason")
+    assert get(box.registry, second).attempt == 0
+    for worker in neighbour.started:  # the run goes on without its worker, and keeps its card
+        worker.kill()
+        worker.wait()
+    assert "another PTQ_HOME" in ptq("status")
+    let_go(neighbour.registry, first)
+    assert box.until(second, JobState.FINISHED).result is JobResult.SUCCEEDED
+
+
+def test_a_worker_whose_log_cannot_be_written_stays_at_work(box: Box) -> None:
+    box.has({"uuid": "GPU-a"})
+    [job_id] = add_jobs(box.registry, steps=2)
+
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    command = lambda spec, paths: [sys.executable, str(FAKE_TRAINING), str(paths.root)]  # noqa: E731
+    slots = GpuSlots(source=gpu_source(load_settings()))
+    Worker(box.registry, slots, command=command, log=full).work(until_idle=True)
+    assert (get(box.registry, job_id).result, get(box.registry, job_id).attempt) == (JobResult.SUCCEEDED, 1)
 
 
 def test_who_comes_between_the_plan_and_the_claim_keeps_the_card_and_costs_no_try(box: Box) -> None:
@@ -268,6 +313,15 @@ def test_a_drained_worker_ends_what_runs_and_leaves(box: Box, ptq: Any) -> None:
     assert get(box.registry, running).result is JobResult.SUCCEEDED
     assert get(box.registry, waiting).state is JobState.QUEUED
     assert "no worker is at work" in ptq("worker", "--drain", code=3)
+
+
+def test_a_drained_worker_does_not_wait_for_a_base_that_it_keeps_warm(box: Box, ptq: Any) -> None:
+    [done] = add_jobs(box.registry, steps=2)
+    worker = box.worker("warm")
+    box.until(done, JobState.FINISHED)
+    ptq("worker", "--drain")
+    said, _ = worker.communicate(timeout=40)
+    assert "its base is no longer kept warm, this box's worker is leaving" in said
 
 
 def test_turns_a_long_job_makes_room_and_goes_on_where_it_was(box: Box) -> None:

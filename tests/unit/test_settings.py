@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import BadInput
 from orchestrator.settings import load_settings, training_environment, without_secrets
 
 
@@ -21,6 +23,28 @@ def test_home_is_the_variable_else_the_nearest_registry_else_here(tmp_path: Path
     assert load_settings({"PTQ_HOME": str(deep)}, tmp_path).home == deep
     assert load_settings({"PTQ_HOME": ""}, deep).home == tmp_path
     assert not (tmp_path / "a" / "b" / "jobs").exists()
+
+
+def test_a_strangers_registry_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder above that others may write to; where a group shares it, its mode says so."""
+    deep = tmp_path / "a"
+    deep.mkdir()
+    (tmp_path / "registry.db").touch()
+    owner = (tmp_path / "registry.db").stat().st_uid
+    if owner == 0:  # root's is everybody's
+        os.chown(tmp_path / "registry.db", 4711, -1)
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert load_settings({"PTQ_USER": "x"}, deep).home == deep
+    assert load_settings({"PTQ_USER": "x", "PTQ_HOME": str(tmp_path)}, deep).home == tmp_path
+    tmp_path.chmod(0o2770)
+    assert load_settings({}, deep).home == tmp_path
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1e999", "x"])
+@pytest.mark.parametrize("name", ["PTQ_GRACE", "PTQ_RUN_MEMORY", "PTQ_THREADS"])
+def test_numbers_that_are_none_are_refused(name: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="not a number"):
+        load_settings({name: value}, tmp_path)
 
 
 def test_home_keeps_links_and_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,8 +94,10 @@ def _line(texts: Sequence[str]) -> str:
 
 
 def _csv(cells: Sequence[str], shape: Shape) -> str:
+    if shape == "tsv":  # as it is read: a quote is text, and a cell has neither tabs nor line breaks
+        return "\t".join(" ".join(str(cell).replace("\t", " ").splitlines()) for cell in cells) + "\n"
     line = io.StringIO()
-    csv.writer(line, delimiter="\t" if shape == "tsv" else ",", lineterminator="\n").writerow(cells)
+    csv.writer(line, lineterminator="\n").writerow(cells)
     return line.getvalue()
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from orchestrator.dispatch.running.launcher import LaunchCommand, free_port, run_environment
 from orchestrator.dispatch.running.places import own_job_folder
@@ -34,11 +35,19 @@ class Manner:
 
 
 def start_run(
-    paths: HomePaths, found: Sequence[Job], claim: Claim, slots: Sequence[str], how: Manner, *, key: str | None
+    paths: HomePaths,
+    found: Sequence[Job],
+    claim: Claim,
+    slots: Sequence[str],
+    how: Manner,
+    *,
+    key: str | None,
+    held: Sequence[int] = (),
 ) -> int:
     """Start the supervisor of a run with these jobs, whose folders are written (`write_job`); its pid.
 
     `key`: jobs with this one may join it; None: nobody may, for example because its job is suspected of crashes.
+    `held`: descriptors that the run's processes inherit (`cards.holding`).
     """
     spec = run_spec(paths, found, claim, slots, how, key=key)
     run = paths.run(claim.run_id)
@@ -47,7 +56,7 @@ def start_run(
         write_json(run.joined / ticket(paths, job).name, asdict(ticket(paths, job)))
     if spec.fuse_key is not None:
         run.inbox.mkdir(parents=True, exist_ok=True)
-    return spawn_supervisor(run, spec, how.command(spec, run))
+    return spawn_supervisor(run, spec, how.command(spec, run), held)
 
 
 def write_job(paths: HomePaths, job: Job, run: str) -> None:
@@ -110,7 +119,7 @@ def _calibration(paths: HomePaths, job: Job, how: Manner) -> str | None:
     return str(paths.calibration(cost_name(submitted, model=how.model, threads=how.threads)))
 
 
-def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str]) -> int:
+def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str], held: Sequence[int] = ()) -> int:
     """A process in its own session, so that neither Ctrl-C nor the end of this process reaches it.
 
     -P: no module is taken from the folder in which the worker happens to run.
@@ -118,9 +127,11 @@ def spawn_supervisor(run: RunPaths, spec: RunSpec, command: Sequence[str]) -> in
     arguments = [sys.executable, "-P", "-m", "orchestrator.dispatch.running.supervisor", str(run.root), *command]
     environment = training_environment(**run_environment(spec), **{TOKEN: spec.token})
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    actions: list[tuple[int, int, str, int, int]] = [
+    actions: list[Any] = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(run.log), append, 0o644),
         (os.POSIX_SPAWN_OPEN, 2, str(run.log), append, 0o644),
     ]
+    above = max(held, default=0) + 1  # a copy by dup2 is inherited, also by what the supervisor starts
+    actions += [(os.POSIX_SPAWN_DUP2, one, above + number) for number, one in enumerate(held)]
     return os.posix_spawn(arguments[0], arguments, environment, file_actions=actions, setsid=True)

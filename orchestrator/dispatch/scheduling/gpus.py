@@ -6,13 +6,15 @@ left behind. `FakeGpus` reads the same facts from a file, for tests and for tryi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.running import cards, processes
 from orchestrator.errors import BadInput
 from orchestrator.settings import Settings
 
@@ -38,6 +40,8 @@ class Gpu:
     processes: tuple[GpuProcess, ...] = ()
     utilisation: int | None = None  #: percent of the last moments; None: the card does not say
     fault: str = ""  #: why it should not be used, as the driver says
+    claim: str = ""  #: by which a run of any home on this box holds it (`running.cards`)
+    given: bool = False  #: a run does
 
     @property
     def slot(self) -> str:
@@ -46,7 +50,7 @@ class Gpu:
 
 class GpuSource(Protocol):
     def look(self) -> list[Gpu]:
-        """All GPUs, by index, as they are now. Raises NoGpu where there is none."""
+        """All GPUs that answer, by index, as they are now. Raises NoGpu where there is none."""
         ...
 
 
@@ -77,6 +81,8 @@ def used_by(gpu: Gpu) -> str:
     strangers = [process for process in gpu.processes if not process.run]
     if strangers:
         return "; ".join(_describe(process) for process in strangers)
+    if gpu.given:
+        return "a run of another PTQ_HOME"
     if gpu.used_bytes > UNSEEN_BYTES and not gpu.processes:
         return f"a process that cannot be seen from here, {_gigabytes(gpu.used_bytes)}"
     return ""
@@ -113,14 +119,11 @@ class Nvml:
         except pynvml.NVMLError as error:
             raise NoGpu(f"no GPU found ({error})", hint=hint) from error
         try:
-            found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return _those_that_answer(pynvml, hint)
         except pynvml.NVMLError as error:
             raise NoGpu(f"the GPUs do not answer ({error})", hint="look at `nvidia-smi`") from error
         finally:
             pynvml.nvmlShutdown()
-        if not found:
-            raise NoGpu("no GPU found", hint=hint)
-        return found
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,24 @@ class FakeGpus:
     def _gpu(self, index: int, raw: dict[str, Any]) -> Gpu:
         here = tuple(GpuProcess(**{"user": "", "bytes": None, **one}) for one in raw.get("processes", ()))
         usual = {"index": index, "uuid": f"GPU-fake-{index}", "name": "fake", "memory_bytes": 80 << 30, "used_bytes": 0}
-        return Gpu(**{**usual, **raw, "processes": here})
+        made = Gpu(**{**usual, **raw, "processes": here})
+        claim = f"{hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]} {made.slot}"
+        return replace(made, claim=claim, given=cards.is_held(claim))
+
+
+def _those_that_answer(nvml: Any, hint: str) -> list[Gpu]:
+    """A card that has fallen off the bus is still counted, and every call on it fails: the others are sound."""
+    found, silent = [], None
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            found.append(_gpu(nvml, index))
+        except nvml.NVMLError as error:
+            silent = error
+    if not found and silent is not None:
+        raise silent
+    if not found:
+        raise NoGpu("no GPU found", hint=hint)
+    return found
 
 
 def _gpu(nvml: Any, index: int) -> Gpu:
@@ -154,8 +174,9 @@ def _gpu(nvml: Any, index: int) -> Gpu:
     )
     uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
     return Gpu(
-        index, uuid, name, int(memory.total), int(memory.used), found, _utilisation(nvml, handle), _fault(nvml, handle)
-    )
+        index, uuid, name, int(memory.total), int(memory.used), found, _utilisation(nvml, handle), _fault(nvml, handle),
+        f"gpu:{uuid}", cards.is_held(f"gpu:{uuid}"),
+    )  # fmt: skip
 
 
 def _memory(nvml: Any, handle: Any) -> Any:

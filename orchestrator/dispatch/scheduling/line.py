@@ -17,7 +17,7 @@ users' first ones. Shares change while the plan is made: who has just been given
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from orchestrator.registry.queue import Waiting
 from orchestrator.settings import Policy
@@ -34,9 +34,10 @@ class Line:
         holding: Mapping[str, float],
         policy: Policy,
         now: float,
+        may_start: Callable[[Waiting], bool] = lambda _job: True,
     ) -> None:
-        """`usage`: user -> decayed slot-seconds; `holding`: user -> slots held now."""
-        self._policy, self._now = policy, now
+        """`usage`: user -> decayed slot-seconds; `holding`: user -> slots held now. `may_start`: if slots are free."""
+        self._policy, self._now, self._may_start = policy, now, may_start
         self._used = {user: max(0.0, seconds) for user, seconds in usage.items()}
         self._all_used = sum(self._used.values())
         for user, slots in holding.items():
@@ -84,12 +85,13 @@ class Line:
 
     def _points_of(self, waiting: Sequence[Waiting]) -> dict[int, float]:
         """A user's jobs of one class change places among themselves: one that had a turn already goes on before another
-        begins, and takes over the age of the one that it passes."""
-        alike: dict[tuple[str, int], list[Waiting]] = {}
+        begins, and takes over the age of the one that it passes. Only those that wait for nothing but slots do: with
+        the age of one that waits for it, a job that has just made room for somebody would be back at once."""
+        alike: dict[tuple[str, int, int], list[Waiting]] = {}
         for job in waiting:
-            alike.setdefault((job.user, job.priority), []).append(job)
+            alike.setdefault((job.user, job.priority, 0 if self._may_start(job) else job.id), []).append(job)
         points: dict[int, float] = {}
-        for (_, priority), jobs in alike.items():
+        for (_, priority, _), jobs in alike.items():
             # A clock that was set back makes nobody younger than new.
             ages = sorted((max(0.0, self._now - job.since) for job in jobs), reverse=True)
             jobs.sort(key=lambda job: (job.attempt == 0, job.since, job.id < 0, abs(job.id)))

@@ -99,7 +99,7 @@ class _Planner:
         for group in (group for host in hosts for group in host.groups):
             self.in_groups[group] = self.in_groups.get(group, 0) + 1
         self.started: list[tuple[Waiting, int]] = []  #: placed in this plan, with their slots
-        self.line = Line(waiting, usage, self.holding, policy, now)
+        self.line = Line(waiting, usage, self.holding, policy, now, self._waits_for_slots_alone)
         self.first: Waiting | None = None
         self.window = _Window(math.inf, 0)
 
@@ -163,6 +163,9 @@ class _Planner:
     def _count(self, job: Waiting) -> None:
         if job.group is not None:
             self.in_groups[job.group] = self.in_groups.get(job.group, 0) + 1
+
+    def _waits_for_slots_alone(self, job: Waiting) -> bool:
+        return _broken(job, self.endings) is None and self._never(job) is None and not self._kept(job)
 
     def _never(self, job: Waiting) -> str | None:
         """Why the job cannot run however long it waits; None: it can."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.dispatch.running import cards
 from orchestrator.dispatch.scheduling.box import Slot
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, Nvml, fault_of, pick, used_by
 from orchestrator.errors import BadInput
@@ -29,6 +31,10 @@ class Slots(Protocol):
 
     def look(self, held: Collection[str]) -> list[Slot]:
         """Every slot as it is now. What uses a slot in `held` is a job of ours."""
+        ...
+
+    def holding(self, names: Sequence[str]) -> AbstractContextManager[list[int]]:
+        """Descriptors that keep these slots from all other homes (`running.cards`). Raises `cards.Held`."""
         ...
 
 
@@ -55,6 +61,9 @@ class CpuSlots:
     def look(self, held: Collection[str]) -> list[Slot]:
         return [Slot(name) for name in self.names]
 
+    def holding(self, names: Sequence[str]) -> AbstractContextManager[list[int]]:
+        return nullcontext([])
+
 
 class GpuSlots:
     def __init__(self, indices: Sequence[int] | None = None, source: GpuSource | None = None) -> None:
@@ -76,6 +85,9 @@ class GpuSlots:
     def look(self, held: Collection[str]) -> list[Slot]:
         seen = {gpu.slot: gpu for gpu in self._source.look()}
         return [slot_of(name, seen.get(name), held=name in held) for name in self.names]
+
+    def holding(self, names: Sequence[str]) -> AbstractContextManager[list[int]]:
+        return cards.holding([gpu.claim for gpu in self._gpus if gpu.slot in names and gpu.claim])
 
 
 def slot_of(name: str, gpu: Gpu | None, *, held: bool) -> Slot:

@@ -138,4 +138,6 @@ def uniform_groups(host: BaseHost) -> dict[str, list[Site]]:
     for sites in groups.values():
         if len({(site.kv_heads, site.head_dim) for site in sites}) > 1:
             raise MethodDoesNotFit(f"the attention layers of {what} differ in their shapes", where="method.type")
+        if any(site.value_dim != site.head_dim for site in sites):
+            raise MethodDoesNotFit(f"keys and values of {what} differ in width", where="method.type")
     return groups

@@ -18,8 +18,18 @@ from queue_helpers import open_registry
 
 from orchestrator.cli import box
 from orchestrator.cli.main import main
+from orchestrator.dispatch.running import cards
 from orchestrator.dispatch.running.launcher import run_environment, threads_per_process, training_command
-from orchestrator.dispatch.scheduling.gpus import Gpu, GpuProcess, NoGpu, Nvml, driver_version, gpu_source, used_by
+from orchestrator.dispatch.scheduling.gpus import (
+    FakeGpus,
+    Gpu,
+    GpuProcess,
+    NoGpu,
+    Nvml,
+    driver_version,
+    gpu_source,
+    used_by,
+)
 from orchestrator.dispatch.scheduling.slots import CpuSlots, GpuSlots
 from orchestrator.errors import BadInput
 from orchestrator.jobspec import RunSpec
@@ -58,6 +68,39 @@ def test_a_gpu_that_falls_off_the_bus_is_not_free() -> None:
     nvml.gpus.pop(0)
     assert slots.look(())[0].fault == "it does not answer"
     assert not slots.look(())[0].usable
+
+
+def test_of_the_cards_that_the_driver_counts_those_that_answer_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handle(index: int) -> int:
+        if index in silent:
+            raise DriverError("GPU is lost")
+        return index
+
+    monkeypatch.setitem(sys.modules, "pynvml", Driver())
+    monkeypatch.setattr(Driver, "nvmlDeviceGetCount", lambda _self: 3, raising=False)
+    monkeypatch.setattr(Driver, "nvmlDeviceGetHandleByIndex", lambda _self, index: handle(index), raising=False)
+    monkeypatch.setattr(Driver, "nvmlDeviceGetUUID", lambda _self, index: f"GPU-{index}", raising=False)
+    silent = {1}
+    assert [gpu.slot for gpu in Nvml().look()] == ["gpu:GPU-0", "gpu:GPU-2"]
+    silent = {0, 1, 2}
+    with pytest.raises(NoGpu, match="the GPUs do not answer"):
+        Nvml().look()
+
+
+def test_a_run_of_another_home_has_the_card(tmp_path: Path) -> None:
+    path = tmp_path / "gpus.json"
+    path.write_text('[{"uuid": "GPU-a"}, {"uuid": "GPU-b"}]')
+    ours, theirs = GpuSlots(source=FakeGpus(path)), GpuSlots(source=FakeGpus(path))
+    with theirs.holding(["gpu:GPU-a"]) as held:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=held)
+    assert [slot.taken_by for slot in ours.look(())] == ["a run of another PTQ_HOME", ""]
+    with pytest.raises(cards.Held, match="GPU-a"), ours.holding(["gpu:GPU-b", "gpu:GPU-a"]):
+        pytest.fail("it is held")
+    assert ours.look(())[1].usable  # what was bound before the other was met is let go
+    child.kill()
+    child.wait()
+    with ours.holding(["gpu:GPU-a", "gpu:GPU-b"]) as held:
+        assert len(held) == 2
 
 
 def test_what_an_ended_run_has_left_keeps_the_card_in_quarantine() -> None:
@@ -103,7 +146,7 @@ def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Driver())
     [gpu] = Nvml().look()
     me = GpuProcess(os.getpid(), getpass.getuser(), GIB)
-    assert gpu == Gpu(0, "GPU-x", "H200", 139 * GIB, 2 * GIB, (me,), utilisation=71)
+    assert gpu == Gpu(0, "GPU-x", "H200", 139 * GIB, 2 * GIB, (me,), utilisation=71, claim="gpu:GPU-x")
     assert driver_version() == "550.54.15, up to CUDA 12.4"
     monkeypatch.setattr(Driver, "rows", (0, 1, 1, 0))
     assert "needs a reset" in Nvml().look()[0].fault

@@ -23,6 +23,20 @@ NOW = 1_000_000.0
 USERS = ("ada", "bob", "eve")
 
 
+def test_a_job_that_made_room_does_not_take_the_age_of_one_that_waits_for_it() -> None:
+    """Else it would be back at once, and the job that it made room for would have had its turn for nothing."""
+    again = Waiting(1, 1, 50, 1, user="ada", since=NOW)
+    after = Waiting(2, 0, 50, 1, (1,), user="ada", since=NOW - 72 * HOUR)
+    paused = Waiting(4, 0, 50, 1, user="ada", since=NOW - 72 * HOUR, paused_by="ada")
+    other = Waiting(3, 0, 50, 1, user="bob", since=NOW - HOUR)
+    [card, *_] = CARDS
+    plan = schedule([again, after, other, paused], [card], {}, {1: None}, policy=Policy(), usage={}, now=NOW)
+    assert plan.placements == {3: (card.name,)}
+    ready = replace(after, after=())
+    plan = schedule([again, ready, other], [card], {}, {}, policy=Policy(), usage={}, now=NOW)
+    assert plan.placements == {1: (card.name,)}  # its neighbour in line lets it pass
+
+
 @dataclass
 class Situation:
     """All that the scheduler is told."""

@@ -50,6 +50,7 @@ def finished_job(
     number: float = 0.5,
     init: dict[str, Any] | None = None,
     method: str = "prompt-tuning",
+    more: str = "",
 ) -> Artifact:
     """A job that succeeded and what it left."""
     wanted = recipe()
@@ -63,6 +64,9 @@ def finished_job(
     made = folder / f"artifact-{job}"
     made.mkdir(parents=True)
     (made / "prompt.safetensors").write_bytes(safetensors([number, number]))
+    if more:
+        (made / more).parent.mkdir(parents=True, exist_ok=True)
+        (made / more).write_text("{}")
     facts = {"name": "fake", "method": method, "length": 2, "slots": "front", "job": job, "recipe": wanted}
     facts["base"] = {"id": "tiny", "revision": "r", "fingerprint": DIGEST, "kind": "causal"}
     facts["dataset"] = {"name": version.name, "version": version.version, "digest": version.digest}

@@ -172,6 +172,13 @@ HOSTILE: dict[str, tuple[Callable[[Members, Path], None], str]] = {
     "other digest": (_index(lambda i: i.update(artifact="sha256:" + "0" * 64)), "does not describe"),
     "split that is a path": (_index(lambda i: i["datasets"][0].update(splits={"../x": 1})), "cannot be read"),
     "dataset name": (_index(lambda i: i["datasets"][0].update(name="../x")), "cannot be a name"),
+    "bad rows": (_index(lambda i: i["datasets"][0].update(bad_rows="x")), "cannot be read"),
+    "splits that are a list": (_index(lambda i: i["datasets"][0].update(splits=["train"])), "cannot be read"),
+    "tag that is no text": (_index(lambda i: i["datasets"][0].update(tags=[{}])), "cannot be read"),
+    "rows that are not there": (
+        _index(lambda i: i["datasets"][0].update(splits=dict.fromkeys(i["datasets"][0]["splits"], 99))),
+        "cannot be read",
+    ),
     "its own ancestor": (_index(lambda i: i["artifacts"][0].update(parents=[i["artifact"]])), "does not describe"),
     "ancestor that is no digest": (_index(lambda i: i["artifacts"][1].update(parents=[{}])), "does not describe"),
     "job that is none": (_index(lambda i: i["artifacts"][0].update(job="x")), "does not describe"),
@@ -190,6 +197,20 @@ def test_hostile_and_damaged_bundles_leave_nothing(case: str, bundle: Path, empt
         read_bundle(empty, tmp_path / "bad.ptq", user="bob", now=1.0)
     assert reason in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.ptq"]
+
+
+def test_what_is_bundled_can_be_taken_in(empty: Registry, tmp_path: Path) -> None:
+    """An adapted base brings its tokenizer's chat template along."""
+    registry = registry_at(tmp_path / "there")
+    version = add_dataset(registry, tmp_path, "e2e", ROWS)
+    adapted = finished_job(registry, tmp_path / "jobs", version, more="base/chat_template.jinja")
+    strange = finished_job(registry, tmp_path / "jobs", version, number=0.7, more="base/model.bin")
+    write_bundle(registry, adapted, tmp_path / "a.ptq", with_data=False)
+    assert read_bundle(empty, tmp_path / "a.ptq", user="bob", now=1.0).digest == adapted.digest
+    with pytest.raises(BadInput, match=r"base/model.bin is no file of an artifact"):
+        write_bundle(registry, strange, tmp_path / "b.ptq", with_data=False)
+    assert not list(tmp_path.glob("*b.ptq*"))
+    registry.close()
 
 
 def test_a_damaged_artifact_is_not_bundled(bundle: Path, empty: Registry, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,33 @@ def test_the_front_of_a_long_line_is_the_front_of_the_whole_line(registry: Regis
     assert next(job for job in everything if job.id == paused).paused_by == "eve"
 
 
+def test_a_job_that_had_a_turn_stays_in_front_of_its_long_group(registry: Registry) -> None:
+    """Queued again only now, it would stand behind all the others, and not be looked at for a long time."""
+    found = add_jobs(registry, 12)
+    made = claim(registry, found[0], "gpu:0", at=2e9)
+    with registry.write() as conn:
+        to = jobs.Move(JobState.QUEUED, reason=Reason.PREEMPTED)
+        jobs.move(conn, found[0], made.attempt, to, actor="worker:1", at=3e9)
+        front = waiting_jobs(conn, gain=50.0 / DAY, deep=4)
+    assert [job.id for job in front] == found[:4]
+
+
+def test_jobs_that_nobody_need_wait_for_any_more_are_left_out(registry: Registry) -> None:
+    """A job may come after the thousand jobs of a group; each look would read a thousand edges for it."""
+    well, badly, open_one, whatever = add_jobs(registry, 4)
+    for job, result in ((well, JobResult.SUCCEEDED), (badly, JobResult.FAILED), (whatever, JobResult.FAILED)):
+        made = claim(registry, job, f"gpu:{job}", at=1.0)
+        with registry.write() as conn:
+            reason = None if result is JobResult.SUCCEEDED else Reason.CRASHED
+            to = jobs.Move(JobState.FINISHED, result, reason)
+            jobs.move(conn, job, made.attempt, to, actor="worker:1", at=2.0)
+    [last] = add_jobs(registry, after=[well, badly, open_one], after_any=[whatever])
+    with registry.read() as conn:
+        [waits] = [job for job in waiting_jobs(conn) if job.id == last]
+        assert jobs.get_job(conn, last).after == (well, badly, open_one, whatever)
+    assert (waits.after, waits.after_any) == ((badly, open_one), frozenset())
+
+
 def test_switches_of_the_queue(registry: Registry) -> None:
     with registry.write() as conn:
         assert controls.get(conn, controls.PAUSED) is None
@@ -212,6 +240,20 @@ def test_faults_of_the_policy_file_are_named(text: str, said: str, tmp_path: Pat
 
     (tmp_path / "queue.toml").write_text(text)
     with pytest.raises(BadInput, match=said):
+        load_policy(tmp_path)
+
+
+def test_a_strangers_policy_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may name a command, which the worker's account runs."""
+    from orchestrator.errors import BadInput
+
+    (tmp_path / "queue.toml").write_text('turn = "1h"')
+    os.chown(tmp_path / "queue.toml", os.getuid(), -1)
+    assert load_policy(tmp_path).turn == 3600
+    monkeypatch.setattr(os, "getuid", lambda: 4242)
+    if (tmp_path / "queue.toml").stat().st_uid == 0:  # root's is followed by everybody
+        os.chown(tmp_path / "queue.toml", 4711, -1)
+    with pytest.raises(BadInput, match="may be written by others than 4242"):
         load_policy(tmp_path)
 
 

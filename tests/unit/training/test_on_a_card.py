@@ -23,10 +23,12 @@ from test_resume import interrupted_at
 from training_fixtures import KINDS, MadeRun, make_run, recipe
 
 from orchestrator.data.store import SplitWriter
+from orchestrator.errors import BadInput
 from orchestrator.jobspec import RunSpec
 from orchestrator.training import calibrate, loop
 from orchestrator.training.distributed import Processes
 from orchestrator.training.predict import Predictor
+from orchestrator.training.run import Run
 from orchestrator.training.stop import STOPPED_EXIT_CODE
 from orchestrator.tuning.fast import Fast
 from orchestrator.tuning.host import BaseHost
@@ -351,3 +353,28 @@ def test_two_ranks_meet_on_their_cards_alone(
 def _of_the_card(meet: Any, tensor: torch.Tensor, **options: Any) -> Any:
     assert tensor.is_cuda, "a tensor of the host"
     return meet(tensor, **options)
+
+
+@pytest.mark.parametrize(("zero", "device"), [(3, "cuda"), (2, "cpu"), (None, "cpu")])
+def test_a_sharded_base_stays_where_deepspeed_has_made_it(
+    zero: int | None,
+    device: str,
+    bases: dict[str, Path],
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its engine moves any other base, and not this one: moved to the CPU it would stay there."""
+    made = make_run(tmp_path, [recipe(PROMPT, **QUIET)], base=bases["gpt2"], dataset=dataset)
+    asked: list[Any] = []
+
+    def load(*_: Any, **options: Any) -> None:
+        asked.append(torch.device(options["device"]))
+        raise BadInput("seen")
+
+    monkeypatch.setattr(BaseHost, "load", load)
+    monkeypatch.setattr("orchestrator.training.run.load_as", lambda *_: None)
+    with pretended_card():
+        group = Processes(None, 0, 1, torch.device("cuda"), zero)  # type: ignore[arg-type]
+        assert Run(group, made.folder, RunSpec.read(made.folder.spec)).train() == 1
+    assert asked == [torch.device(device)]

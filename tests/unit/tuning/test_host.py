@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,3 +182,43 @@ def test_a_model_keeps_working_after_a_copy() -> None:
     copied = pickle.loads(pickle.dumps(base.model))
     again = BaseHost.from_model(copied, None, "causal")
     close(run(again, batch, [method.prompt()]).logits, expected, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "outside"), [("pegasus", H**0.5), ("bart", 1.0), ("t5", 1.0), ("gemma2", 1.0)])
+def test_text_is_given_to_a_base_at_the_scale_at_which_it_reads_it(name: str, outside: float) -> None:
+    """Pegasus scales what it has embedded itself, and nothing that it is given."""
+    base, model = host(name), bare(name)[1]
+    assert base.embedding_scale == pytest.approx(outside)
+    ids = torch.tensor([[7, 8, 9, 10]])
+    labels = torch.tensor([[11, 12]])
+    decoder = {"labels": labels} if base.kind == "seq2seq" else {}
+    with torch.no_grad():
+        expected = model(input_ids=ids, **decoder).logits[0]
+    row = Row([7, 8, 9, 10], [11, 12] if decoder else [-100, -100, -100, 11], 0)
+    found = run(base, [row], [Prompt.empty()]).logits
+    close(found, expected if decoder else expected[2:3], 1e-5)
+
+
+def test_a_base_that_does_more_with_tokens_than_embed_them_is_refused() -> None:
+    base = host("gpt2")
+    body = base.body
+    inner = body.forward
+
+    def forward(*arguments: Any, input_ids: Any = None, **options: Any) -> Any:
+        found = inner(*arguments, input_ids=input_ids, **options)
+        if input_ids is not None:
+            found.last_hidden_state += input_ids[..., None]
+        return found
+
+    body.forward = forward  # type: ignore[method-assign]
+    with pytest.raises(BadInput, match="something else from tokens than from their embeddings"):
+        base.embed(torch.tensor([[5]]))
+
+
+def test_a_prefix_needs_keys_and_values_of_one_width() -> None:
+    """DeepSeek's keys are wider than its values; a fused run would go down with all that is in it."""
+    base = host("gpt2")
+    base.injector.sites[0] = replace(base.injector.sites[0], value_dim=3)
+    base.injector.sites[1] = replace(base.injector.sites[1], value_dim=3)
+    with pytest.raises(MethodDoesNotFit, match="differ in width"):
+        built(base, METHODS["prefix-tuning"])

@@ -26,7 +26,7 @@ class Shared(GradientCheckpointingLayer):
 def test_layers_that_share_a_module_each_get_their_own_prefix_also_when_recomputed() -> None:
     inner = nn.Identity()
     model = nn.Sequential(*[Shared(inner) for _ in range(3)])
-    injector = Injector([(inner, Site("encoder", layer, 1, 4)) for layer in range(3)])
+    injector = Injector([(inner, Site("encoder", layer, 1, 4, 4)) for layer in range(3)])
     torch.manual_seed(0)
     prefix = torch.randn(3, 2, 1, 2, 4, requires_grad=True)
     x = torch.randn(1, 1, 5, 4)
@@ -44,7 +44,7 @@ def test_layers_that_share_a_module_each_get_their_own_prefix_also_when_recomput
 
 def test_a_mask_that_is_added_gets_columns_that_add_nothing() -> None:
     inner = nn.Identity()
-    injector = Injector([(inner, Site("decoder", 0, 1, 4))])
+    injector = Injector([(inner, Site("decoder", 0, 1, 4, 4))])
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 1, 3, 4)
     long, short = torch.randn(1, 2, 1, 2, 4), torch.randn(1, 2, 1, 1, 4)

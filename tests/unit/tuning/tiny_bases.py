@@ -76,7 +76,10 @@ def bare(name: str) -> tuple[Kind, PreTrainedModel]:
         "opt": ("causal", lambda: OPTForCausalLM(OPTConfig(**_opt(), **_IDS))),
         "t5": ("seq2seq", lambda: T5ForConditionalGeneration(T5Config(**t5, **_SEQ2SEQ_IDS))),
         "bart": ("seq2seq", lambda: BartForConditionalGeneration(BartConfig(**_BART, **_SEQ2SEQ_IDS))),
-        "pegasus": ("seq2seq", lambda: PegasusForConditionalGeneration(PegasusConfig(**_BART, **_SEQ2SEQ_IDS))),
+        "pegasus": (
+            "seq2seq",
+            lambda: PegasusForConditionalGeneration(PegasusConfig(**_BART, **_SEQ2SEQ_IDS, scale_embedding=True)),
+        ),
         "bert": ("masked", lambda: BertForMaskedLM(BertConfig(**_DECODER))),
         "roberta": ("masked", lambda: RobertaForMaskedLM(RobertaConfig(**_DECODER, pad_token_id=1))),
         "electra": ("masked", lambda: ElectraForMaskedLM(ElectraConfig(**_DECODER, embedding_size=16))),
