@@ -65,6 +65,7 @@ def bare(name: str) -> tuple[Kind, PreTrainedModel]:
     """An untouched model of transformers, fp32."""
     gpt2 = GPT2Config(vocab_size=V, n_embd=H, n_layer=2, n_head=4, n_positions=64, **_IDS)
     t5: dict[str, Any] = {"vocab_size": V, "d_model": H, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    scaled = _BART | {"scale_embedding": True}  # as Pegasus is released
     makers: dict[str, tuple[Kind, Any]] = {
         "gpt2": ("causal", lambda: GPT2LMHeadModel(gpt2)),
         "llama": ("causal", lambda: LlamaForCausalLM(LlamaConfig(**_GROUPED, **_IDS))),
@@ -76,10 +77,7 @@ def bare(name: str) -> tuple[Kind, PreTrainedModel]:
         "opt": ("causal", lambda: OPTForCausalLM(OPTConfig(**_opt(), **_IDS))),
         "t5": ("seq2seq", lambda: T5ForConditionalGeneration(T5Config(**t5, **_SEQ2SEQ_IDS))),
         "bart": ("seq2seq", lambda: BartForConditionalGeneration(BartConfig(**_BART, **_SEQ2SEQ_IDS))),
-        "pegasus": (
-            "seq2seq",
-            lambda: PegasusForConditionalGeneration(PegasusConfig(**_BART, **_SEQ2SEQ_IDS, scale_embedding=True)),
-        ),
+        "pegasus": ("seq2seq", lambda: PegasusForConditionalGeneration(PegasusConfig(**scaled, **_SEQ2SEQ_IDS))),
         "bert": ("masked", lambda: BertForMaskedLM(BertConfig(**_DECODER))),
         "roberta": ("masked", lambda: RobertaForMaskedLM(RobertaConfig(**_DECODER, pad_token_id=1))),
         "electra": ("masked", lambda: ElectraForMaskedLM(ElectraConfig(**_DECODER, embedding_size=16))),
