@@ -222,7 +222,8 @@ def _check(host: BaseHost, one: JobRecipe) -> None:
         *(weights.parameters if weights else ()),
     ]
     if trained:
-        _learns(lambda: _loss(host, objective, examples, method.prompt(), head), host, trained, every=weights is None)
+        every = weights is None and one.task.type != "span"  # no loss depends on the bias of a span's head
+        _learns(lambda: _loss(host, objective, examples, method.prompt(), head), host, trained, every=every)
     _folds(host, objective, examples, method)
     if isinstance(objective, Writes):
         _writes(host, objective, method.prompt().detach())
