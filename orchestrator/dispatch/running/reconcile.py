@@ -13,11 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
-from orchestrator.dispatch import adapted
 from orchestrator.dispatch.running import processes, runlog, signs
 from orchestrator.dispatch.running.ingest import News, take_in
 from orchestrator.dispatch.running.outcome import (
@@ -28,20 +26,16 @@ from orchestrator.dispatch.running.outcome import (
     judge,
     lost,
     not_joined,
-    report,
     verdict,
 )
 from orchestrator.dispatch.running.places import clear_job_folder, clear_run_folder
 from orchestrator.dispatch.running.requests import request_leave, request_stop
-from orchestrator.dispatch.running.settle import settle
+from orchestrator.dispatch.running.settle import settle_attempt, told_by
 from orchestrator.dispatch.running.start import ticket, time_limit, write_job
 from orchestrator.dispatch.running.strikes import Strikes, is_the_machines
 from orchestrator.dispatch.running.supervisor import give_up
-from orchestrator.errors import PtqError, StaleAttempt
-from orchestrator.events import LAST_WORDS, events_of
-from orchestrator.manifest import manifest_faults
 from orchestrator.paths import RunPaths, read_json
-from orchestrator.registry import artifacts, history, jobs, runs
+from orchestrator.registry import history, jobs, runs
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.runs import Run
 from orchestrator.registry.storage.engine import Registry
@@ -49,7 +43,7 @@ from orchestrator.settings import Policy
 from orchestrator.states import JobResult, JobState, Reason
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    pass
 
 KILL_SECONDS = 2.0  #: for the leftovers of a dead supervisor, in one look; the next look goes on
 GPU_SECONDS = 10.0  #: for the driver to give back what a dead process had on a card
@@ -184,7 +178,7 @@ class Runs:
         # Until it is settled, each look is at all its events: its last words may have been taken in by an earlier
         # worker, or before a disk was full, and are no news then.
         self._followed.discard(looked_at)
-        told, faults = self._told(job)
+        told, faults = told_by(self.registry, job)
         ending = verdict(told, faults, cancelled=_cancelled(job), tries=_tries(job))
         if ending is None:
             self._followed.add(looked_at)
@@ -242,7 +236,7 @@ class Runs:
         elif lost_folder:
             self._start_anew(run, job, at=at)
         else:
-            told, faults = self._told(job)
+            told, faults = told_by(self.registry, job)
             asked = {**record, "why": self._why(record, job)}
             ending = judge(asked, told, faults, log, cancelled=_cancelled(job), tries=_tries(job))
             others = [other for other in reached if other != job.id]
@@ -349,48 +343,8 @@ class Runs:
         self._lose(run, self.registry.paths.run(run.id), Reason.WORKER_LOST, f"ptq failed on its run: {error}", at=at)
 
     def _settle(self, run: Run, job: Job, ending: Ending, told: Report, *, at: float) -> None:
-        failpoints.reach("worker.settling")
-        if ending.result is not JobResult.SUCCEEDED:
-            with self.registry.write() as conn:
-                self._write(conn, run, job, ending, at=at)
-            return
-        try:
-            self._keep(run, job, Path(str(told.artifact)), ending, at=at)
-        except StaleAttempt:
-            return
-        except (OSError, PtqError) as error:
-            if is_the_machines(error):
-                raise  # what was trained is not lost for want of room: it is kept at a later look
-            reason = Reason.INCOMPLETE_ARTIFACT
-            failed = Ending(JobResult.FAILED, reason, f"the artifact could not be kept: {error}")
-            with self.registry.write() as conn:
-                self._write(conn, run, job, failed, at=at)
-
-    def _write(self, conn: Connection, run: Run, job: Job, ending: Ending, *, at: float) -> None:
-        detail = {"run": run.id, "crashed_with": list(ending.crashed_with) or None}
-        settle(conn, job, ending, actor=self.actor, at=at, detail=detail)
+        settle_attempt(self.registry, run.id, job, ending, told, actor=self.actor, at=at)
         self._cleared.discard((job.id, job.attempt))
-
-    def _keep(self, run: Run, job: Job, folder: Path, ending: Ending, *, at: float) -> None:
-        """Artifact, the base in it and success are one transaction; the files are copied and hashed before it."""
-        staged = artifacts.stage_artifact(self.registry.paths, folder)
-        base = adapted.base_of(self.registry, job, staged, at=at)
-        failpoints.reach("worker.staged")
-        with self.registry.write() as conn:
-            artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
-            if base is not None:
-                adapted.enter(conn, job, base, actor=self.actor, at=at)
-            self._write(conn, run, job, ending, at=at)
-        failpoints.reach("worker.settled")
-
-    def _told(self, job: Job) -> tuple[Report, list[str]]:
-        folder = self.registry.paths.job(job.id)
-        told = report(events_of(folder.events, LAST_WORDS), job.attempt)
-        if told.artifact is None:
-            return told, []
-        if Path(told.artifact) != folder.artifact(job.attempt):  # nothing else is taken for what the job has left
-            return told, [f"{told.artifact} is not this attempt's folder"]
-        return told, manifest_faults(Path(told.artifact))
 
     def _live_jobs(self, run: Run) -> list[Job]:
         with self.registry.read() as conn:

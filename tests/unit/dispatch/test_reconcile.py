@@ -14,7 +14,7 @@ from machine import Machine
 from queue_helpers import add_jobs, get, open_registry
 
 from orchestrator.dispatch.control import cancel
-from orchestrator.dispatch.running import processes, reconcile, strikes
+from orchestrator.dispatch.running import processes, reconcile, settle, strikes
 from orchestrator.dispatch.scheduling.scheduler import Plan
 from orchestrator.dispatch.scheduling.slots import GpuSlots
 from orchestrator.dispatch.worker import PLACE_EVERY, REST, Worker
@@ -85,7 +85,7 @@ def test_a_fault_of_ours_in_keeping_an_artifact_is_forgiven_a_few_times_while_th
         tries.append(1)
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(reconcile.artifacts, "stage_artifact", fails)
+    monkeypatch.setattr(settle.artifacts, "stage_artifact", fails)
     box.go_on(20)
     assert (get(box.registry, short).result, get(box.registry, short).reason) == (JobResult.FAILED, Reason.CRASHED)
     assert (len(tries), get(box.registry, long).state) == (strikes.MOST, JobState.RUNNING)
@@ -191,7 +191,7 @@ def test_nobody_is_charged_while_the_disk_is_too_full_to_keep_what_was_trained(
         raise OSError(errno.ENOSPC, "no space left on the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reconcile.artifacts, "stage_artifact", full)
+        patch.setattr(settle.artifacts, "stage_artifact", full)
         box.go_on(20)
         assert (box.worker.runs.over, box.leases()) == ([1], 1)
         before = used(box, "ada")
