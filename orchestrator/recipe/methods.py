@@ -154,17 +154,25 @@ class Head(Strict):
 class Warp(Strict):
     """Trained input embeddings at the template's [P] and trained label vectors (Hambardzumyan et al. 2021).
 
-    Needs a masked base, `type: classify` and [MASK]: a label's score is its vector times what the base's output matrix
-    would multiply at [MASK]. The vectors start as the label words' rows of that matrix, and train at `head_lr`.
+    Needs `type: classify` and [MASK] (masked bases, BART and T5): a label's score is its vector times what the base's
+    output matrix would multiply at [MASK], and a bias. Both train at `head_lr`.
     """
 
     type: Literal["warp"]
-    length: Length | None = Field(
-        None, description="number of virtual tokens in front of the text; leave out when the template places them"
+    length: Annotated[int, Field(ge=0, le=10_000)] | None = Field(
+        None,
+        description="number of virtual tokens in front of the text; leave out when the template places them; 0: the "
+        "label vectors alone are trained, the paper's WARP_0",
     )
     init: Init | MaskInit = Field(
         MaskInit(), discriminator="type", description="where the virtual tokens start; default: as [MASK], the paper's"
     )
+    vectors: Literal["words", "random"] = Field(
+        "words",
+        description="where the label vectors start: as the label words' rows of the output matrix, the paper's "
+        "WARP_init, or at random, its WARP, whatever the words are",
+    )
+    bias: bool = Field(True, description="a trained bias for each label, as in the released code")
 
 
 class AutoPrompt(Strict):
@@ -186,7 +194,15 @@ class AutoPrompt(Strict):
         description="find so many words for each label too, by a regression on [MASK]; those of task.labels then only "
         "stand until they are found",
     )
-    avoid: list[str] = Field([], description="words that are not to be found, besides label words and special tokens")
+    avoid: list[str] = Field(
+        [],
+        description="words that are not to be found, besides label words, a cloze's answers in the training rows, and "
+        "special tokens",
+    )
+    proper_names: bool = Field(
+        True,
+        description="false: nor words with a capital letter, as the released code's --filter, which it has for LAMA",
+    )
 
 
 class Pet(Strict):

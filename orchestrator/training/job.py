@@ -53,7 +53,7 @@ from orchestrator.training.own_files import with_own_files
 from orchestrator.training.pattern_weights import Patterns, kept_of_pattern
 from orchestrator.training.rows import Rows
 from orchestrator.training.schedule import multiplier
-from orchestrator.training.search import Losses, TriggerSearch
+from orchestrator.training.search import Losses, TriggerSearch, forbidden_words
 from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import TunedMethod, build_method
@@ -321,15 +321,13 @@ class TrainedJob:
     def _search(self, method: AutoPrompt, host: BaseHost, processes: Processes) -> TriggerSearch:
         config, train = self.recipe.method, self.recipe.train
         assert isinstance(config, recipe_methods.AutoPrompt)
-        words = [*config.avoid, *fixed_words(self.recipe.task)]
-        spelled = {token for word in words for text in (word, f" {word}") for token in self.encoder.tokens(text)}
         losses = Losses(host, self.objective, processes, rows=-(-train.batch_size // train.accumulation))
 
         def measure(step: int, prompts: Sequence[Prompt]) -> list[float]:
             """On the batch after the step's own."""
             return losses.of(prompts, self.batch_of(step))
 
-        forbidden = spelled | set(host.tokenizer.all_special_ids)
+        forbidden = forbidden_words(config, self.recipe.task, self.encoder, host.tokenizer, self.rows)
         return TriggerSearch(method, measure, candidates=config.candidates, forbidden=forbidden, seed=self.recipe.seed)
 
     def _example(self, number: int) -> Example:

@@ -8,15 +8,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, optim
 
+from orchestrator.recipe import methods as recipe
+from orchestrator.recipe.tasks import Cloze, Task, fixed_words
 from orchestrator.training.distributed import Processes
 from orchestrator.training.failures import met_by_all, out_of_memory
 from orchestrator.training.objectives import Example, Objective
-from orchestrator.training.objectives.objective import Share
+from orchestrator.training.objectives.objective import Fields, Share
 from orchestrator.training.order import mixed_seed
+from orchestrator.training.texts import TextEncoder
 from orchestrator.tuning.forward import forward
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods.autoprompt import AutoPrompt
@@ -70,6 +74,31 @@ class Losses:
         if self.processes.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+
+def forbidden_words(
+    config: recipe.AutoPrompt, task: Task, encoder: TextEncoder, tokenizer: Any, rows: Sequence[Fields]
+) -> set[int]:
+    """Tokens that no slot may hold (ucinlp/autoprompt, create_trigger.py, `filter`): they would tell the answer, or are
+    no words."""
+    words = [*config.avoid, *fixed_words(task)]
+    if isinstance(task, Cloze):
+        words += {encoder.plain(task.target, fields).strip() for fields in rows}
+    spelled = {token for word in words for text in (word, f" {word}") for token in encoder.tokens(text)}
+    names = set() if config.proper_names else capitalized(tokenizer)
+    return spelled | names | set(tokenizer.all_special_ids)
+
+
+def capitalized(tokenizer: Any) -> set[int]:
+    """Tokens with which a word that has a capital letter may begin; single letters are none."""
+    known = tokenizer.get_vocab()
+    first = int(any(piece.startswith("Ġ") for piece in known))  # byte-level: what begins a word begins with a space
+    found = set()
+    for piece, token in known.items():
+        text = tokenizer.decode([token], clean_up_tokenization_spaces=False) if len(piece) > 1 else ""
+        if text[first : first + 1].isupper() and text[:first].isspace() == bool(first):
+            found.add(token)
+    return found
 
 
 class TriggerSearch(optim.Optimizer):

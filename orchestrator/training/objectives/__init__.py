@@ -61,7 +61,7 @@ def build_objective(recipe: JobRecipe, encoder: TextEncoder, weights: Sequence[f
 
 def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder, weights: Sequence[float]) -> Objective:
     if isinstance(recipe.method, Warp):
-        return LabelVectors(task, encoder)
+        return LabelVectors(task, encoder, recipe.method)
     templates = [task.input, *(recipe.method.patterns if isinstance(recipe.method, Pet) else [])]
     weights = weights or [1 / len(templates)] * len(templates)
     masked = encoder.has_mask(task.input)

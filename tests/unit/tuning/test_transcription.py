@@ -1,4 +1,5 @@
-"""Prefixes in encoder, decoder and cross attention against the models written out by hand, one row at a time."""
+"""Prefixes in encoder, decoder and cross attention, and P-tuning's network, against what they are, written out by hand,
+one row at a time: logits and gradients."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import torch
 from tiny_bases import bare, host, precision
 from torch import Tensor
 from torch.nn import functional
-from tuning_helpers import ALL, built, close, pairs, rows, run
+from tuning_helpers import ALL, METHODS, built, close, gradients, loss_of, pairs, rows, run
+
+from orchestrator.tuning import Output, TunedMethod
 
 Weights = Mapping[str, Tensor]
 Prefix = Mapping[str, Tensor]
@@ -161,14 +164,74 @@ def test_prefixes_against_the_model_written_out(name: str, config: str) -> None:
     batch = rows(base, method, 4, seed=6)
     output = run(base, batch, [method.prompt()])
     weights = bare(name)[1].double().state_dict()
-    prefix = {n: t.detach() for n, t in method.prompt().keys_values.items()}
+    prefix = method.prompt().keys_values
     assert set(prefix) == ({"encoder"} if name == "bert" else {"encoder", "decoder", "cross"})
-    for number, row in enumerate(batch):
+    expected = []
+    for row in batch:
         assert row.labels is not None
         if name == "bert":
             asked = [i for i, label in enumerate(row.labels) if label != -100]
-            expected = bert(weights, row.ids, prefix)[asked]
+            expected.append(bert(weights, row.ids, prefix)[asked])
         else:
             model = bart if name == "bart" else t5
-            expected = model(weights, row.ids, [1, *row.labels[:-1]], prefix)
-        close(output.logits[output.row_of == number], expected, precision(name))
+            expected.append(model(weights, row.ids, [1, *row.labels[:-1]], prefix))
+    same(method, output, torch.cat(expected), precision(name))
+
+
+def same(method: TunedMethod, output: Output, expected: Tensor, relative: float) -> None:
+    """Logits, and the gradients of all that the method trains."""
+    close(output.logits, expected, relative)
+    ours = gradients(method, loss_of(output, range(int(output.row_of.max()) + 1)))
+    theirs = gradients(method, functional.cross_entropy(expected, output.labels))
+    assert theirs
+    for parameter, gradient in theirs.items():
+        assert float(gradient.abs().max()) > 0
+        close(ours[parameter], gradient, relative)
+
+
+def lstm(w: Weights, x: Tensor) -> Tensor:
+    """[n, H]: two layers, both ways (Hochreiter & Schmidhuber 1997, with a forget gate; torch's order of the gates)."""
+    for layer in range(2):
+        ways = []
+        for way in ("", "_reverse"):
+            inner, outer, bias_in, bias_out = (
+                w[f"{part}_l{layer}{way}"] for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            h = c = x.new_zeros(outer.shape[1])
+            made = []
+            for step in x.flip(0) if way else x:
+                i, f, g, o = (inner @ step + bias_in + outer @ h + bias_out).chunk(4)
+                c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+                h = o.sigmoid() * c.tanh()
+                made.append(h)
+            ways.append(torch.stack(made[::-1] if way else made))
+        x = torch.cat(ways, dim=-1)
+    return x
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "bart"])
+def test_p_tuning_at_the_places_of_a_template_written_out(name: str) -> None:
+    """THUDM/P-tuning, LAMA: embedding, LSTM, Linear - ReLU - Linear; the rows overwrite what stands at the template's
+    places (prompt_encoder.py; modeling.py, embed_input)."""
+    base = host(name, torch.float64)
+    method = built(base, METHODS["p-tuning"])
+    batch = rows(base, method, 4, seed=6)
+    assert all(min(row.ids[:2]) < 0 and min(row.ids[2:]) < 0 for row in batch), "in two places of each row"
+    output = run(base, batch, [method.prompt()])
+    w = dict(method.named_parameters())
+    cell = {key.rpartition(".")[2]: tensor for key, tensor in w.items() if ".lstm." in key}
+    (first, first_bias), (second, second_bias) = (
+        [w[f"encoder.mlp.{number}.{part}"] for part in ("weight", "bias")] for number in (0, 2)
+    )
+    made = (lstm(cell, w["inputs"]) @ first.T + first_bias).relu() @ second.T + second_bias
+    _, model = bare(name)
+    model.double().requires_grad_(False)
+    table, expected = model.get_input_embeddings().weight, []
+    for row in batch:
+        assert row.labels is not None
+        words = torch.stack([made[-token - 1] if token < 0 else table[token] for token in row.ids])[None]
+        fed = {"decoder_input_ids": torch.tensor([[1, *row.labels[:-1]]])} if name == "bart" else {}
+        logits = model(inputs_embeds=words, **fed).logits[0]
+        shift = int(name == "gpt2")
+        expected.append(logits[[i - shift for i, label in enumerate(row.labels) if label != -100]])
+    same(method, output, torch.cat(expected), precision(name))
