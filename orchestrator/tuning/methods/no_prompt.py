@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
 from orchestrator.recipe import methods as recipe
 from orchestrator.tuning.host import BaseHost
+from orchestrator.tuning.methods.method import Slots
 from orchestrator.tuning.prompt import Prompt
 
 
 class NoPrompt(nn.Module):
-    slots: Literal["none"] = "none"
+    slots: Slots = "none"
     length = 0
 
     def __init__(

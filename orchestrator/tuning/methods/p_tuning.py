@@ -3,8 +3,6 @@ made from trained inputs by a two-layer bidirectional LSTM and a two-layer perce
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -12,11 +10,12 @@ from orchestrator.errors import MethodDoesNotFit
 from orchestrator.recipe import methods as recipe
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.methods import starting
+from orchestrator.tuning.methods.method import Slots
 from orchestrator.tuning.prompt import Prompt
 
 
 class PTuning(nn.Module):
-    slots: Literal["front", "template"]
+    slots: Slots
 
     def __init__(
         self, config: recipe.PTuning | recipe.Warp, host: BaseHost, *, length: int | None, generator: torch.Generator
