@@ -28,7 +28,7 @@ class Adam(Strict):
 
 
 class Adafactor(Strict):
-    """Adafactor without factors, without scaling by the parameter, without momentum (Lester et al. 2021).
+    """Adafactor without scaling by the parameter and without momentum (Lester et al. 2021).
 
     The settings of google-research/prompt-tuning: with `lr: 0.3`, `schedule: constant`, `weight_decay: 1e-5` and
     `clip: null`. Its weight decay takes that part of a parameter at every step, whatever the learning rate (as t5x).
@@ -36,6 +36,12 @@ class Adafactor(Strict):
 
     type: Literal["adafactor"]
     decay: float = Field(0.8, gt=0, le=1, description="the second moment forgets by 1 - step^-decay")
+    factored: bool = Field(
+        True,
+        description="the second moments of the base's own matrices, where a job trains them, are held as a row and a "
+        "column (Shazeer & Stern 2018), as T5 was trained; those of prompts and heads never are, nor those of matrices "
+        "with a side under 128",
+    )
     clipping_threshold: float = Field(1.0, gt=0, description="largest root mean square of a parameter's update")
     eps: float = Field(1e-30, ge=0, description="added to the squared gradient")
 

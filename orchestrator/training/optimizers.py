@@ -35,11 +35,12 @@ def _groups_of_base(train: Train, parameters: Sequence[nn.Parameter]) -> list[di
     In the parameters' own order: checkpoints number them through all groups.
     """
     decay = in_single(train.weight_decay if train.base_weight_decay is None else train.base_weight_decay)
-    lr = train.base_lr or train.lr
+    lr, chosen = train.base_lr or train.lr, train.optimizer
+    form = {"factored": chosen.factored} if isinstance(chosen, recipe.Adafactor) else {}
     if decay == 0:
-        return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0}]
+        return [{"params": list(parameters), "lr": lr, "weight_decay": 0.0, **form}]
     alike = groupby(parameters, key=lambda parameter: parameter.dim() > 1)
-    return [{"params": list(own), "lr": lr, "weight_decay": decay if matrices else 0.0} for matrices, own in alike]
+    return [{"params": list(own), "lr": lr, "weight_decay": decay if many else 0.0, **form} for many, own in alike]
 
 
 def build_optimizer(
@@ -66,14 +67,21 @@ def rate_in_single(rate: float) -> float:
     return in_single(rate, 1e30)
 
 
+#: A matrix is factored if it has so many rows and columns (t5x/adafactor.py, `min_dim_size_to_factor`).
+LEAST_FACTORED = 128
+
+
 class Adafactor(optim.Optimizer):
-    """Adafactor as google-research/prompt-tuning trains prompts with it (t5x/adafactor.py, `factored` off for prompts).
+    """Adafactor as google-research/prompt-tuning uses it (t5x/adafactor.py, `factored` off for prompts).
 
     For each parameter p with gradient g at step t = 1, 2, …, and the learning rate a:
 
         v = b v + (1 - b) (g^2 + eps),    b = 1 - t^-decay
         u = g / sqrt(v) / max(1, rms(g / sqrt(v)) / clipping_threshold)
         p = (1 - weight_decay) p - a u
+
+    In a group with `factored`, a matrix of 128 rows and columns or more has in place of v the means of its rows, r, and
+    of its columns, c, each forgetting as v does, and v = r c / mean(r) (Shazeer & Stern 2018, algorithm 4).
 
     transformers' Adafactor factors every matrix, a prompt too, and multiplies the weight decay by a: another optimizer.
     """
@@ -82,7 +90,7 @@ class Adafactor(optim.Optimizer):
         self, params: Any, *, weight_decay: float, decay: float, clipping_threshold: float, eps: float
     ) -> None:
         options = {"weight_decay": weight_decay, "decay": decay, "clipping_threshold": clipping_threshold, "eps": eps}
-        super().__init__(params, options)
+        super().__init__(params, {**options, "factored": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -98,14 +106,29 @@ class Adafactor(optim.Optimizer):
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            state["second_moment"] = torch.zeros_like(parameter, dtype=wide)
+            state |= _moments(parameter, factored=group["factored"])
         state["step"] += 1
-        moment = state["second_moment"]
-        gradient = gradient.to(moment.dtype)
+        gradient = gradient.to(torch.promote_types(parameter.dtype, torch.float32))
         # In double precision: near 1 the difference to 1 is what counts.
         forgotten = float(state["step"]) ** -group["decay"]
-        moment.mul_(1 - forgotten).add_(gradient.square() + group["eps"], alpha=forgotten)
-        update = gradient * moment.rsqrt()
+        squares = gradient.square() + group["eps"]
+        if "second_moment" in state:  # also of what a checkpoint of before matrices were factored holds
+            update = gradient * _averaged(state["second_moment"], squares, forgotten).rsqrt()
+        else:
+            rows = _averaged(state["row_moment"], squares.mean(1, keepdim=True), forgotten)
+            columns = _averaged(state["column_moment"], squares.mean(0, keepdim=True), forgotten)
+            update = gradient * (rows / rows.mean()).rsqrt() * columns.rsqrt()
         update /= (update.square().mean().sqrt() / group["clipping_threshold"]).clamp_min(1.0)
         parameter.mul_(1 - group["weight_decay"]).sub_(update, alpha=in_single(group["lr"]))
+
+
+def _moments(parameter: Tensor, *, factored: bool) -> dict[str, Tensor]:
+    """What is kept of a parameter's squared gradients, as it starts."""
+    zeros = torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+    if not factored or parameter.dim() != 2 or min(parameter.shape) < LEAST_FACTORED:
+        return {"second_moment": zeros}
+    return {"row_moment": zeros[:, :1].clone(), "column_moment": zeros[:1].clone()}
+
+
+def _averaged(moment: Tensor, new: Tensor, forgotten: float) -> Tensor:
+    return moment.mul_(1 - forgotten).add_(new, alpha=forgotten)

@@ -71,36 +71,101 @@ def test_the_update_is_the_one_written_out(changes: dict[str, float]) -> None:
             np.testing.assert_allclose(parameter.detach().numpy(), oracle.parameter, rtol=2e-5, atol=2e-6)
 
 
-def test_on_vectors_it_is_transformers_adafactor() -> None:
-    """What theirs does not factor, and without weight decay, which they multiply by the learning rate."""
+class WrittenFactored(Written):
+    """The same function for a parameter that is factored: d0 is its largest dimension, d1 the one before."""
+
+    def __init__(self, start: NDArray[np.float64], **options: float) -> None:
+        super().__init__(start, **options)
+        self.d1, self.d0 = (int(i) for i in np.argsort(start.shape, kind="stable")[-2:])
+        self.v_row, self.v_col = (np.zeros(np.delete(start.shape, d)) for d in (self.d0, self.d1))
+
+    def apply(self, gradient: NDArray[np.float64], lr: float) -> None:
+        o, d0, d1 = self.options, self.d0, self.d1
+        decay_rate = 1.0 - (self.step + 1) ** (-o["decay"])
+        mixing_rate = 1.0 - decay_rate
+        grad_sqr = gradient * gradient + o["eps"]
+        self.v_row = decay_rate * self.v_row + mixing_rate * np.mean(grad_sqr, axis=d0)
+        self.v_col = decay_rate * self.v_col + mixing_rate * np.mean(grad_sqr, axis=d1)
+        reduced_d1 = d1 - 1 if d1 > d0 else d1
+        row_col_mean = np.mean(self.v_row, axis=reduced_d1, keepdims=True)
+        row_factor = (self.v_row / row_col_mean) ** -0.5
+        col_factor = self.v_col**-0.5
+        y = gradient * np.expand_dims(row_factor, axis=d0) * np.expand_dims(col_factor, axis=d1)
+        y = y / np.maximum(1.0, np.sqrt(np.mean(y * y)) / o["clipping_threshold"])
+        self.parameter = (1.0 - o["weight_decay"]) * self.parameter - lr * y
+        self.step += 1
+
+
+def test_matrices_of_the_base_are_factored_and_nothing_else() -> None:
+    """As t5x trains T5; not what has a side under 128, nor what is no matrix, nor a prompt."""
+    draw = np.random.default_rng(5)
+    kinds = {(128, 200): WrittenFactored, (200, 128): WrittenFactored, (127, 200): Written, (300,): Written}
+    options = OPTIONS | {"weight_decay": 1e-2}
+    expected = [kind(draw.normal(0, 2, shape), **options) for shape, kind in kinds.items()]
+    parameters = [nn.Parameter(torch.tensor(one.parameter, dtype=torch.float32)) for one in expected]
+    prompt = nn.Parameter(torch.zeros(128, 200))
+    groups = [{"params": parameters, "lr": 0.3, "factored": True}, {"params": [prompt], "lr": 0.3}]
+    optimizer = build_optimizer(Config(type="adafactor"), groups, 1e-2)
+    for step in range(12):
+        for parameter, oracle in zip(parameters, expected, strict=True):
+            sizes = 10.0 ** ((step * 7) % 5 - 3) * draw.uniform(0.1, 3, oracle.parameter.shape[:1])  # by row
+            gradient = draw.normal(0, 1, oracle.parameter.shape) * sizes.reshape(-1, *[1] * (parameter.dim() - 1))
+            parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+            oracle.apply(gradient, 0.3)
+        prompt.grad = torch.ones_like(prompt)
+        optimizer.step()
+        for parameter, oracle in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(parameter.detach().numpy(), oracle.parameter, rtol=2e-5, atol=1e-5)
+    kept = [{name for name in optimizer.state[p] if name != "step"} for p in (*parameters, prompt)]
+    assert kept == [{"row_moment", "column_moment"}] * 2 + [{"second_moment"}] * 3
+
+
+@pytest.mark.parametrize("factored", [True, False])
+def test_the_recipe_says_whether_the_base_is_factored(factored: bool, bases: dict[str, Path]) -> None:
+    base = BaseHost.load(bases["gpt2"], kind="causal")
+    method = build_method(PromptTuning(type="prompt-tuning", length=2), base, length=None, generator=torch.Generator())
+    for decay in (0, 0.1):
+        chosen = Config(type="adafactor", factored=factored)
+        train = Train(lr=0.1, base_lr=0.01, steps=1, optimizer=chosen, weight_decay=decay)
+        optimizer = optimizer_of(train, method, None, OwnWeights(base, "all"))
+        assert optimizer is not None
+        prompts, *others = optimizer.param_groups
+        assert not prompts["factored"]
+        assert {group["factored"] for group in others} == {factored}
+
+
+@pytest.mark.parametrize("shape", [(6,), (130, 140)], ids=["vector", "factored"])
+def test_without_weight_decay_it_is_transformers_adafactor(shape: tuple[int, ...]) -> None:
+    """Where theirs factors as ours does; they multiply the weight decay by the learning rate."""
     torch.manual_seed(0)
-    ours, theirs = (nn.Parameter(torch.arange(6.0)) for _ in range(2))
-    mine = Adafactor([{"params": [ours], "lr": 0.3}], weight_decay=0.0, **OPTIONS)
+    ours, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    mine = Adafactor([{"params": [ours], "lr": 0.3, "factored": True}], weight_decay=0.0, **OPTIONS)
     other = Factored([theirs], lr=0.3, scale_parameter=False, relative_step=False, decay_rate=-0.8, weight_decay=0.0)
     for _ in range(10):
-        ours.grad = torch.randn(6)
+        ours.grad = torch.randn(shape)
         theirs.grad = ours.grad.clone()
         mine.step()
         other.step()
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_it_goes_on_where_it_was_saved() -> None:
+@pytest.mark.parametrize("shape", [(3, 4), (128, 130)], ids=["whole", "factored"])
+def test_it_goes_on_where_it_was_saved(shape: tuple[int, int]) -> None:
     def run(steps: range, state: dict[str, Any] | None, start: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
         parameter = nn.Parameter(start.clone())
-        optimizer = Adafactor([{"params": [parameter], "lr": 0.1}], weight_decay=1e-5, **OPTIONS)
+        optimizer = Adafactor([{"params": [parameter], "lr": 0.1, "factored": True}], weight_decay=1e-5, **OPTIONS)
         if state is not None:
             optimizer.load_state_dict(state)
         for step in steps:
-            parameter.grad = torch.sin(torch.arange(12.0).view(3, 4) * (step + 1))
+            parameter.grad = torch.sin(torch.arange(float(start.numel())).view(start.shape) * (step + 1))
             optimizer.step()
         file = io.BytesIO()
         torch.save(optimizer.state_dict(), file)
         file.seek(0)
         return parameter.detach(), torch.load(file, weights_only=True)
 
-    whole, _ = run(range(8), None, torch.ones(3, 4))
-    half, state = run(range(5), None, torch.ones(3, 4))
+    whole, _ = run(range(8), None, torch.ones(shape))
+    half, state = run(range(5), None, torch.ones(shape))
     assert torch.equal(run(range(5, 8), state, half)[0], whole)
     assert not torch.equal(run(range(5, 8), None, half)[0], whole)
 
