@@ -18,10 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.benchmarks.learning_data import add_bases, add_data
-from tests.benchmarks.learning_e2e import adaptations
 from tests.benchmarks.learning_page import Results, console_lines, write_learning
 from tests.benchmarks.learning_plan import Plan
-from tests.benchmarks.learning_rows import all_rows, needed
+from tests.benchmarks.learning_rows import adaptations, all_rows, needed
 from tests.benchmarks.report import REPOSITORY, ptq
 
 

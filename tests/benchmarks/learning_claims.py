@@ -9,10 +9,11 @@ from tests.benchmarks import learning_heads as heads
 from tests.benchmarks import learning_lama as lama
 from tests.benchmarks import learning_masks as masks
 from tests.benchmarks.learning_plan import Claim, Plan
+from tests.benchmarks.learning_text import text_claims
 
 
 def all_claims() -> list[Claim]:
-    return [*_generation_claims(), *_head_claims(), *_lama_claims(), *_prompt_claims(), *_word_claims()]
+    return [*_generation_claims(), *text_claims(), *_head_claims(), *_lama_claims(), *_prompt_claims(), *_word_claims()]
 
 
 def _by_row(plans: Iterable[Plan]) -> dict[str, Plan]:

@@ -9,6 +9,7 @@ from tests.benchmarks import learning_e2e as e2e
 from tests.benchmarks import learning_heads as heads
 from tests.benchmarks import learning_lama as lama
 from tests.benchmarks import learning_masks as masks
+from tests.benchmarks import learning_text as text
 from tests.benchmarks.learning_plan import Plan
 
 
@@ -16,7 +17,8 @@ def task_rows() -> list[Plan]:
     """In the order of the page; rows of a task together."""
     few = [*heads.fewglue_rows(), *masks.choice_rows(), *heads.multirc_rows()]
     of_facts = [*lama.lama_rows(), *lama.causal_rows()]
-    return [*e2e.e2e_rows(), *heads.sst2_rows(), *few, *masks.words_rows(), *of_facts, *masks.chinese_rows()]
+    written = [*e2e.e2e_rows(), *text.text_rows()]
+    return [*written, *heads.sst2_rows(), *few, *masks.words_rows(), *of_facts, *masks.chinese_rows()]
 
 
 def study_rows() -> list[Plan]:
@@ -24,12 +26,17 @@ def study_rows() -> list[Plan]:
     of_prefixes = [*e2e.prefix_lengths(), *e2e.prefix_starts(), *e2e.networks(), *e2e.places()]
     of_prompts = [*lama.prompt_lengths(), *lama.prompt_starts(), *masks.label_starts(), *lama.prompt_networks()]
     few = chain.from_iterable(e2e.low_data().values())
-    of_bases = [*e2e.adapted_bases(), *chain.from_iterable(e2e.sizes().values())]
+    of_bases = [*e2e.adapted_bases(), *text.text_adaptations(), *chain.from_iterable(e2e.sizes().values())]
     return [*of_prefixes, *few, *of_prompts, *lama.mixture_rows(), *of_bases]
 
 
 def all_rows() -> list[Plan]:
     return [*task_rows(), *study_rows()]
+
+
+def adaptations() -> dict[str, Plan]:
+    """Name of an adapted base -> the job that makes it."""
+    return e2e.adaptations() | text.adaptations()
 
 
 def needed(plans: Iterable[Plan]) -> list[Plan]:
