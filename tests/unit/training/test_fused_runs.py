@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from training_fixtures import MadeRun, make_run, recipe
 
 from orchestrator.errors import BadData
-from orchestrator.training import evaluate
+from orchestrator.training import parts
 from orchestrator.training.objectives import asking
 
 PROMPT = {"type": "prompt-tuning", "length": 3}
@@ -155,7 +155,7 @@ def test_what_is_wrong_with_ones_scores_is_its_own(
     bases: dict[str, Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [recipe(PROMPT, train__eval_every=2, train__seeds=[n], train__steps=5) for n in (1, 2)]
-    score = evaluate.score
+    score = parts.score
     calls = [0]
 
     def failing(metrics: Any, predictions: Any, references: Any, **more: Any) -> Any:
@@ -164,7 +164,7 @@ def test_what_is_wrong_with_ones_scores_is_its_own(
             raise BadData("no score for this")
         return score(metrics, predictions, references, **more)
 
-    monkeypatch.setattr(evaluate, "score", failing)
+    monkeypatch.setattr(parts, "score", failing)
     fused = make_run(tmp_path / "fused", jobs, base=bases["gpt2"], dataset=dataset)
     assert fused.train() == 1
     assert [e["message"] for e in fused.events(1, "failed")] == ["no score for this"]
