@@ -12,7 +12,7 @@ import torch
 from matrix import ROWS, recipe_of_task, saved
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from training_fixtures import make_tokenizer, said
+from training_fixtures import make_run, make_tokenizer, recipe, said
 from training_tokenizers import encoder as encoder_of
 from transformers import (
     AlbertModel,
@@ -101,6 +101,22 @@ def test_a_head_reads_what_transformers_classifiers_read(name: str, tmp_path: Pa
     labels = ["warm", "cold"]
     agree(made.loss(), cross_entropy(scores, torch.tensor([0, 1, 0, 1]), reduction="sum"), head)
     assert made.answers() == [labels[int(best)] for best in scores.argmax(-1)]
+
+
+def test_a_job_that_reads_shares_a_run_with_one_that_writes(
+    bases: dict[str, Path], dataset: Path, tmp_path: Path
+) -> None:
+    """In one forward of an encoder-decoder base one decoder is fed its targets, the other its text."""
+    prompt = {"type": "prompt-tuning", "length": 2}
+    task = {"type": "classify", "input": "the {text}", "labels": ["warm", "cold"], "head": {}}
+    jobs = [recipe(prompt, train__steps=3), recipe(prompt, task=task, train__steps=3)]
+    fused = make_run(tmp_path / "fused", jobs, base=bases["t5"], dataset=dataset, kind="seq2seq")
+    assert fused.train() == 0
+    for number, job in enumerate(jobs):
+        alone = make_run(tmp_path / str(number), [job], base=bases["t5"], dataset=dataset, kind="seq2seq")
+        assert alone.train() == 0
+        assert fused.losses(number) == pytest.approx(alone.losses(), rel=1e-4)
+        assert fused.artifact(number)["metrics"] == alone.artifact()["metrics"]
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "BART"])
