@@ -1,6 +1,6 @@
 """Every method on real data with several seeds, beside the untuned base and fine-tuning; the papers' ablations.
 
-make proof-learning                                            (about 25 minutes on two cores; goes on where it was cut)
+make proof-learning                                            (about an hour on two idle cores; goes on where it was cut)
 python -m tests.benchmarks.learning FOLDER                     (the home to keep; default: proofs/learning)
 python -m tests.benchmarks.learning --only "LAMA P103"         (rows of one part; writes nothing)
 python -m tests.benchmarks.learning FOLDER --quick             (two steps of everything in FOLDER-quick; writes nothing)
@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.benchmarks.learning_data import add_bases, add_data
+from tests.benchmarks.learning_ensembles import FOLDER as ENSEMBLES
+from tests.benchmarks.learning_ensembles import score_ensembles
 from tests.benchmarks.learning_page import Results, console_lines, write_learning
 from tests.benchmarks.learning_plan import Plan
 from tests.benchmarks.learning_rows import adaptations, all_rows, needed
@@ -39,9 +41,12 @@ def main(arguments: Sequence[str]) -> int:
         plans, adapted = [plan.quick() for plan in plans], {name: plan.quick() for name, plan in adapted.items()}
     _work(home, adapted.values(), slots=options.slots)
     _add_adapted(home, adapted)
-    _work(home, [plan for plan in plans if not plan.starts], slots=options.slots)
-    _name_starts(home, plans)
-    _work(home, [plan for plan in plans if plan.starts], slots=options.slots)
+    jobs = [plan for plan in plans if not plan.ensemble]
+    _work(home, [plan for plan in jobs if not plan.starts], slots=options.slots)
+    _name_starts(home, jobs)
+    _work(home, [plan for plan in jobs if plan.starts], slots=options.slots)
+    if not quick:  # of one seed
+        score_ensembles(home, plans)
     results = _results(home)
     if quick or options.only:
         print("\n".join(console_lines(plans, results)))
@@ -96,9 +101,10 @@ def _name_starts(home: Path, plans: Iterable[Plan]) -> None:
     """Give each prompt that another row starts from the alias that its recipe names."""
     there = {one["name"] for one in json.loads(ptq(home, "artifact", "aliases", "--json", capture=True))}
     made = {one["job_name"]: one for one in json.loads(ptq(home, "artifact", "list", "--json", capture=True))}
-    for source, seed in {(source, seed): None for plan in plans for source in plan.starts for seed in plan.seeds}:
-        if source.alias(seed) not in there:
-            ptq(home, "artifact", "alias", source.alias(seed), made[source.recipe(seed)["name"]]["ref"])
+    sources = [(source, seed) for plan in plans for source in plan.starts for seed in plan.seeds]
+    for alias, job in {source.alias(seed): source.recipe(seed)["name"] for source, seed in sources}.items():
+        if alias not in there:
+            ptq(home, "artifact", "alias", alias, made[job]["ref"])
 
 
 def _results(home: Path) -> Results:
@@ -107,6 +113,9 @@ def _results(home: Path) -> Results:
     for artifact in json.loads(ptq(home, "artifact", "list", "--json", capture=True)):
         facts = json.loads((Path(artifact["path"]) / "artifact.json").read_text(encoding="utf-8"))
         found.setdefault(facts["name"].partition("-seed-")[0], {})[facts["seed"]] = facts
+    for path in sorted((home / ENSEMBLES).glob("*.json")):
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found[facts["name"]] = {facts["seed"]: facts}
     return found
 
 

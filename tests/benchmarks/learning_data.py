@@ -128,7 +128,7 @@ def base_recipes() -> dict[str, dict[str, Any]]:
     """Name -> pretraining recipe: those that come with ptq, the decoder in three sizes and without its prose."""
     whole = _shipped("e2e")
     *others, prose = whole["documents"]
-    shipped = (_shipped("lama"), _shipped("lama", "base-causal"), _shipped("zh"), _shipped("e2e", "base-t5"))
+    shipped = (_shipped("lama"), _shipped("zh"), _shipped("e2e", "base-t5"))
     made = [_decoder(whole, f"e2e-{width}", width, [*others, prose]) for width in DECODERS]
     english = _shipped("superglue") | {"pretrain": "english"}
     made.append(_decoder(whole, "e2e-forms-only", max(DECODERS), others))

@@ -37,12 +37,14 @@ class Plan:
     #: rows whose trained prompts this one's starts from: the mean of those of the same seed
     starts: tuple[Plan, ...] = ()
     shown: str = ""  #: the score of the tables; default: the task's first
+    ensemble: str = ""  #: no job, but the prompts of all seeds asked together
 
     @property
     def name(self) -> str:
         """Made of what the recipe says: equal rows of two tables are trained once, a changed row anew."""
         digest = hashlib.sha256(json.dumps(self._said(), sort_keys=True).encode()).hexdigest()[:10]
-        return f"{self.dataset}-{self.method['type']}-{digest}"
+        name = f"{self.dataset}-{self.method['type']}-{digest}"
+        return f"{name}-{self.ensemble}" if self.ensemble else name
 
     @property
     def alone(self) -> bool:
@@ -57,6 +59,10 @@ class Plan:
             aliases = [start.alias(seed) for start in self.starts]
             said["method"] = self.method | {"init": {"type": "artifact", "artifact": aliases}}
         return {"name": f"{self.name}-seed-{seed}", **said, "task": task, "train": said["train"] | {"seed": seed}}
+
+    def members(self) -> Plan:
+        """Of an ensemble: the row whose prompts it asks."""
+        return replace(self, ensemble="", seeds=SEEDS)
 
     def alias(self, seed: int) -> str:
         """Under which another row's recipe names what this one has trained."""
