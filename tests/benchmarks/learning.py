@@ -1,6 +1,6 @@
 """Every method on real data with several seeds, beside the untuned base and fine-tuning; the papers' ablations.
 
-make proof-learning                                            (about an hour on two idle cores; goes on where it was cut)
+make proof-learning                                         (about an hour on two idle cores; goes on where it was cut)
 python -m tests.benchmarks.learning FOLDER                     (the home to keep; default: proofs/learning)
 python -m tests.benchmarks.learning --only "LAMA P103"         (rows of one part; writes nothing)
 python -m tests.benchmarks.learning FOLDER --quick             (two steps of everything in FOLDER-quick; writes nothing)

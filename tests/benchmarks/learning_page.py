@@ -268,9 +268,9 @@ On E2E as above; those of prompts on LAMA's P36, and where it says so on SST-2 b
 of E2E's training lines, 200 steps of 8. *Mixture*: one prompt of 6 for the three relations of LAMA, whose number stands
 in the template as a code, in as many steps as three prompts take together. For *LM adaptation* a base that has never
 seen prose goes on with E2E's sentences, without their records, for so many steps of 32; prefixes of 10 are then tuned
-on it (200 steps). *LM adaptation, T5* is of the base that span corruption has made, after no, 100 and 400 steps. *Base
-size*: one layer of width 32, two of 64, three of 96, pretrained on the same documents for as many steps (prompts 600
-steps by Adafactor at 0.3, all else 200).
+on it (200 steps). *Base size*: one layer of width 32, two of 64, three of 96, pretrained on the same documents for as
+many steps (prompts 600 steps by Adafactor at 0.3, all else 200). *LM adaptation, T5* is of the base that span
+corruption has made, after no, 100 and 400 steps.
 """
 
 VERDICTS = """
