@@ -64,15 +64,13 @@ def base_of(registry: Registry, job: Job, staged: StagedArtifact, *, at: float) 
     return bases.local_base(name, folder, user=job.user, now=at)
 
 
-def enter(conn: Connection, job: Job, base: Base, *, actor: str, at: float) -> None:
+def enter(conn: Connection, job: Job, base: Base, artifact: int, *, actor: str, at: float) -> None:
     """Into the registry and the job's history. Somebody may have taken the name since: the job has succeeded still."""
     if bases.keep_base(conn, base):
         detail = {"base": base.name}
         history.note(conn, job.id, job.attempt, actor=actor, at=at, kind="registered", detail=detail)
         return
-    message = (
-        f"another base is called {base.name} by now; `ptq base add NAME` takes this job's artifact under another name"
-    )
+    message = f"another base is called {base.name} by now; `ptq base add NAME a{artifact}` gives this one another name"
     history.note(conn, job.id, job.attempt, actor=actor, at=at, kind="warning", detail={"message": message})
 
 

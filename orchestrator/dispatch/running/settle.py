@@ -78,8 +78,8 @@ def _keep(
     base = adapted.base_of(registry, job, staged, at=at)
     failpoints.reach("worker.staged")
     with registry.write() as conn:
-        artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
+        artifact = artifacts.keep_artifact(conn, staged, job_id=job.id, attempt=job.attempt, now=at)
         if base is not None:
-            adapted.enter(conn, job, base, actor=actor, at=at)
+            adapted.enter(conn, job, base, artifact, actor=actor, at=at)
         settle(conn, job, ending, actor=actor, at=at, detail=detail)
     failpoints.reach("worker.settled")

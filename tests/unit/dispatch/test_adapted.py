@@ -75,7 +75,8 @@ def test_a_name_that_is_taken_meanwhile_costs_the_name_alone(ready: Box, tmp_pat
     assert get(ready.registry, 2).result is JobResult.SUCCEEDED
     assert bases.get_base(ready.registry, "mine") == other
     assert get_artifact(ready.registry, "2").method == "lm-adapt"
-    assert "another base is called mine by now" in str(told(ready, 2, "warning"))
+    assert "another base is called mine by now; `ptq base add NAME a2`" in str(told(ready, 2, "warning"))
+    assert ptq("base", "add", "mine-too", "a2").returncode == 0
 
 
 def test_an_artifact_without_its_base_is_not_complete(ready: Box, tmp_path: Path) -> None:
