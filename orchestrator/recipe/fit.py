@@ -39,7 +39,7 @@ from orchestrator.recipe.tasks import (
     task_templates,
 )
 from orchestrator.recipe.trained import trained_weights
-from orchestrator.tasks.template import parse
+from orchestrator.tasks.template import Template, parse
 from orchestrator.tasks.verbalizer import label_faults
 
 INPUT: KeyPath = ("task", "input")
@@ -72,10 +72,18 @@ def recipe_findings(recipe: Recipe) -> list[Finding]:
     if not template.fields:
         found.append(Finding(INPUT, "names no field of the data; write for example {text}"))
     found += [*training_findings(recipe), *base_training_findings(recipe), *pattern_findings(recipe)]
-    found += score_findings(recipe)
+    found += [*score_findings(recipe), *_separator_findings(recipe, template)]
     if isinstance(recipe.task, Classify):
         return found + _classify_findings(recipe, recipe.task)
     return found + _other_task_findings(recipe)
+
+
+def _separator_findings(recipe: Recipe, template: Template) -> list[Finding]:
+    if template.separators and not isinstance(recipe.task, Classify | Cloze):
+        return [Finding(INPUT, f"[SEP] parts two texts that are classified; `type: {recipe.task.type}` reads one")]
+    if template.separators > 1:
+        return [Finding(INPUT, f"{template.separators} times [SEP]; there are two texts at most")]
+    return []
 
 
 def _other_task_findings(recipe: Recipe) -> list[Finding]:

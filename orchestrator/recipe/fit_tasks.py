@@ -18,6 +18,9 @@ INPUT: KeyPath = ("task", "input")
 
 def task_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
     task, name = recipe.task, f"{recipe.base.model} ({facts.architecture}, {_KINDS[facts.kind]})"
+    if parse(task.input).separators and facts.kind != "masked":
+        what = f"[SEP] parts two texts for encoders such as BERT; {name} is none: write words in its place"
+        return [Finding(INPUT, what)]
     if isinstance(task, Generate):
         return [*_writing_findings(name, facts), *_package_findings(task)]
     if isinstance(task, PlainText):

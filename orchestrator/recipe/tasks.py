@@ -11,7 +11,10 @@ from orchestrator.recipe.strict import Strict
 from orchestrator.recipe.text import InputTemplate, TextTemplate, Word, as_text, as_words, is_word
 from orchestrator.tasks.choices import Choices, names_fields
 
-INPUT_HELP = "template: {field} of a row, [P:3] virtual tokens, [MASK]; plain text stays as it is"
+INPUT_HELP = (
+    "template: {field} of a row, [P:3] virtual tokens, [MASK]; [SEP] where the second of two texts begins (encoders); "
+    "plain text stays as it is"
+)
 
 
 Writing = Literal[

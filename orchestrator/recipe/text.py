@@ -37,8 +37,8 @@ def _input_template(text: str) -> str:
 def _text_template(text: str) -> str:
     _input_template(text)
     template = parse(text)
-    if template.virtual_tokens or template.masks:
-        raise ValueError("[P:k] and [MASK] stand in `input` only")
+    if template.virtual_tokens or template.masks or template.separators:
+        raise ValueError("[P:k], [MASK] and [SEP] stand in `input` only")
     if not template.fields:
         raise ValueError("names no field of the data; write for example {target}")
     return text

@@ -1,6 +1,7 @@
-r"""Templates: plain text with `{field}` of a row, `[P:3]` virtual tokens, `[T:3]` searched words and `[MASK]`.
+r"""Templates: plain text with `{field}` of a row, `[P:3]` virtual tokens, `[T:3]` searched words, `[MASK]` and `[SEP]`,
+where the second of two texts begins.
 
-    template  = (text | "{" field "}" | "[P]" | "[P:" k "]" | "[T]" | "[T:" k "]" | "[MASK]")*
+    template  = (text | "{" field "}" | "[P]" | "[P:" k "]" | "[T]" | "[T:" k "]" | "[MASK]" | "[SEP]")*
     escapes   : `{{` and `}}` write braces; `\[` writes a bracket that opens nothing, `\\` a backslash
 
 A template is parsed once. A field's value is put in as it is and never parsed: a row that contains `[MASK]`, `{x}` or
@@ -34,17 +35,22 @@ class Mask:
 
 
 @dataclass(frozen=True)
+class Separator:
+    pass
+
+
+@dataclass(frozen=True)
 class Field:
     name: str
 
 
-Piece = Text | Virtual | Mask  #: of a rendered row
+Piece = Text | Virtual | Mask | Separator  #: of a rendered row
 
 
 @dataclass(frozen=True)
 class Template:
     source: str
-    parts: tuple[Text | Virtual | Mask | Field, ...]
+    parts: tuple[Text | Virtual | Mask | Separator | Field, ...]
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -64,6 +70,10 @@ class Template:
     @property
     def masks(self) -> int:
         return sum(isinstance(part, Mask) for part in self.parts)
+
+    @property
+    def separators(self) -> int:
+        return sum(isinstance(part, Separator) for part in self.parts)
 
     def render(self, row: Mapping[str, str]) -> list[Piece]:
         """The pieces for one row; neighbouring text is merged, empty text left out. A missing field is BadData."""
@@ -85,7 +95,7 @@ class Template:
 
 def parse(text: str) -> Template:
     """Parse a template; BadRecipe says what is wrong and how to write it."""
-    parts: list[Text | Virtual | Mask | Field] = []
+    parts: list[Text | Virtual | Mask | Separator | Field] = []
     plain: list[str] = []
     placed = at = 0
     while at < len(text):
@@ -119,17 +129,18 @@ def fill(template: Template, words: Sequence[str]) -> str:
         elif isinstance(part, Text):
             parts.append(escape(part.text))
         else:
-            parts.append("[MASK]" if isinstance(part, Mask) else f"{{{part.name}}}")
+            parts.append(_SLOTS[type(part)] if not isinstance(part, Field) else f"{{{part.name}}}")
     return "".join(parts)
 
 
 _PLAIN = re.compile(r"[^{}\[\\]+")
 _FIELD = re.compile(r"\{([^{}]*)\}")
-_SLOT = re.compile(r"\[(mask|[pt](?::[^\[\]]*)?|p[0-9]+)\]", re.IGNORECASE)
+_SLOT = re.compile(r"\[(mask|sep|[pt](?::[^\[\]]*)?|p[0-9]+)\]", re.IGNORECASE)
+_SLOTS: dict[type, str] = {Mask: "[MASK]", Separator: "[SEP]"}
 _MOST_VIRTUAL = 10_000  # as `recipe.methods.Length`
 
 
-def _next(text: str, at: int) -> tuple[str | Virtual | Mask | Field, int]:
+def _next(text: str, at: int) -> tuple[str | Virtual | Mask | Separator | Field, int]:
     """The part that begins at `at` (plain text as str), and where the next one begins."""
     plain = _PLAIN.match(text, at)
     if plain:
@@ -160,10 +171,12 @@ def _field(text: str, at: int) -> tuple[Field, int]:
     return Field(name), match.end()
 
 
-def _slot(body: str) -> Virtual | Mask:
+def _slot(body: str) -> Virtual | Mask | Separator:
     kind, colon, count = body.partition(":")
     if kind == "MASK":
         return Mask()
+    if kind == "SEP":
+        return Separator()
     if kind in {"P", "T"}:
         if not colon:
             return Virtual(0, 1, kind == "T")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.errors import BadData, BadRecipe
-from orchestrator.tasks.template import Mask, Piece, Template, Text, Virtual, parse
+from orchestrator.tasks.template import Mask, Piece, Separator, Template, Text, Virtual, parse
 from orchestrator.training.cuts import note
 from orchestrator.tuning.forward import decoder_start
 from orchestrator.tuning.host import BaseHost
@@ -207,8 +207,10 @@ class TextEncoder:
     def body(self, template: str, fields: Mapping[str, str], *, limit: int, mask: Sequence[int] = ()) -> list[int]:
         """The text alone, at most `limit` tokens, with `mask` for [MASK]: no virtual and no special tokens."""
         pieces = self._fitting(self._parsed(template), fields, limit)
-        masked = [self.mask] if self._parsed(template).masks else []
-        return [token for ids in pieces for token in (mask if ids == masked else ids) if token >= 0]
+        parsed = self._parsed(template)
+        masked, parting = [self.mask] if parsed.masks else [], self._parting if parsed.separators else []
+        texts = [mask if ids == masked else ids for ids in pieces if ids != parting]
+        return [token for ids in texts for token in ids if token >= 0]
 
     @property
     def start(self) -> int:
@@ -245,8 +247,18 @@ class TextEncoder:
             return self.tokens(segment.text)
         if isinstance(segment, Mask):
             return [self.mask]
+        if isinstance(segment, Separator):
+            return self._parting
         assert isinstance(segment, Virtual)
         return [-(segment.start + i) - 1 for i in range(segment.count)]
+
+    @property
+    def _parting(self) -> list[int]:
+        """What [SEP] is in a row."""
+        if not self._between:
+            what = "the base's tokenizer puts nothing between two texts"
+            raise BadRecipe(what, where="base.model", hint="take [SEP] out of the template")
+        return self._between
 
     def _parsed(self, template: str) -> Template:
         if template not in self._templates:

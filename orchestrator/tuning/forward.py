@@ -20,7 +20,7 @@ from orchestrator.tuning.injection import Prefixes
 from orchestrator.tuning.layout import labelled, lay_out, row_lengths, seen_rows, starts_of, window
 from orchestrator.tuning.packing import Packed
 from orchestrator.tuning.prompt import Prompt
-from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, Row, RowBatch, segments
 from orchestrator.tuning.transfer import numbers, sent
 
 
@@ -180,6 +180,8 @@ def _packed(host: BaseHost, rows: RowBatch, batch: RowBatch, prompts: Sequence[P
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=host.device),  # taken as it is, and not read
         "position_ids": positions[None],
     }
+    if layout.segments is not None:
+        inputs["token_type_ids"] = sent(layout.segments, host.device)[None]
     if host.kind != "masked":
         inputs["use_cache"] = False
     active = Packed.of(line, prompts, host.dtype)
@@ -231,6 +233,8 @@ def _inputs(host: BaseHost, batch: RowBatch, prompts: Sequence[Prompt]) -> dict[
     """What every kind of base is called with."""
     inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
     inputs["inputs_embeds"] = _embedded(host, batch.input_ids, batch.prompt_index[:, None], prompts)
+    if host.separator is not None:
+        inputs["token_type_ids"] = segments(batch.input_ids, host.separator)
     if host.kind != "masked":
         inputs["use_cache"] = False
     if host.takes_positions:

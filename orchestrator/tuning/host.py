@@ -249,6 +249,15 @@ class BaseHost:
         return self.kind != "seq2seq" and "position_ids" in inspect.signature(self.model.forward).parameters
 
     @cached_property
+    def separator(self) -> int | None:
+        """The token behind which the second of two texts has an embedding of its own, on bases that tell texts apart so
+        (BERT, ALBERT, ELECTRA); None on others."""
+        two = int(getattr(self.model.config, "type_vocab_size", 0) or 0) > 1
+        token = getattr(self.tokenizer, "sep_token_id", None)
+        takes = "token_type_ids" in inspect.signature(self.model.forward).parameters
+        return int(token) if self.kind == "masked" and two and takes and token is not None else None
+
+    @cached_property
     def ragged(self) -> bool:
         """Whether attention over rows of unlike lengths is one call here (`varlen`): causal bases on a GPU."""
         config = self.model.config.get_text_config()

@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.tuning import rotary
 from orchestrator.tuning.host import BaseHost
 from orchestrator.tuning.packing import Line
-from orchestrator.tuning.rows import NO_LABEL, RowBatch
+from orchestrator.tuning.rows import NO_LABEL, RowBatch, segments
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Layout:
     starts: list[int]  #: [B + 1]: where each row's labels begin
     lengths: Tensor | None  #: [1, T]: of the token's row, where rotary angles depend on it
     text_mask: Tensor  #: [B, S] of the caller's batch
+    segments: Tensor | None  #: [T]: which of two texts the token is in, where the base asks
 
 
 def lay_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: Sequence[int]) -> Layout:
@@ -49,7 +50,12 @@ def lay_out(host: BaseHost, rows: RowBatch, batch: RowBatch, prefixes: Sequence[
         starts=starts_of(row_of, len(rows)),
         lengths=None if lengths is None else lengths[line.rows, 0][None],
         text_mask=batch.text_mask,
+        segments=_segments(host, rows, line),
     )
+
+
+def _segments(host: BaseHost, rows: RowBatch, line: Line) -> Tensor | None:
+    return None if host.separator is None else segments(rows.input_ids, host.separator)[line.rows, line.columns]
 
 
 def seen_rows(host: BaseHost, batch: RowBatch, *, hidden: bool) -> RowBatch:

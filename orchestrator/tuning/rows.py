@@ -138,6 +138,12 @@ class RowBatch:
         return (self.input_ids >= 0) & (self.attention_mask == 1)
 
 
+def segments(ids: Tensor, separator: int) -> Tensor:
+    """[B, S] ids -> 0 up to a row's first separator, that one included; 1 behind it (Devlin et al. 2019, §3)."""
+    parted = (ids == separator).long()
+    return (parted.cumsum(-1) - parted).clamp_max(1)
+
+
 def _padded(lists: Sequence[Sequence[int]], fill: int, side: Side = "right") -> Tensor:
     """[B, longest] long."""
     width = max(map(len, lists))

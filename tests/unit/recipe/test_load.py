@@ -107,7 +107,7 @@ resources: {time_limit: 4 hours, priority: hihg}
         ("base: gpt2", "base: 2", "2: base: must be a mapping"),
         ("name: small", "name: 2024", "1: name: must be text, not 2024; put quotes around it"),
         ("dataset: d", "dataset: d@0", "3: dataset: 'd@0' does not fit the pattern"),
-        ('target: "{b}"', 'target: "[MASK] {b}"', "4: task.target: [P:k] and [MASK] stand in `input` only"),
+        ('target: "{b}"', 'target: "[MASK] {b}"', "4: task.target: [P:k], [MASK] and [SEP] stand in `input` only"),
         ('target: "{b}"', 'target: "b"', "4: task.target: names no field of the data"),
         ('input: "{a}"', 'input: "[P:3] {a}"', "4: task.input: prompt-tuning puts its virtual tokens in front"),
         (

@@ -31,7 +31,7 @@ def test_special_tokens_in_a_row_or_a_template_stay_text(name: str, text: str) -
     assert not special & set(plain.tokens(text))
     bare = plain.input_ids("{text}", {"text": ""}, limit=FAR)
     by_row = plain.input_ids("{text}", {"text": text}, limit=FAR)
-    by_template = plain.input_ids(text.replace("[MASK]", r"\[MASK]"), {}, limit=FAR)
+    by_template = plain.input_ids(text.replace("[", r"\["), {}, limit=FAR)
     assert by_row == by_template
     assert [i for i in by_row if i in special] == [i for i in bare if i in special][: len(by_row)] or name == "gpt2"
 
