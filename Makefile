@@ -55,7 +55,7 @@ demo-base: $(VENV)/installed
 
 # Longer proofs on real data; each prints its table and writes it to docs/.
 proofs: proof-processes proof-registry proof-lineage proof-isolation proof-warm proof-compiled proof-sst2 proof-e2e proof-fairness proof-queue proof-learning \
-        proof-histories proof-soak proof-survivors proof-metrics
+        proof-histories proof-soak proof-company proof-survivors proof-metrics
 
 # Not phony: make looks for no pattern rule for a phony target, and would say that there is nothing to be done.
 proof-%: $(VENV)/installed-test

@@ -61,6 +61,7 @@ def _print(registry: Registry, job: Job, numbers: Any) -> None:
         "job": f"{job.id} {job.name}" + (f" (group {group_name(job.group_id)})" if job.group_id else ""),
         "state": " ".join(str(part) for part in (job.state, job.result, job.reason) if part),
         "message": job.message,
+        "waits": _waits(registry, job),
         "user": job.user,
         "method": f"{job.method}, seed {job.seed}",
         "base": f"{job.base['id']} ({job.base['kind']}), {job.base['fingerprint']}",
@@ -133,6 +134,18 @@ def _company(registry: Registry, job: Job) -> list[int]:
         return [other.id for other in jobs.live_jobs_of(conn, job.run_id) if other.id != job.id]
 
 
+def _waits(registry: Registry, job: Job) -> str | None:
+    """Why it does not start, as `ptq status` says it."""
+    from orchestrator.cli.output.views import waits
+    from orchestrator.cli.status import queue_now
+    from orchestrator.states import JobState
+
+    if job.state is not JobState.QUEUED:
+        return None
+    queue = queue_now(registry, [str(job.id)], everything=False)
+    return next((waits(one, queue) for one in queue.jobs if one.id == job.id), None)
+
+
 def _alone(registry: Registry, job: Job) -> str:
     """Why the job, while it runs, shares its run with nobody; empty: nobody came."""
     from orchestrator.registry import history
@@ -166,6 +179,7 @@ def _json(registry: Registry, job: Job, numbers: Any) -> dict[str, Any]:
         "run": job.run_id,
         "shares_run_with": _company(registry, job),
         "alone_because": _alone(registry, job) or None,
+        "waits": _waits(registry, job),
         "seed": job.seed,
         "after": list(job.after),
         "recipe": job.recipe,

@@ -48,11 +48,11 @@ def show(
         render.say(f"No jobs here yet: {registry.paths.root} holds no registry.")
         render.say("Start with `ptq demo`, or `ptq init` and `ptq submit RECIPE`.")
     elif as_json:
-        render.print_json(status_json(_look(registry, names, everything, waiting=None)))
+        render.print_json(status_json(queue_now(registry, names, everything, waiting=None)))
     elif watch:
         _watch(registry, names, everything)
     else:
-        _print(_look(registry, names, everything))
+        _print(queue_now(registry, names, everything))
 
 
 def status_json(queue: Queue) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def status_json(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _look(registry: Registry, names: list[str], everything: bool, waiting: int | None = QUEUED_SHOWN) -> Queue:
+def queue_now(registry: Registry, names: list[str], everything: bool, waiting: int | None = QUEUED_SHOWN) -> Queue:
     """The queue, and what NVML sees on this box: names of cards, and who uses them outside the queue."""
     from orchestrator.cli.output.views import look
     from orchestrator.dispatch.scheduling.gpus import NoGpu, gpu_source
@@ -214,10 +214,10 @@ def _print(queue: Queue) -> None:
 def _watch(registry: Registry, names: list[str], everything: bool) -> None:
     from rich.live import Live
 
-    with Live(_screen(_look(registry, names, everything)), auto_refresh=False, screen=True) as live:
+    with Live(_screen(queue_now(registry, names, everything)), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(WATCH_SECONDS)
-            live.update(_screen(_look(registry, names, everything)), refresh=True)
+            live.update(_screen(queue_now(registry, names, everything)), refresh=True)
 
 
 def _screen(queue: Queue) -> Group:

@@ -216,6 +216,48 @@ def test_a_warm_base_takes_the_next_job_and_gives_way_to_another_base(home: Path
         box.close()
 
 
+#: `ptq worker` itself, whose runs train nothing.
+LIMITED = """
+import sys
+from functools import partial
+from orchestrator.cli.main import main
+from orchestrator.dispatch import worker
+program = sys.argv.pop()
+worker.Worker = partial(worker.Worker, command=lambda _spec, paths: [sys.executable, program, str(paths.root)])
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "fit", "why"),
+    [
+        (["--fuse-jobs", "2"], 2, "may not join run 1: it has 2 jobs, and takes at most 2"),
+        (["--fuse-slowdown", "1"], 1, "times as long as alone, more than 1"),
+    ],
+)
+def test_a_job_beyond_what_the_worker_allows_waits_and_is_told_why(
+    limit: list[str], fit: int, why: str, home: Path
+) -> None:
+    registry = open_registry(home)
+    *inside, last = add_jobs(registry, fit + 1, behaviour="held")
+    command = [sys.executable, "-c", LIMITED, "worker", "--cpu-slots", "1", "--until-idle", *limit, str(FAKE_TRAINING)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            wait_until(lambda: all(get(registry, job).step > 0 for job in inside), seconds=PATIENCE, what="their steps")
+            assert why in " ".join(ptq("status").stdout.split())
+            assert why in " ".join(ptq("show", str(last)).stdout.split())
+            assert get(registry, last).state is JobState.QUEUED
+            let_go(registry, inside[0])
+            wait_until(lambda: get(registry, last).step > 0, seconds=PATIENCE, what="its turn")
+            let_go(registry, *inside, last)
+            assert worker.wait(PATIENCE) == 0
+        finally:
+            worker.kill()
+    assert [get(registry, job).result for job in (*inside, last)] == [JobResult.SUCCEEDED] * (fit + 1)
+    assert get(registry, last).run_id == (1 if fit > 1 else 2)  # it came when one had left, or had a run of its own
+    registry.close()
+
+
 def test_cancelling_all_jobs_of_a_run_ends_one_that_does_not_listen(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 

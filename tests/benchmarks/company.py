@@ -1,6 +1,6 @@
 """A dozen jobs of unlike methods that come and go on one base, through the real queue, while somebody disturbs them.
 
-make proof-company       (eight minutes on two quiet cores; COMPANY_SEEDS=7 for one play, one to two minutes)
+make proof-company       (four minutes on two quiet cores; COMPANY_SEEDS=7 for one play of one to two minutes)
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ from orchestrator.registry.storage.engine import Registry
 from orchestrator.registry.storage.tables import jobs as table
 from orchestrator.states import LIVE, JobResult, JobState, Reason
 
-SEEDS = tuple(int(seed) for seed in os.environ.get("COMPANY_SEEDS", "1,2,3,4,5,6").split(","))
+SEEDS = tuple(int(seed) for seed in os.environ.get("COMPANY_SEEDS", "1,2,3").split(","))
 COUNT = 12  #: jobs that are to end well; three more fail, are late, and are cancelled
 CLOSE = 1e-9  #: in double precision, of losses and of the largest number of a tensor
+TIMES = 10  #: or so many times what rounding does to the job alone: some optimizers divide by next to nothing
 MINUTES = 10  #: of one play, on a machine that others use too
 STEPS = (40, 200)
 SUPERVISOR, WORKER, PROGRAM = "orchestrator.dispatch.running.supervisor", "wide_worker.py", "wide_training.py"
@@ -271,15 +272,26 @@ def stage(root: Path, kind: str, base: str, seed: int) -> Iterator[tuple[Play, l
         play.close()
 
 
-def alone(root: Path, home: HomePaths, job: Job) -> MadeRun:
-    """The same job once more, as the queue gave it to its run, with nobody beside it."""
+def alone(root: Path, home: HomePaths, job: Job, *, parts: int = 0) -> MadeRun:
+    """The same job once more, as the queue gave it to its run, with nobody beside it.
+
+    `parts`: its rows in so many parts, not as many as the recipe says.
+    """
     spec = JobSpec.read(home.job(job.id).spec)
-    paths = JobPaths(root / f"alone-{job.id}" / "jobs" / "1")
+    if parts:
+        spec = replace(spec, recipe={**spec.recipe, "train": {**spec.recipe["train"], "accumulation": parts}})
+    folder = root / f"alone-{job.id}-{parts}"
+    paths = JobPaths(folder / "jobs" / "1")
     replace(spec, attempt=1, folder=str(paths.root)).write(paths.spec)
-    made = MadeRun(root / f"alone-{job.id}", [paths])
+    made = MadeRun(folder, [paths])
     RunSpec(1, "alone", [str(paths.root)], 1, "cpu", [], None, threads=1).write(made.folder.spec)
     assert made.train() == 0
     return made
+
+
+def rounding(root: Path, home: HomePaths, job: Job, solo: MadeRun) -> float:
+    """How far it is from itself, alone both times, with each of its rows worked through by itself."""
+    return difference(alone(root, home, job, parts=job.recipe["train"]["batch_size"]), 0, solo).largest
 
 
 def faults(play: Play, root: Path) -> tuple[list[str], list[tuple[Job, Difference]]]:
@@ -297,15 +309,16 @@ def faults(play: Play, root: Path) -> tuple[list[str], list[tuple[Job, Differenc
         if job.result is not JobResult.SUCCEEDED:
             wrong.append(f"job {job.id}: {job.result}, {job.reason}, {job.message}")
             continue
-        company = MadeRun(play.home, [play.paths.job(job.id)])
+        company, solo = MadeRun(play.home, [play.paths.job(job.id)]), alone(root, play.paths, job)
         try:
-            compared.append((job, difference(company, 0, alone(root, play.paths, job), job.attempt)))
+            compared.append((job, difference(company, 0, solo, job.attempt)))
         except AssertionError as error:
             wrong.append(f"job {job.id} is another job alone: {error}")
-    for job, one in compared:
-        if one.largest > CLOSE:
-            what = f"{isolation.called(job.recipe)}, {job.recipe['train']['optimizer']}"
-            wrong.append(f"job {job.id} is not itself: {one}; {what}, try {job.attempt}")
+            continue
+        apart = compared[-1][1]
+        if apart.largest > CLOSE and apart.largest > TIMES * (own := rounding(root, play.paths, job, solo)):
+            what = f"{isolation.called(job.recipe)}, {job.recipe['train']['optimizer']['type']}, try {job.attempt}"
+            wrong.append(f"job {job.id} is not itself: {apart}, alone {own:.1e}; {what}")
     return wrong, compared
 
 
@@ -356,8 +369,9 @@ the real ones; the training program runs in double precision.
 
 At the end every job of the {COUNT} must have succeeded, the other three must have ended as they should, and each is
 trained once more by itself: the same steps, the same checkpoints, the same metrics, and the largest difference of any
-loss (relative), and of any number of the prompt and of the checkpoints (relative to the largest of its tensor); more
-than {CLOSE:g} is a fault.
+loss (relative), and of any number of the prompt and of the checkpoints (relative to the largest of its tensor). A
+fault is more than {CLOSE:g}, and more than {TIMES} times what the job alone is from itself with each row worked through
+by itself: Adafactor divides by gradients that are next to nothing.
 """
     if "COMPANY_SEEDS" not in os.environ:
         write_page("company", "A dozen jobs that come and go", "make proof-company", text, COLUMNS, lines)

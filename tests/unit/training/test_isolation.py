@@ -25,7 +25,7 @@ CASTS: dict[str, Any] = {"mixed": isolation.mixed, "every": every_method.every}
 @pytest.mark.parametrize(
     ("cast", "dtype", "base"),
     [
-        ("mixed", "fp64", "gpt2"), ("mixed", "fp32", "gpt2"), ("mixed", "fp64", "bert"),
+        ("mixed", "fp64", "gpt2"), ("mixed", "fp32", "gpt2"),
         ("every", "fp64", "gpt2"), ("every", "fp64", "bert"), ("every", "fp64", "t5"),
     ],
 )  # fmt: skip
