@@ -77,6 +77,7 @@ class RunSpec:
     fuse_slots_first: bool = False  #: a free slot is always the better place
     fuse_slowdown: float = 8.0  #: how many times as long as alone a step may take for any job
     fuse_gain: float = 1.02  #: how many times as long separate steps must take as a common one
+    fuse_turns: bool = False  #: each of its jobs has forwards of its own
     calibration: str | None = None  #: where the base's measured costs lie, or are to be written (cost.Cost)
     keep_warm_seconds: float = 0.0  #: how long it stays when its last job has left
     format: int = FORMAT

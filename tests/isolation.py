@@ -135,7 +135,10 @@ def play_odd(root: Path, kind: str, base: Path, dataset: Path, dtype: str = "fp3
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest relative differences of one job in company from the same job alone."""
+    """The largest relative differences of one job in company from the same job alone.
+
+    Of losses absolute, where probabilities are learned.
+    """
 
     loss: float
     prompt: float
@@ -163,8 +166,10 @@ def difference(run: MadeRun, number: int, alone: MadeRun, attempt: int = 1) -> D
     assert list(kept[0]) == list(kept[1]) or attempt > 1  # who was stopped has saved where it stopped
     both = [name for name in kept[1] if name in kept[0]]
     states = [tensors_differ(load_file(kept[0][name]), load_file(kept[1][name])) for name in both]
+    # Learned probabilities: a divergence, the difference of two entropies that are near each other.
+    least = 1.0 if JobSpec.read(alone.jobs[0].spec).recipe["task"].get("soft") else 0.0
     return Difference(
-        max((abs(found[step] - loss) / abs(loss) for step, loss in expected.items()), default=0.0),
+        max((abs(found[step] - loss) / max(abs(loss), least) for step, loss in expected.items()), default=0.0),
         tensors_differ(*(load_file(path) for path in prompts)),
         max(states, default=0.0),
     )

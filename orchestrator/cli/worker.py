@@ -39,6 +39,13 @@ FuseSlowdownOption = Annotated[
         help="a shared step takes at most X times as long as any of its jobs' own",
     ),
 ]
+FuseTurnsOption = Annotated[
+    bool,
+    typer.Option(
+        "--fuse-turns",
+        help="jobs that share a run take turns within a step, each in forwards of its own: bit for bit as alone",
+    ),
+]
 DrainOption = Annotated[
     bool, typer.Option("--drain", help="ask the worker that is here to start nothing more and leave; runs end first")
 ]
@@ -56,6 +63,7 @@ def register(app: typer.Typer) -> None:
         keep_warm: KeepWarmOption = None,
         fuse_jobs: FuseJobsOption = 16,
         fuse_slowdown: FuseSlowdownOption = 8.0,
+        fuse_turns: FuseTurnsOption = False,
         drain: DrainOption = False,
         install_service: ServiceOption = False,
     ) -> None:
@@ -75,7 +83,7 @@ def register(app: typer.Typer) -> None:
         limits = replace(default_limits(slots.device), jobs=fuse_jobs, slowdown=fuse_slowdown)
         registry = open_registry(create=True)
         render.note(f"worker: {', '.join(slots.names)} in {registry.paths.root}; Ctrl-C leaves, runs go on")
-        worker = Worker(registry, slots, log=render.note, limits=limits, keep_warm=warm)
+        worker = Worker(registry, slots, log=render.note, limits=limits, keep_warm=warm, turns=fuse_turns)
         tell_end(worker.work(until_idle=until_idle))
 
 

@@ -93,8 +93,12 @@ class Worker:
         only: Collection[int] | None = None,
         limits: Limits | None = None,
         keep_warm: float = 0.0,
+        turns: bool = False,
     ) -> None:
-        """`only`: start none but these jobs. `limits`: how full a run gets. `keep_warm`: seconds an empty one stays."""
+        """`only`: start none but these jobs. `limits`: how full a run gets. `keep_warm`: seconds an empty one stays.
+
+        `turns`: each job of a run has forwards of its own.
+        """
         self.registry, self.slots = registry, slots
         self.log, self.clock, self.only = _heard_or_not(log), clock, only
         self.how = Manner(
@@ -106,6 +110,7 @@ class Worker:
             registry.settings.grace_seconds,
             registry.settings.run_memory,
             slots.model,
+            turns,
         )
         self.policy, self._policy_fault = load_policy(registry.paths.root), ""
         self._notifier = Notifier(registry, log)

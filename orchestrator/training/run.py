@@ -144,7 +144,7 @@ class Run:
             on_left=self._on_left,
             on_failed=lambda job, error: self._report_failure(job.spec, error, alone=True),
             on_trained=on_trained,
-            pace=Pace(tokens=None if on_gpu else _cpu_tokens(host)),
+            pace=Pace(tokens=0 if self._spec.fuse_turns else None if on_gpu else _cpu_tokens(host)),
             defer=on_gpu,
         ).run([job for spec in self._specs if (job := self._open(spec, host, first=True)) is not None])
 

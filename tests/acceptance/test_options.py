@@ -136,7 +136,7 @@ def test_what_a_worker_is_told(home: Path, workers: list[dict[str, Any]], monkey
     cards = home.parent / "gpus.json"
     cards.write_text(json.dumps([{"uuid": f"GPU-{letter}"} for letter in "abc"]))
     monkeypatch.setenv("PTQ_FAKE_GPUS", str(cards))
-    fused = ("--fuse-jobs", "3", "--fuse-slowdown", "2.5", "--keep-warm", "10m")
+    fused = ("--fuse-jobs", "3", "--fuse-slowdown", "2.5", "--fuse-turns", "--keep-warm", "10m")
     assert ptq("worker", "--gpus", "0,2", *fused).returncode == 0
     assert ptq("worker", "--cpu-slots", "2", "--until-idle").returncode == 0
     assert ptq("worker", "--keep-warm", "45").returncode == 0
@@ -144,6 +144,7 @@ def test_what_a_worker_is_told(home: Path, workers: list[dict[str, Any]], monkey
     assert (cards["slots"], cards["limits"].jobs, cards["limits"].slowdown, cards["keep_warm"]) == (
         ["gpu:GPU-a", "gpu:GPU-c"], 3, 2.5, 600.0,
     )  # fmt: skip
+    assert [one["turns"] for one in workers] == [True, False, False]
     assert (slots["slots"], slots["keep_warm"]) == (CpuSlots(2).names, 0.0)
     assert (every["slots"], every["keep_warm"]) == ([f"gpu:GPU-{letter}" for letter in "abc"], 45.0)
 

@@ -81,11 +81,12 @@ def main() -> int:
             rows += _rows(f"two processes, {layout}, {name}, {dtype}", found)
             worst[dtype] = max(worst[dtype], *(one.loss for _, one in found))
     text = (
-        "Small random bases. In each play jobs of unlike methods, lengths, batches, optimizers and steps start "
-        "together or join at random steps; one goes NaN, one is cancelled, and one is preempted and goes on in "
-        "another run beside a stranger. Every job that came to its end is compared with the same job alone in one "
-        "process: the same steps, the same checkpoints at the same steps, the same metrics (or the proof stops), "
-        "and the largest difference of any loss (relative), and of any number of the prompt and of the "
+        "Small random bases. Every method and task that may share a run is among the jobs. In each play jobs of unlike "
+        "methods, lengths, batches, optimizers and steps start together or join at random steps; one goes NaN, one is "
+        "cancelled, and one is preempted and goes on in another run beside a stranger. Every job that came to its end "
+        "is compared with the same job alone in one process: the same steps, the same checkpoints at the same steps, "
+        "the same metrics (or the proof stops), and the largest difference of any loss (relative; of learned "
+        "probabilities absolute, for a divergence goes to 0), and of any number of the prompt and of the "
         "checkpoints with their optimizer's moments (relative to the largest of its tensor). The goal is "
         f"{GOALS['fp32']:g} for losses in fp32, {GOALS['fp64']:g} in fp64; on the bases that are unlike others "
         f"{ODD_GOAL:g} (some compute norms or angles in fp32 whatever they are loaded in). What is more in prompts "

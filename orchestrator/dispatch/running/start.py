@@ -32,6 +32,7 @@ class Manner:
     grace: float = GRACE_SECONDS
     memory: int | None = None  #: bytes for a run whose jobs name no limit
     model: str = ""  #: of the device; empty: costs are neither measured nor looked for
+    turns: bool = False  #: each job of a run has forwards of its own
 
 
 def start_run(
@@ -107,6 +108,7 @@ def run_spec(
         fuse_slots_first=how.limits.slots_first,
         fuse_slowdown=how.limits.slowdown,
         fuse_gain=how.limits.gain,
+        fuse_turns=how.turns,
         calibration=_calibration(paths, found[0], how) if key is not None else None,
         keep_warm_seconds=how.keep_warm,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from training_fixtures import MadeRun, make_run, recipe
 
 from orchestrator.errors import BadData
+from orchestrator.jobspec import RunSpec
 from orchestrator.training import parts
 from orchestrator.training.objectives import asking
 
@@ -145,6 +147,19 @@ def test_jobs_that_are_scored_at_the_same_step_are_scored_in_the_same_forwards(
     assert sorted(together)[-1] > 4 == max(written[len(together) :])  # rows of several jobs, and of one
     assert sum(together) == sum(written[len(together) :])
     assert len(together) < len(written) - len(together)
+
+
+def test_jobs_that_take_turns_are_bit_for_bit_as_alone(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
+    """Sums in a matrix product are ordered otherwise in a larger one; theirs is as large as alone."""
+    jobs = [one for one in mixed("causal")[:5] if one["train"]["steps"] < 9]
+    fused = make_run(tmp_path / "fused", jobs, base=bases["gpt2"], dataset=dataset)
+    replace(RunSpec.read(fused.folder.spec), fuse_turns=True).write(fused.folder.spec)
+    assert fused.train() == 0
+    for number, one in enumerate(jobs):
+        alone = make_run(tmp_path / f"alone-{number}", [one], base=bases["gpt2"], dataset=dataset)
+        assert alone.train() == 0
+        assert fused.losses(number) == alone.losses()
+        assert fused.prompt_bytes(number) == alone.prompt_bytes()
 
 
 def validations(run: MadeRun, number: int) -> dict[int, dict[str, float]]:
