@@ -195,8 +195,15 @@ def recipe_of_task(kind: str, method: str, name: str) -> JobRecipe:
 
 def outcome(model: Model, method: str, task: str | None = None) -> str | None:
     """Why it is refused at submit; None: it works, which is checked here. `task`: default the natural one."""
+    return outcome_of(model, asked(model, method, task))
+
+
+def asked(model: Model, method: str, task: str | None) -> JobRecipe:
     kind = model.host.kind
-    one = recipe(kind, method) if task is None else recipe_of_task(kind, method, task)
+    return recipe(kind, method) if task is None else recipe_of_task(kind, method, task)
+
+
+def outcome_of(model: Model, one: JobRecipe) -> str | None:
     faults = fit_faults(one, model.facts, list(ROWS[0]), {"train": 4})
     if faults:
         of_the_method = [fault for fault in faults if fault.startswith("method.")]
@@ -325,9 +332,14 @@ class Reasons:
 
     def __init__(self) -> None:
         self._letters: dict[str, str] = {}
+        self._known: dict[tuple[int, str], str | None] = {}  #: cells that stand in several tables are run once
 
     def cell(self, model: Model, method: str, task: str | None = None) -> str:
-        reason = outcome(model, method, task)
+        one = asked(model, method, task)
+        key = id(model), one.model_dump_json()
+        if key not in self._known:
+            self._known[key] = outcome_of(model, one)
+        reason = self._known[key]
         if reason is None:
             return "yes"
         general = (
