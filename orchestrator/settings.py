@@ -23,7 +23,7 @@ POLICY_FILE = "queue.toml"
 class Settings:
     home: Path
     #: PTQ_HOME: the folder that holds registry.db, jobs/, runs/ and store/; default: the nearest parent folder with a
-    #:  registry.db in it, else the current folder
+    #:  registry.db of this account, of root or of a group in it, else the current folder
     registry_url: str  #: PTQ_REGISTRY: a SQLAlchemy URL; default: SQLite in PTQ_HOME
     user: str  #: PTQ_USER: who submits; default, and in a shared home always: the account's name
     offline: bool  #: HF_HUB_OFFLINE: with 1 the hub is never asked
@@ -228,6 +228,8 @@ def _check_writer(found: os.stat_result, home: Path, path: Path) -> None:
         keeper, others = home.stat().st_uid, found.st_mode & 0o022
     else:
         keeper, others = os.getuid(), 0
+        if keeper == 0:  # root at work in somebody's home, as in a container
+            keeper = home.stat().st_uid
     if found.st_uid not in {0, keeper} or others:
         who = sharing.account_name(keeper)
         hint = f"as {who}: `chown {who} {path} && chmod go-w {path}`"

@@ -47,8 +47,9 @@ def holding(
                 take_out(registry, number)
                 number = found.id
             names = slots_of(registry, found)
-            render.note(f"reservation r{number}: {', '.join(names)} for as long as this runs")
-            yield names
+            with hold.against_other_homes(registry, names):
+                render.note(f"reservation r{number}: {', '.join(names)} for as long as this runs")
+                yield names
         finally:
             take_out(registry, number)
 

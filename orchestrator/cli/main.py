@@ -108,9 +108,13 @@ def main() -> None:
 
 def _leave(code: str | int | None) -> NoReturn:
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads the rest: Python must not try again at its end
+        if sys.stdout is not None:  # a shell may have closed it
+            sys.stdout.flush()
+    except OSError as error:  # Python must not try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else nobody reads the rest
+            sys.stderr.write(f"ptq: the output cannot be written ({error.strerror})\n")
+            code = code or PtqError.exit_code
     sys.exit(code)
 
 

@@ -68,6 +68,10 @@ def _dataset(registry: Registry, found: Sequence[Artifact], named: str | None) -
 
     if named is not None:
         return get_version(registry, named)
+    strange = next((one for one in found if not isinstance(one.summary.get("dataset"), dict)), None)
+    if strange is not None:
+        what = f"{strange.ref} does not say what it was trained on"
+        raise BadInput(what, where="--dataset", hint="name the dataset whose rows it is to answer")
     trained = list(dict.fromkeys("{name}@{version}".format(**one.summary["dataset"]) for one in found))
     if len(trained) > 1:
         what = f"the artifacts were trained on {' and '.join(trained)}"

@@ -41,7 +41,7 @@ def without_base_name(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "method": method}
 
 
-def name_faults(registry: Registry, new: Sequence[NewJob]) -> list[str]:
+def name_faults(registry: Registry, new: Sequence[NewJob | Job]) -> list[str]:
     """Why these jobs could not register their bases."""
     if not _wanted(new):
         return []
@@ -49,7 +49,7 @@ def name_faults(registry: Registry, new: Sequence[NewJob]) -> list[str]:
         return _faults(conn, new)
 
 
-def refuse_taken(conn: Connection, new: Sequence[NewJob]) -> None:
+def refuse_taken(conn: Connection, new: Sequence[NewJob | Job]) -> None:
     """The same inside the transaction that queues them. Raises BadInput."""
     if _wanted(new) and (faults := _faults(conn, new)):
         raise BadInput("; ".join(faults), hint="choose another name")
@@ -79,11 +79,11 @@ def base_name(recipe: Mapping[str, Any]) -> str | None:
     return method.get("register_as") if method.get("type") == "lm-adapt" else None
 
 
-def _wanted(new: Sequence[NewJob]) -> list[str]:
+def _wanted(new: Sequence[NewJob | Job]) -> list[str]:
     return [name for job in new if (name := base_name(job.recipe)) is not None]
 
 
-def _faults(conn: Connection, new: Sequence[NewJob]) -> list[str]:
+def _faults(conn: Connection, new: Sequence[NewJob | Job]) -> list[str]:
     promised = {base_name(job.recipe): job.id for job in jobs.list_jobs(conn, states=_LIVE)}
     found = []
     for name, count in Counter(_wanted(new)).items():

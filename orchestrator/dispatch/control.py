@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import failpoints
+from orchestrator.dispatch import adapted
 from orchestrator.dispatch.access import check_may_change, check_may_release
 from orchestrator.dispatch.running import processes
 from orchestrator.dispatch.running.requests import request_leave, request_stop
@@ -68,6 +69,8 @@ def retry(registry: Registry, references: Sequence[str], *, user: str, now: floa
                 raise BadInput(f"job {job.id} is {job.state}; only a failed or cancelled job can be tried again")
             if job.result is JobResult.SUCCEEDED:
                 raise BadInput(f"job {job.id} has succeeded", hint="submit its recipe again to train it once more")
+        adapted.refuse_taken(conn, found)
+        for job in found:
             jobs.move(conn, job.id, job.attempt, Move(JobState.QUEUED), actor=f"user:{user}", at=now)
     return [job.id for job in found]
 

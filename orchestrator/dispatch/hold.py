@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from orchestrator.dispatch.lock import holder
 from orchestrator.dispatch.people import holder_lives, why_over
-from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.running import cards, processes
 from orchestrator.dispatch.scheduling.gpus import Gpu, GpuSource, NoGpu, fault_of, gpu_source, used_by
 from orchestrator.dispatch.submit import check_possible
 from orchestrator.errors import BadInput, NotAllowed, PtqError
@@ -63,6 +64,17 @@ def take(registry: Registry, count: int, *, seconds: float, note: str, otherwise
     return number
 
 
+@contextmanager
+def against_other_homes(registry: Registry, names: Sequence[str]) -> Iterator[None]:
+    """These slots are this process's for all queues of the box, as a run's are. Raises NoFreeGpu."""
+    gpus = gpu_source(registry.settings).look() if any(name.startswith("gpu:") for name in names) else []
+    try:
+        with cards.holding([gpu.claim for gpu in gpus if gpu.slot in names]):
+            yield
+    except cards.Held as error:
+        raise NoFreeGpu(f"{error}: a run of another PTQ_HOME has it", hint="try again in a moment") from None
+
+
 def check_granted(registry: Registry, visible: Sequence[str]) -> str | None:
     """The slot of the card that CUDA_VISIBLE_DEVICES names, which is nobody else's; None: the driver knows none so.
 
@@ -80,7 +92,7 @@ def check_granted(registry: Registry, visible: Sequence[str]) -> str | None:
         mine = {one.run_id for one in reservations.unfinished(conn) if one.uid == uid}
     lease = held.get(gpu.slot)
     others = sorted({process.user for process in gpu.processes if process.user not in {"", user}})
-    if not others if lease is None else lease.run_id in mine:
+    if not (others or gpu.given) if lease is None else lease.run_id in mine:
         return gpu.slot
     hint = "`ptq predict --gpu` takes a free card where that variable is unset; with --cpu it runs on the CPU"
     where = f"CUDA_VISIBLE_DEVICES={visible[0]}"

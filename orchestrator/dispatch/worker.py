@@ -113,7 +113,7 @@ class Worker:
             turns,
         )
         self.policy, self._policy_fault = load_policy(registry.paths.root), ""
-        self._notifier = Notifier(registry, log)
+        self._notifier = Notifier(registry, self.log)
         self._draining: str | None = None
         self._plan = Plan()
         self._changes: int | None = None  #: of the registry, at the last look, where no run was open then

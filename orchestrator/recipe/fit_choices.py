@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from orchestrator.recipe.faults import Finding
+from orchestrator.recipe.faults import Finding, KeyPath
 from orchestrator.recipe.methods import AutoPrompt, Head, Warp
 from orchestrator.recipe.schema import Recipe
 from orchestrator.recipe.tasks import Classify, label_words, own_choices
@@ -26,6 +27,7 @@ def choice_findings(recipe: Recipe, task: Classify) -> list[Finding]:
     if task.candidates is not None and task.labels:
         what = "are all rows' own, and task.candidates are each row's: take one of them out"
         found.append(Finding(("task", "labels"), what))
+    found += score_kind_findings(task, ("task", "metrics"), task.metrics)
     found += _score_findings(task)
     return found + (_unable(recipe, task) if own_choices(task) else [])
 
@@ -43,15 +45,21 @@ def _word_findings(task: Classify) -> list[Finding]:
     return found
 
 
-def _score_findings(task: Classify) -> list[Finding]:
-    path, found = ("task", "metrics"), []
+def score_kind_findings(task: Classify, path: KeyPath, metrics: Sequence[str]) -> list[Finding]:
+    """Scores of labels where there are candidates, and the other way round."""
+    found = []
     allowed = OF_CANDIDATES if task.candidates is not None else None
-    for name in task.metrics:
+    for name in metrics:
         if allowed is None and name in ONLY_OF_CANDIDATES:
             found.append(Finding(path, f"{name} is a score of task.candidates; labels have accuracy and others"))
         if allowed is not None and name not in allowed:
             known = ", ".join(sorted(allowed))
             found.append(Finding(path, f"{name} is a score of labels; candidates have {known}"))
+    return found
+
+
+def _score_findings(task: Classify) -> list[Finding]:
+    found = []
     if task.group is not None and task.candidates is not None:
         found.append(Finding(("task", "group"), "belongs to scores of labels, which candidates do not have"))
     if task.holds is not None and (task.candidates is None or set(task.metrics) != {"wsc"}):

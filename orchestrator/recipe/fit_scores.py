@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean
+from orchestrator.recipe.fit_choices import score_kind_findings
 from orchestrator.recipe.judging import Judging
-from orchestrator.recipe.schema import Recipe
-from orchestrator.recipe.tasks import OF_LABELS, Generate, Task
+from orchestrator.recipe.schema import Recipe, TaskScores
+from orchestrator.recipe.tasks import OF_LABELS, Classify, Generate, Task
 from orchestrator.tasks.metrics import percent
 
 _MIXTURE: KeyPath = ("train", "mixture")
@@ -31,12 +32,28 @@ def score_findings(recipe: Recipe) -> list[Finding]:
         found += _unknown(path, recipe.task, own.metrics or [])
         if isinstance(recipe.task, Generate):
             found += _written_findings(path, judged.metrics, judged.labels, judged.group is not None)
-        elif own.labels:
-            found.append(Finding((*path, "labels"), "belong to `type: generate`; here task.labels are all there are"))
-        if all(percent(metric, 0.0) is None for metric in judged.metrics):
-            what = "none of these has a scale up to 100, which the average over the tasks needs: add one that has"
-            found.append(Finding((*path, "metrics"), what))
+        elif isinstance(recipe.task, Classify):
+            found += _chosen_findings(path, recipe.task, own)
+        found += _unscaled((*path, "metrics"), judged.metrics)
+    if mixture.tasks:  # and a task that is not named is scored so
+        found += _unscaled(("task", "metrics"), recipe.task.metrics)
     return found
+
+
+def _unscaled(path: KeyPath, metrics: Sequence[str]) -> Iterator[Finding]:
+    if all(percent(metric, 0.0) is None for metric in metrics):
+        what = "none of these has a scale up to 100, which the average over the tasks needs: add one that has"
+        yield Finding(path, what)
+
+
+def _chosen_findings(path: KeyPath, task: Classify, own: TaskScores) -> Iterator[Finding]:
+    if own.labels:
+        yield Finding((*path, "labels"), "belong to `type: generate`; here task.labels are all there are")
+    if own.group is not None:
+        yield Finding((*path, "group"), "belongs to `type: generate`; here task.group is that of all rows")
+    yield from score_kind_findings(task, (*path, "metrics"), own.metrics or [])
+    if "group_exact_match" in (own.metrics or []) and task.group is None:
+        yield Finding(("task", "group"), "is missing; group_exact_match counts groups of rows")
 
 
 def score_templates(recipe: Recipe) -> list[tuple[str, str]]:

@@ -58,5 +58,7 @@ class Judging:
 
 
 def _own(of_all: Judged, task: TaskScores) -> Judged:
-    group = of_all.group if task.group is None else parse(task.group)
-    return Judged(task.metrics or of_all.metrics, task.labels or of_all.labels, group, bool(task.labels))
+    metrics = task.metrics or of_all.metrics
+    inherited = of_all.group if "group_exact_match" in metrics else None
+    group = inherited if task.group is None else parse(task.group)
+    return Judged(metrics, task.labels or of_all.labels, group, bool(task.labels))

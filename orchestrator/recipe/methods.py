@@ -291,9 +291,10 @@ class LmAdapt(Strict):
 
     def base_name(self, *, steps: int | None, seed: int) -> str | None:
         """The name with the job's numbers in it."""
-        if self.register_as is None or steps is None:
-            return self.register_as
-        return self.register_as.replace("{steps}", str(steps)).replace("{seed}", str(seed))
+        if self.register_as is None:
+            return None
+        name = self.register_as.replace("{seed}", str(seed))
+        return name if steps is None else name.replace("{steps}", str(steps))
 
 
 Method = Annotated[

@@ -79,10 +79,12 @@ def add_base(
         made = replace(made, source=source, revision=commit)
     made = replace(made, licence=licence or made.licence)
     known = _same_or_none(registry, made)
-    if known is None:
-        with registry.write() as connection:
-            connection.execute(sa.insert(bases).values(**_row(made)))
-    return known or made
+    if known is not None:
+        return known
+    with registry.write() as connection:
+        if not keep_base(connection, made):
+            raise BadInput(f"another base was called {name!r} a moment ago", hint="choose another name")
+    return made
 
 
 def local_base(name: str, folder: Path, *, user: str, now: float) -> Base:

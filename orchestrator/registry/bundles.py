@@ -38,7 +38,7 @@ from orchestrator.weights import tensor_shapes
 
 FORMAT = 1
 #: What reading rows that somebody else wrote may raise.
-DAMAGE: tuple[type[Exception], ...] = (*store.DAMAGE, KeyError, TypeError, AttributeError)
+DAMAGE: tuple[type[Exception], ...] = (*store.DAMAGE, KeyError, TypeError, AttributeError, OverflowError)
 INDEX = "bundle.json"
 _MOST_INDEX = 50_000_000
 _NAME = re.compile(r"(artifacts|datasets)/([0-9a-f]{64})/((?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*)")

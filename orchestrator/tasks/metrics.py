@@ -88,7 +88,8 @@ def accuracy(predictions: Predictions, references: References) -> float:
 def macro_f1(predictions: Predictions, references: References, labels: Sequence[str] = ()) -> float:
     """F1 of each label that occurs, averaged without weights (scikit-learn; the first reference counts). 0-1.
 
-    `labels`: the task's. A text that is none of them is wrong, and no label of its own (T5's mean_multiclass_f1).
+    `labels`: the task's. A text that is none of them is wrong, and no label of its own. (T5's mean_multiclass_f1 also
+    counts 0 for a label that no row has; of whole splits both are equal.)
     """
     from sklearn.metrics import f1_score
 

@@ -181,7 +181,9 @@ class BaseHost:
     @cached_property
     def embedding_scale(self) -> float:
         """See `scaling`. Found, like the injector, by tiny forwards on all ranks."""
-        ids = torch.tensor([[3, 4, 5]], device=self.device) % self.vocab_size
+        pads = {self.pad_id, *(m.padding_idx for m in self.model.modules() if isinstance(m, nn.Embedding))}
+        plain = [number for number in range(3, 20) if number not in pads]  # RoBERTa counts no position for a pad
+        ids = torch.tensor([plain[:3]], device=self.device) % self.vocab_size
         return scale_of(self.body, self.model.get_input_embeddings(), ids, config=self.model.config)
 
     def set_dropout(self, on: bool) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from orchestrator.dispatch import hold
 from orchestrator.dispatch.lock import worker_lock
 from orchestrator.dispatch.people import MORE, Reservations
 from orchestrator.dispatch.running import processes
+from orchestrator.dispatch.scheduling.gpus import gpu_source
 from orchestrator.registry import controls, reservations, runs, usage, workers
 from orchestrator.registry.runs import Claimant
 from orchestrator.registry.storage.engine import Registry
@@ -319,6 +320,25 @@ def test_a_mark_names_one_process_of_one_boot() -> None:
     assert processes.lives(f"another/{namespace}/{pid}/{started}") is False
     assert processes.lives(f"{boot}/pid:[1]/{pid}/{started}") is None  # another container's: not to be seen from here
     assert processes.lives(f"{boot}//{pid}/{started}") is None  # what hid it then may hide it now
+
+
+def test_a_command_holds_its_card_against_other_homes(
+    registry: Registry, home: Path, tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start([*PTQ, "reserve", "--", "cat"])
+    wait_until(lambda: any(one.run_id for one in unfinished(registry)), what="its card")
+    settings = load_settings({**os.environ, "PTQ_HOME": str(tmp_path / "neighbour")})
+    with closing(Registry.open(settings, create=True)) as theirs:
+        wait_until(lambda: any(gpu.given for gpu in gpu_source(theirs.settings).look()), what="its name")
+        with pytest.raises(hold.NoFreeGpu, match="gpu:GPU-b: a run of another PTQ_HOME"):
+            hold.take(theirs, 1, seconds=60, note="")
+        with pytest.raises(hold.NotAllowed, match="a run of another PTQ_HOME"):
+            hold.check_granted(theirs, ["GPU-b"])
+        with (
+            pytest.raises(hold.NoFreeGpu, match="a run of another PTQ_HOME has it"),
+            hold.against_other_homes(theirs, ["gpu:GPU-b"]),
+        ):
+            pytest.fail("it is held")
 
 
 def test_a_granted_card_must_be_nobody_elses(registry: Registry, home: Path) -> None:

@@ -18,6 +18,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from training_fixtures import THINGS, make_base, make_dataset, make_run, recipe
 
 from orchestrator.cli import main
+from orchestrator.cli import score as score_verb
+from orchestrator.errors import BadInput
 from orchestrator.paths import write_json
 from orchestrator.registry.artifacts import keep_artifact, stage_artifact
 from orchestrator.registry.storage import tables
@@ -157,6 +159,13 @@ def test_a_table_for_people(
     assert "scores on the 10 inputs of things@1, validation" in shown.err
     assert ptq(monkeypatch, "score", "1", "4", "--dataset", "things") == 0  # they do not answer the same
     assert "no ensemble: the artifacts do not all answer the same rows" in capsys.readouterr().err
+
+
+def test_an_artifact_that_names_no_dataset_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was imported from PEFT, for example."""
+    strange: Any = SimpleNamespace(ref="a7", summary={})
+    with pytest.raises(BadInput, match="a7 does not say what it was trained on"):
+        score_verb._dataset(None, [strange], None)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_scored_is_told(

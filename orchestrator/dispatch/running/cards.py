@@ -1,9 +1,9 @@
 """Cards that a run of any PTQ_HOME on this box has been given: a name that its processes hold for as long as they live.
 
 NVML shows who uses a card only once he has made his context on it, seconds after a claim, and a claim is seen in one
-registry only. So a claim also binds the card's name as an abstract socket, which the run's processes inherit. The
-kernel lets it go with the last of them, whoever they belong to and however they end; nothing is left on a disk.
-Containers with a network of their own do not see each other's.
+registry only. So a claim also binds the card's name as an abstract socket, which the run's supervisor and its launcher
+inherit. The kernel lets it go with the last of them, whoever they belong to and however they end; nothing is left on a
+disk. By then a rank that outlives both has its context. Containers with a network of their own do not see each other's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def holding(names: Sequence[str]) -> Iterator[list[int]]:
     """Descriptors that hold these cards, to be handed on to a run's processes. Raises Held."""
     taken: list[socket.socket] = []
     try:
-        taken += [_bound(name) for name in names]
+        for name in names:
+            taken.append(_bound(name))
         yield [one.fileno() for one in taken]
     finally:
         for one in taken:

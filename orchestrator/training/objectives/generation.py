@@ -72,13 +72,14 @@ class Generation:
         return self._encoder.text(ids).strip()
 
     def references(self, rows: Sequence[Fields]) -> tuple[list[int], list[list[str]]]:
-        """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations; a row
-        whose target is a label stands for itself, with its group behind the label."""
-        first: dict[tuple[str, int], int] = {}
-        references: dict[tuple[str, int], list[str]] = {}
+        """Rows with equal inputs are one input with several references, as in the E2E and WebNLG evaluations, where
+        they are scored together; a row whose target is a label stands for itself, with its group behind the label."""
+        first: dict[tuple[str | int | None, ...], int] = {}
+        references: dict[tuple[str | int | None, ...], list[str]] = {}
         for number, fields in enumerate(rows):
             label = self._label(fields)
-            key = self._encoder.plain(self._task.input, fields), -1 if label is None else number
+            apart = self._judging.task_of(fields), self._judging.part_of(fields), -1 if label is None else number
+            key = self._encoder.plain(self._task.input, fields), *apart
             first.setdefault(key, number)
             wanted = [self._encoder.plain(self._task.target, fields).strip()] if label is None else label
             references.setdefault(key, []).extend(wanted)

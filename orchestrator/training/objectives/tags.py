@@ -123,4 +123,4 @@ class Tagging:
                 tokens = self._encoder.tokens(text)[: max(0, room)]
                 room -= len(tokens)
                 ids += tokens
-        return self._encoder.reading([*ids, *closing]), places
+        return self._encoder.reading([*ids, *closing] or [self._encoder.start]), places

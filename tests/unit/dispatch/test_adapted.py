@@ -13,7 +13,7 @@ from test_reconcile import Box, a_new_worker, box  # noqa: F401
 from orchestrator.dispatch import reproduce
 from orchestrator.registry import bases, history, jobs
 from orchestrator.registry.artifacts import get_artifact
-from orchestrator.states import JobResult
+from orchestrator.states import JobResult, JobState
 
 RECIPE = """\
 name: adapted
@@ -109,6 +109,20 @@ def test_what_could_not_be_registered_is_refused_at_submit(ready: Box, tmp_path:
     assert "2 jobs would register one base 'new'" in ptq("submit", *twice).stderr
     with ready.registry.read() as conn:
         assert len(jobs.list_jobs(conn)) == 2
+
+
+def test_a_job_that_is_tried_again_is_asked_for_its_name_too(ready: Box, tmp_path: Path) -> None:
+    assert not submit(tmp_path, "mine")
+    assert ptq("cancel", "2").returncode == 0
+    assert not submit(tmp_path, "mine")
+    refused = ptq("retry", "2")
+    assert (refused.returncode, "job 3 is going to register 'mine'" in refused.stderr) == (2, True)
+    assert get(ready.registry, 2).state is JobState.FINISHED
+
+
+def test_epochs_and_seeds_name_each_base(ready: Box, tmp_path: Path) -> None:
+    assert not submit(tmp_path, "a-{seed}", "epochs: 1, seeds: [1, 2]")
+    assert [get(ready.registry, job).recipe["method"]["register_as"] for job in (2, 3)] == ["a-1", "a-2"]
 
 
 def test_each_job_of_a_sweep_has_a_base_of_its_own(ready: Box, tmp_path: Path) -> None:

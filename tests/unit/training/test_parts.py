@@ -41,6 +41,11 @@ def mixed(**own: Any) -> dict[str, Any]:
     return recipe(METHOD, task=written(metrics=["exact_match"]), train__mixture={"by": "{task}", "tasks": TASKS | own})
 
 
+def chosen(**own: Any) -> dict[str, Any]:
+    task = {"type": "classify", "input": "{text}", "label": "{label}", "labels": {"a": ["x"], "b": ["y"]}}
+    return recipe(METHOD, task=task, train__mixture={"by": "{task}", "tasks": {"a": own}})
+
+
 class Plain:
     """What `Generation` asks of its encoder for references."""
 
@@ -102,6 +107,26 @@ def test_each_task_has_the_scores_that_t5_gives_it() -> None:
     assert Judging(Recipe.model_validate(mixed())).headline == "average"
 
 
+def test_equal_inputs_share_references_within_a_part_and_a_task() -> None:
+    plain = written(metrics=["bleu"], input="{input}")
+    data = [{"style": style, "task": style, "input": "x", "target": f"{style} {n}"} for style in "ab" for n in (1, 2)]
+    apart = recipe(METHOD, task=plain, train__scores_by="{style}")
+    assert references(apart, data) == ([0, 2], [["a 1", "a 2"], ["b 1", "b 2"]])
+    tasks = recipe(METHOD, task=plain, train__mixture={"by": "{task}"})
+    assert references(tasks, data) == ([0, 2], [["a 1", "a 2"], ["b 1", "b 2"]])
+    assert references(recipe(METHOD, task=plain), data) == ([0], [["a 1", "a 2", "b 1", "b 2"]])
+
+
+def test_a_task_of_a_mixture_can_do_without_the_group_of_all() -> None:
+    all_of = {"metrics": ["accuracy", "group_exact_match"], "labels": ["0", "1"], "group": "{group}"}
+    made = recipe(
+        METHOD, task=written(**all_of), train__mixture={"by": "{task}", "tasks": {"a": {"metrics": ["accuracy"]}}}
+    )
+    assert recipe_findings(Recipe.model_validate(made)) == []
+    judging = Judging(Recipe.model_validate(made))
+    assert (judging.of("a").group, judging.of("b").group is None) == (None, False)
+
+
 def test_scores_are_told_apart_by_a_field() -> None:
     made = recipe(METHOD, task=written(metrics=["bleu", "exact_match"]), train__scores_by="{seen}")
     data = [{"seen": "new" if i == 1 else "old", "input": str(i)} for i in range(3)]
@@ -132,6 +157,10 @@ def test_scores_are_told_apart_by_a_field() -> None:
         (mixed(a={"metrics": ["acuracy"]}), "train.mixture.tasks.a.metrics", "did you mean `accuracy`"),
         (mixed(a={"metrics": ["ter"]}), "train.mixture.tasks.a.metrics", "a scale up to 100"),
         (mixed(a={"metrics": ["cb"]}), "train.mixture.tasks.a.labels", "cb need all labels"),
+        (chosen(metrics=["group_exact_match"]), "task.group", "group_exact_match counts groups"),
+        (chosen(metrics=["accuracy"], group="{q}"), "train.mixture.tasks.a.group", "belongs to `type: generate`"),
+        (chosen(metrics=["wsc"]), "train.mixture.tasks.a.metrics", "wsc is a score of task.candidates"),
+        (mixed() | {"task": written(metrics=["nist"])}, "task.metrics", "a scale up to 100"),
         (
             mixed() | {"train": {**mixed()["train"], "scores_by": "{input}"}},
             "train.scores_by",

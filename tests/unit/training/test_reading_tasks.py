@@ -128,6 +128,12 @@ def test_every_word_gets_the_tag_of_its_first_token(bases: dict[str, Path]) -> N
     assert made.objective.references(TAGGED)[1][0] == ["O B-X O B-X I-X"]
 
 
+def test_a_row_without_words_has_no_tags(bases: dict[str, Path]) -> None:
+    """GPT-2 opens a text with nothing, so nothing would be left of the row."""
+    made = Made(bases["gpt2"], "gpt2", {"type": "tag", "input": "{tokens}", "labels": TAGS, "max_input_tokens": 6})
+    assert predictions(made, [{"tokens": "", "tags": ""}]) == [""]
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [

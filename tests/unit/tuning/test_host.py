@@ -222,3 +222,11 @@ def test_a_prefix_needs_keys_and_values_of_one_width() -> None:
     base.injector.sites[1] = replace(base.injector.sites[1], value_dim=3)
     with pytest.raises(MethodDoesNotFit, match="differ in width"):
         built(base, METHODS["prefix-tuning"])
+
+
+def test_a_pad_that_is_an_early_token_does_not_disturb_the_look_at_the_scale() -> None:
+    """RoBERTa gives a pad among its ids no position of its own; among embeddings there is none."""
+    config = transformers.RobertaConfig(
+        vocab_size=V, hidden_size=H, num_hidden_layers=1, num_attention_heads=4, intermediate_size=40, pad_token_id=3
+    )
+    assert BaseHost.from_model(transformers.RobertaForMaskedLM(config).eval(), None, "masked").embedding_scale == 1.0
