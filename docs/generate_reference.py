@@ -140,7 +140,8 @@ Exit codes: 0 done, 1 the job or command failed, 2 bad input (nothing was writte
 
 _SETTINGS = """Read from the environment of whoever types a command, or of the worker (`Environment=` lines of
 [its service](../howto/ptq-worker.service)). None is needed: without any, everything lies in the nearest parent folder
-that holds a `registry.db` of one's own (or root's, or one that a group shares). How a box is shared is said in a file, [queue.toml](../howto/shared-box.md)."""
+that holds a `registry.db` of one's own (or root's, or one that a group shares). How a box is shared is said in a
+file, [queue.toml](../howto/shared-box.md)."""
 
 _PASSED_ON = (
     "PTQ_PASS_ENV",

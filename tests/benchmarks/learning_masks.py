@@ -59,8 +59,19 @@ WORDS: dict[str, tuple[str, str, str, dict[str, list[str]], Settings]] = {
         "FewGLUE RTE, masked base", "{hypothesis} ? [MASK] , {premise}", "{hypothesis} ? [MASK] . {premise}",
         {"entailment": ["so"], "not_entailment": ["no"]}, {"max_input_tokens": 80},
     ),
+    "wic": (
+        "FewGLUE WiC, masked base",
+        "{sentence1} {sentence2} does {word} have the same meaning ? [MASK] .",
+        "{sentence1} / {sentence2} similar sense of {word} ? [MASK] .",
+        {"false": ["no"], "true": ["so"]}, {"max_input_tokens": 80},
+    ),
+    "multirc-few": (
+        "FewGLUE MultiRC, masked base",
+        "question : {question} ? is it {answer} ? [MASK] . {passage}", "{question} ? {answer} ? [MASK] . {passage}",
+        {"0": ["no"], "1": ["so"]}, {"metrics": ["positive_f1"], "max_input_tokens": 80},
+    ),
 }  # fmt: skip
-IN_FULL = ("sst2", "cb")  #: by every method; the others, which so small a base hardly learns, by three
+IN_FULL = ("sst2", "cb")  #: by every method; the others, which so small a base hardly learns, by four
 
 
 def words_rows() -> list[Plan]:
@@ -86,7 +97,7 @@ def _by_words(dataset: str) -> list[Plan]:
     return [
         Plan(part, row, "english", dataset, its, method, change, SEEDS if change else ONE)
         for row, its, method, change in rows
-        if dataset in IN_FULL or row in ("prompt design", "prompt tuning, n 10", "P-tuning, n 4")
+        if dataset in IN_FULL or row in ("prompt design", "prompt tuning, n 10", "P-tuning, n 4", "fine-tuning")
     ]
 
 
