@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ class BaseFacts:
     biases: bool = True  #: some weights are biases; False: none are (T5, Llama)
     pooler: bool = False  #: the weights hold BERT's pooler of the first token
     sentinel: bool = False  #: the tokenizer has <extra_id_0>, the T5 family's mark of what is missing
+    uneven_heads: bool = False  #: values have another width than keys (DeepSeek's latent attention)
     layer_names: Sequence[str] = ()  #: last parts of the names of what has a weight: q_proj, c_attn …
     origin: dict[str, Any] | None = None  #: of a base that a job has made: parent, fingerprint, method, steps, job
 
@@ -78,9 +79,19 @@ def read_base_facts(folder: Path) -> BaseFacts:
         biases=any(name.endswith("bias") for name in tensor_names(folder)),
         pooler=pooler_name(folder, model_type) is not None,
         sentinel=kind == "seq2seq" and _has_sentinel(folder),
+        uneven_heads=_has_uneven_heads(config),
         layer_names=_layer_names(folder),
         origin=_json(folder / ORIGIN) or None,
     )
+
+
+def _has_uneven_heads(config: Mapping[str, Any]) -> bool:
+    """A key of latent attention has a part with positions and one without; a value's width is said apart."""
+    widths = [config.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    if not all(isinstance(width, int) for width in widths):
+        return False
+    nope, rope, value = widths
+    return bool(nope + rope != value)
 
 
 def pooler_name(folder: Path, model_type: str) -> str | None:

@@ -10,7 +10,7 @@ from orchestrator.recipe.faults import Finding, KeyPath, did_you_mean, dotted
 from orchestrator.recipe.fit_choices import choice_findings
 from orchestrator.recipe.fit_patterns import pattern_findings
 from orchestrator.recipe.fit_scores import score_findings, score_templates
-from orchestrator.recipe.fit_starts import starting_file_findings, starting_findings
+from orchestrator.recipe.fit_starts import in_layers, starting_file_findings, starting_findings
 from orchestrator.recipe.fit_tasks import task_findings
 from orchestrator.recipe.fit_trained import base_training_findings, lora_findings, training_findings
 from orchestrator.recipe.methods import (
@@ -219,6 +219,9 @@ def _method_findings(recipe: Recipe, facts: BaseFacts) -> list[Finding]:
         advice = "use prefix-tuning, which has three prefixes there, or a masked or causal base"
         what = f"p-tuning-v2 is for one stack of layers; {recipe.base.model} is an encoder-decoder; {advice}"
         return [Finding(("method", "type"), what)]
+    if in_layers(recipe.method) and facts.uneven_heads:
+        what = f"keys and values of {recipe.base.model} ({facts.model_type}) differ in width, so no prefix fits in"
+        return [Finding(("method", "type"), f"{what}; use prompt-tuning or p-tuning")]
     if isinstance(recipe.method, PrefixTuning) and recipe.method.placement == "infix":
         return _infix_findings(recipe, facts)
     if trained_weights(recipe) == "biases" and not facts.biases:

@@ -24,7 +24,7 @@ PATH: KeyPath = (*INIT, "path")
 def starting_findings(recipe: Recipe, length: int) -> list[Finding]:
     """What is wrong whatever the base."""
     init = getattr(recipe.method, "init", None)
-    if isinstance(init, VocabInit) and not _in_layers(recipe.method) and length > init.top:
+    if isinstance(init, VocabInit) and not in_layers(recipe.method) and length > init.top:
         what = f"{length} virtual tokens cannot start from {init.top} different tokens"
         return [Finding((*INIT, "top"), what)]
     if isinstance(init, LabelsInit) and init.words is None and not fixed_words(recipe.task):
@@ -51,7 +51,7 @@ def starting_file_findings(recipe: Recipe, facts: BaseFacts, length: int) -> lis
     return []
 
 
-def _in_layers(method: Method) -> bool:
+def in_layers(method: Method) -> bool:
     """Whether it trains keys and values, not input embeddings."""
     return isinstance(method, PTuningV2) or (isinstance(method, PrefixTuning) and not method.embedding_only)
 
@@ -65,7 +65,7 @@ def _check_array(path: Path, length: int, width: int | None) -> None:
 
 def _check_prompt(path: Path, method: Method, facts: BaseFacts, length: int) -> None:
     shapes = tensor_shapes(path)
-    if _in_layers(method):
+    if in_layers(method):
         found = {
             name: shape[3] for name, shape in shapes.items() if name.startswith("keys_values.") and len(shape) == 5
         }

@@ -179,7 +179,8 @@ class AutoPrompt(Strict):
     """Words found by gradients at the template's [T:k]; nothing is trained (Shin et al. 2020).
 
     A step takes the gradient at one slot, tries the `candidates` words that it promises most of on another batch, and
-    keeps the best if it is better than what stands there. The artifact names the words: they work in any tool.
+    keeps the best if it is better than what stands there: if it makes the right label's words likelier, together, among
+    the whole vocabulary. The artifact names the words: they work in any tool.
     """
 
     type: Literal["autoprompt"]

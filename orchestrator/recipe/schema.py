@@ -153,7 +153,10 @@ class Train(Strict):
         None, ge=1, description="steps between evaluations on the validation rows; default: only at the end"
     )
     eval_rows: int | None = Field(
-        None, ge=1, description="evaluate on the first rows only while training; the last evaluation uses all"
+        None,
+        ge=1,
+        description="evaluate on the first rows only while training (of a mixture on as many of each task); the last "
+        "evaluation uses all",
     )
     keep: Literal["last", "best"] = Field(
         "last",

@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice, zip_longest
 
 from orchestrator.errors import BadRecipe
 from orchestrator.recipe.schema import Mixture
@@ -37,6 +38,15 @@ class MixedTasks:
 
 def task_of(mixture: Mixture, fields: Fields) -> str:
     return parse(mixture.by).render_text(fields).strip()
+
+
+def first_of_each(mixture: Mixture, rows: Sequence[Fields], most: int) -> list[Fields]:
+    """`most` rows in their order, as many of each task while it has any: a split may be sorted by task."""
+    places: dict[str, list[int]] = {}
+    for number, fields in enumerate(rows):
+        places.setdefault(task_of(mixture, fields), []).append(number)
+    turns = (number for turn in zip_longest(*places.values()) for number in turn if number is not None)
+    return [rows[number] for number in sorted(islice(turns, most))]
 
 
 def refuse_unknown_tasks(mixture: Mixture, tasks: Iterable[str]) -> None:

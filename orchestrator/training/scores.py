@@ -16,6 +16,7 @@ from orchestrator.training.evaluate import Between, Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.kept import KeptAnswers
+from orchestrator.training.mixture import first_of_each
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.parts import refuse_many_parts
@@ -28,11 +29,14 @@ FinalScores = dict[tuple[str, bool], Evaluation]
 
 
 def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> list[Fields] | None:
-    """The (first) rows of a split, or None when the dataset has none."""
-    folder = job.dataset_folder
+    """The (first) rows of a split, of each task of a mixture alike, or None when the dataset has none."""
+    folder, mixture = job.dataset_folder, job.recipe.train.mixture
     if not has_split(folder, split):
         return None
-    return list(islice(Rows.open(folder, split), most)) or None
+    rows = Rows.open(folder, split)
+    if mixture is not None and most is not None:
+        return first_of_each(mixture, list(rows), most) or None
+    return list(islice(rows, most)) or None
 
 
 def refuse_unscorable(job: TrainedJob) -> None:

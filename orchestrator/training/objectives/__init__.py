@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.recipe.judging import Judging
-from orchestrator.recipe.methods import Pet, Warp
+from orchestrator.recipe.methods import AutoPrompt, Pet, Warp
 from orchestrator.recipe.schema import JobRecipe
 from orchestrator.recipe.tasks import (
     Classify,
@@ -68,6 +68,8 @@ def _by_words(recipe: JobRecipe, task: Classify, encoder: TextEncoder, weights: 
     several = own_choices(task) or any(encoder.one_token(word) is None for word in label_words(task))
     if masked and several and encoder.kind == "masked":
         return MaskedWords(task, encoder, templates, weights)
+    if masked and isinstance(recipe.method, AutoPrompt):
+        return VerbalizerClassification(task, encoder, summed=True)
     kind = VerbalizerClassification if masked else LabelScoring
     if len(templates) == 1:
         return kind(task, encoder)

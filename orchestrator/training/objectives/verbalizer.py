@@ -1,5 +1,5 @@
-"""A verbalizer: a label's score is the mean of its words' logits at [MASK] (Schick & Schütze 2021, PET). Words of one
-token; others are `masked_words`."""
+"""A verbalizer: a label's score is the mean of its words' logits at [MASK] (Schick & Schütze 2021, PET), or the sum of
+their probabilities (Shin et al. 2020, AutoPrompt). Words of one token; others are `masked_words`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from orchestrator.tuning.transfer import Constants
 class VerbalizerClassification:
     reads_hidden = False
 
-    def __init__(self, task: Classify, encoder: TextEncoder) -> None:
-        self._task = task
+    def __init__(self, task: Classify, encoder: TextEncoder, *, summed: bool = False) -> None:
+        """`summed`: the probabilities are among the whole vocabulary, so that one way to lower the loss is a text that
+        makes any of the label's words likelier than all that are none."""
+        self._task, self._summed = task, summed
         self._encoder = encoder
         self._classes = Classes(task, encoder)
         self.names = self._classes.names
@@ -40,7 +42,10 @@ class VerbalizerClassification:
         return Example(self._row(fields, number, tuned=True), units=1)
 
     def loss_sum(self, share: Share, examples: Sequence[Example], head: nn.Module | None) -> Tensor:
-        return cross_entropy(self._scores(share.logits), share.labels, reduction="sum")
+        scores = self._scores(share.logits)
+        if self._summed:
+            return -scores.gather(1, share.labels[:, None]).sum()
+        return cross_entropy(scores, share.labels, reduction="sum")
 
     def questions(self, rows: Sequence[Fields], *, tuned: bool) -> list[Row]:
         # Label 0 only marks the mask as the position to read.
@@ -61,8 +66,12 @@ class VerbalizerClassification:
         ]
 
     def _scores(self, logits: Tensor) -> Tensor:
-        """[rows, V] -> [rows, labels]."""
-        return torch.stack([widened(logits[:, words]).mean(-1) for words in self._columns.on(logits.device)], dim=-1)
+        """[rows, V] -> [rows, labels]; summed, the logarithms of the labels' probabilities."""
+        columns = self._columns.on(logits.device)
+        if self._summed:
+            likely = widened(logits).log_softmax(-1)
+            return torch.stack([likely[:, words].logsumexp(-1) for words in columns], dim=-1)
+        return torch.stack([widened(logits[:, words]).mean(-1) for words in columns], dim=-1)
 
     def _row(self, fields: Fields, number: int, *, tuned: bool) -> Row:
         ids = self._encoder.input_ids(self._task.input, fields, limit=self._task.max_input_tokens, tuned=tuned)

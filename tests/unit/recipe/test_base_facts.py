@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from orchestrator.errors import BadInput
 from orchestrator.recipe.bases import read_base_facts
+from orchestrator.tuning.host import BaseHost
 
 V = 67
 SMALL = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
@@ -119,6 +120,18 @@ def test_facts_agree_with_transformers(
         _run(model, positions)
         with pytest.raises((IndexError, RuntimeError)):
             _run(model, positions + 1)
+
+
+@pytest.mark.parametrize(("value", "uneven"), [(8, True), (12, False)])
+def test_keys_and_values_of_unlike_width(saved: Any, value: int, uneven: bool) -> None:
+    """As attention itself is given them."""
+    sizes = {"kv_lora_rank": 8, "q_lora_rank": None, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": value}
+    config = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, **sizes}
+    config |= {"intermediate_size": 16, "first_k_dense_replace": 1, "num_key_value_heads": 2}
+    folder, model = saved("deepseek_v2", "DeepseekV2ForCausalLM", config)
+    assert read_base_facts(folder).uneven_heads is uneven
+    [site] = BaseHost.from_model(model, None, "causal").sites
+    assert (site.head_dim, site.value_dim) == (12, value)
 
 
 def _run(model: Any, tokens: int) -> None:

@@ -246,6 +246,14 @@ def test_evaluating_while_training_needs_validation_rows() -> None:
     assert faults(WRITE, PREFIX, GPT2, train=train) == []
 
 
+def test_a_prefix_needs_keys_and_values_of_one_width() -> None:
+    uneven = replace(GPT2, model_type="deepseek_v2", remote_code=False, uneven_heads=True)
+    assert faults(WRITE, PREFIX, uneven)[0].startswith(
+        "method.type: keys and values of b (deepseek_v2) differ in width"
+    )
+    assert faults(WRITE, {**PREFIX, "embedding_only": True}, uneven) == []
+
+
 def test_code_of_a_base_runs_only_when_asked_for() -> None:
     own = replace(GPT2, model_type="own_model", remote_code=True)
     assert faults(WRITE, PREFIX, own)[0].startswith("base.trust_remote_code: b brings its own Python code")

@@ -10,7 +10,7 @@ import pytest
 from training_fixtures import THINGS, make_run, recipe
 
 from orchestrator.recipe.schema import Mixture
-from orchestrator.training.mixture import MixedTasks, task_names
+from orchestrator.training.mixture import MixedTasks, first_of_each, task_names
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
 
@@ -33,6 +33,14 @@ def test_tasks_come_at_their_rates(options: dict[str, Any], shares: dict[str, fl
     assert len(set(drawn)) == len(ROWS)  # every row of a task comes
     assert mixed.rows(3, seed=1, batch_size=8) == mixed.rows(3, seed=1, batch_size=8)
     assert mixed.rows(3, seed=1, batch_size=8) != mixed.rows(3, seed=2, batch_size=8)
+
+
+def test_the_first_rows_are_of_all_tasks_though_a_split_is_sorted_by_them() -> None:
+    rows = [{"task": task, "n": str(n)} for task, count in (("a", 6), ("b", 2), ("c", 4)) for n in range(count)]
+    mixture = Mixture.model_validate({"by": "{task}"})
+    found = first_of_each(mixture, rows, 8)
+    assert [row["task"] + row["n"] for row in found] == ["a0", "a1", "a2", "b0", "b1", "c0", "c1", "c2"]
+    assert first_of_each(mixture, rows, 100) == rows
 
 
 def test_tasks_with_names_alike_are_told_apart() -> None:

@@ -118,6 +118,34 @@ def test_label_words_are_scored_as_the_released_code_scores_them(tmp_path: Path)
     assert label_search._best_words(host, text, projection, 2) == expected
 
 
+def test_autoprompt_s_loss_and_answers_are_those_of_the_released_code(tmp_path: Path) -> None:
+    """ucinlp/autoprompt, create_trigger.py: get_loss, and AccuracyFn's predictions; several words a label."""
+    saved(tmp_path, "RoBERTa")
+    host = BaseHost.load(tmp_path, kind="masked")
+    known = [word for word in host.tokenizer.get_vocab() if word.isalpha()]
+    words = {"warm": known[:3], "cold": known[3:5]}
+    task = {"type": "classify", "input": "{text} [T:2] [MASK]", "labels": words}
+    raw = {"name": "n", "base": "b", "dataset": "d", "task": task, "method": {"type": "autoprompt"}}
+    recipe = JobRecipe.model_validate(raw | {"train": {"steps": 1}})
+    text, _ = build_prompt(recipe, host, context=90)
+    objective: Any = build_objective(recipe, text)
+    torch.manual_seed(3)
+    logits, labels = torch.randn(5, host.vocab_size) * 3, torch.tensor([0, 1, 1, 0, 1])
+    ids = [[host.tokenizer.get_vocab()[word] for word in its] for its in words.values()]
+    padded = torch.tensor([one + [0] * (3 - len(one)) for one in ids])
+    logp = torch.log_softmax(logits, dim=-1)
+
+    def target_logp(label_ids: torch.Tensor) -> torch.Tensor:
+        found = logp.gather(-1, label_ids) - 1e32 * label_ids.eq(0).to(logp)
+        return torch.logsumexp(found, dim=-1)
+
+    share: Any = SimpleNamespace(logits=logits, labels=labels)
+    torch.testing.assert_close(objective.loss_sum(share, [], None), -target_logp(padded[labels]).sum(), **CLOSE)
+    each = torch.stack([target_logp(one.expand(5, -1)) for one in padded], dim=-1)
+    answers = objective.chosen(objective.measured(share, None), [{}] * 5)
+    assert [one.text for one in answers] == [["warm", "cold"][i] for i in each.argmax(-1).tolist()]
+
+
 def byte_level() -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
