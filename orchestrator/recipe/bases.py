@@ -87,11 +87,10 @@ def read_base_facts(folder: Path) -> BaseFacts:
 
 def _has_uneven_heads(config: Mapping[str, Any]) -> bool:
     """A key of latent attention has a part with positions and one without; a value's width is said apart."""
-    widths = [config.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
-    if not all(isinstance(width, int) for width in widths):
+    nope, rope, value = (config.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    if not (isinstance(nope, int) and isinstance(rope, int) and isinstance(value, int)):
         return False
-    nope, rope, value = widths
-    return bool(nope + rope != value)
+    return nope + rope != value
 
 
 def pooler_name(folder: Path, model_type: str) -> str | None:
