@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import time
@@ -221,26 +222,28 @@ def _origin(files: Mapping[str, Sequence[Path]], options: ReadOptions, plan: Spl
 def staging_folder(paths: HomePaths) -> Iterator[Path]:
     """A folder of our own in the store, held by a lock; it and every folder made for it are gone afterwards."""
     made: list[Path] = []
-    try:
-        for folder in (paths.store, *paths.store.parents):
-            if folder.exists():
-                break
-            made.append(folder)
-        paths.store.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(paths.store)
-        folder = paths.store / f"{_PREFIX}{uuid.uuid4().hex[:12]}"
-        folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        _remove_empty(made)
-        raise _unwritable(paths.store, error) from error
-    try:
+    folder, lock = paths.store / f"{_PREFIX}{uuid.uuid4().hex[:12]}", None
+    try:  # from before the first folder: Ctrl-C may come between any two lines
+        try:
+            made += _missing(paths.store)
+            paths.store.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(paths.store)
+            folder.mkdir()
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise _unwritable(paths.store, error) from error
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
         _remove_empty(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """It and those above it that do not exist yet, the innermost first."""
+    return list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

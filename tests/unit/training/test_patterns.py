@@ -39,7 +39,8 @@ def searching(**changes: Any) -> dict[str, Any]:
 
 
 def test_with_every_word_tried_each_step_takes_the_best(bases: dict[str, Path], dataset: Path, tmp_path: Path) -> None:
-    """Replayed on transformers' own model, with the words written as tokens: no prompt, no gradient."""
+    """Replayed on transformers' own model, with the words written as tokens: no prompt, no gradient. The loss is the
+    paper's: of the label's word among the whole vocabulary."""
     run = make_run(tmp_path, [searching()], base=bases["bert"], dataset=dataset, kind="masked")
     assert run.train() == 0
     facts, rows = run.artifact(), Rows.open(dataset, "train")
@@ -58,8 +59,8 @@ def test_with_every_word_tried_each_step_takes_the_best(bases: dict[str, Path], 
             ids = [4, *words[:2], *text, words[2], *after, mask, 5]
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0, ids.index(mask, len(ids) - 2)]
-            target = ["warm", "cold"].index(rows[number]["label"])
-            total += float(cross_entropy(logits[[red, black]], torch.tensor(target)))
+            target = {"warm": red, "cold": black}[rows[number]["label"]]
+            total += float(cross_entropy(logits, torch.tensor(target)))
         return total
 
     words, slots = [mask] * 3, []
@@ -120,8 +121,7 @@ def test_the_words_that_a_step_tries_are_hotflips(
         ids = [4, mask, mask, *text, mask, *tokenizer("is", add_special_tokens=False)["input_ids"], mask, 5]
         embedded = table[ids].detach().requires_grad_(True)
         logits = model(inputs_embeds=embedded[None]).logits[0, len(ids) - 2]
-        target = torch.tensor(["warm", "cold"].index(rows[number]["label"]))
-        cross_entropy(logits[[red, black]], target).backward()
+        cross_entropy(logits, torch.tensor({"warm": red, "cold": black}[rows[number]["label"]])).backward()
         assert embedded.grad is not None
         total += embedded.grad[[1, 2, 3 + len(text)][slot]] / 4
     gains = {
