@@ -6,7 +6,7 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 
 from orchestrator.errors import BadRecipe
@@ -22,9 +22,7 @@ class MixedTasks:
     """The rows of each task, and how often it is drawn."""
 
     def __init__(self, mixture: Mixture, rows: Sequence[Fields]) -> None:
-        self.tasks: dict[str, list[int]] = {}
-        for number, fields in enumerate(rows):
-            self.tasks.setdefault(task_of(mixture, fields), []).append(number)
+        self.tasks = places(tasks_of(mixture.by, rows))
         refuse_unknown_tasks(mixture, self.tasks)
         sizes = [min(len(numbers), mixture.cap or len(numbers)) for numbers in self.tasks.values()]
         self._weights = sizes if mixture.sampling == "proportional" else [1] * len(sizes)
@@ -36,17 +34,25 @@ class MixedTasks:
         return [draw.choice(numbers) for numbers in chosen]
 
 
-def task_of(mixture: Mixture, fields: Fields) -> str:
-    return parse(mixture.by).render_text(fields).strip()
+def tasks_of(by: str, rows: Iterable[Fields]) -> Iterator[str]:
+    """Each row's task."""
+    template = parse(by)
+    return (template.render_text(fields).strip() for fields in rows)
 
 
-def first_of_each(mixture: Mixture, rows: Sequence[Fields], most: int) -> list[Fields]:
-    """`most` rows in their order, as many of each task while it has any: a split may be sorted by task."""
-    places: dict[str, list[int]] = {}
-    for number, fields in enumerate(rows):
-        places.setdefault(task_of(mixture, fields), []).append(number)
-    turns = (number for turn in zip_longest(*places.values()) for number in turn if number is not None)
-    return [rows[number] for number in sorted(islice(turns, most))]
+def places(names: Iterable[str]) -> dict[str, list[int]]:
+    """name -> where it stands, in order."""
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        found.setdefault(name, []).append(number)
+    return found
+
+
+def first_of_each(tasks: Iterable[str], most: int) -> list[int]:
+    """Of rows of these tasks the numbers of `most`, as many of each while it has any: a split may be sorted by task."""
+    each = places(tasks).values()
+    turns = (number for turn in zip_longest(*each) for number in turn if number is not None)
+    return sorted(islice(turns, most))
 
 
 def refuse_unknown_tasks(mixture: Mixture, tasks: Iterable[str]) -> None:

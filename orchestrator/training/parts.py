@@ -8,7 +8,7 @@ from statistics import fmean
 from orchestrator.errors import BadData
 from orchestrator.recipe.judging import AVERAGE, Judged, Judging
 from orchestrator.tasks.metrics import percent, score
-from orchestrator.training.mixture import task_names
+from orchestrator.training.mixture import places, task_names
 from orchestrator.training.objectives.objective import Fields
 
 _MOST = 100  #: parts that scores are told apart in: each is a line in every table
@@ -83,7 +83,5 @@ def _scored(
 
 def _parted(parts: Sequence[str]) -> list[tuple[str, str, list[int]]]:
     """(part, what it is called in a score's name, the numbers of its rows), by the alphabet."""
-    places: dict[str, list[int]] = {}
-    for number, part in enumerate(parts):
-        places.setdefault(part, []).append(number)
-    return [(part, called, places[part]) for part, called in sorted(task_names(places).items())]
+    found = places(parts)
+    return [(part, called, found[part]) for part, called in sorted(task_names(found).items())]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 
 from orchestrator.errors import BadData, PtqError
 from orchestrator.recipe.judging import Judging
@@ -16,7 +18,7 @@ from orchestrator.training.evaluate import Between, Evaluation, evaluate
 from orchestrator.training.failures import met_by_all
 from orchestrator.training.job import TrainedJob
 from orchestrator.training.kept import KeptAnswers
-from orchestrator.training.mixture import first_of_each
+from orchestrator.training.mixture import first_of_each, tasks_of
 from orchestrator.training.objectives.asking import Asked
 from orchestrator.training.objectives.objective import Fields
 from orchestrator.training.parts import refuse_many_parts
@@ -35,8 +37,14 @@ def evaluation_rows(job: TrainedJob, split: str, *, most: int | None = None) -> 
         return None
     rows = Rows.open(folder, split)
     if mixture is not None and most is not None:
-        return first_of_each(mixture, list(rows), most) or None
+        return [rows[number] for number in _of_each_task(folder, split, mixture.by, most)] or None
     return list(islice(rows, most)) or None
+
+
+@lru_cache(maxsize=64)
+def _of_each_task(folder: Path, split: str, by: str, most: int) -> tuple[int, ...]:
+    """Once for a version of a dataset, whose rows never change, and not at every evaluation."""
+    return tuple(first_of_each(tasks_of(by, Rows.open(folder, split)), most))
 
 
 def refuse_unscorable(job: TrainedJob) -> None:

@@ -28,7 +28,7 @@ def scale_of(body: Any, table: nn.Module, ids: Tensor, *, config: Any) -> float:
     wanted = _hidden(body(input_ids=ids, attention_mask=mask))
     said = (1.0, getattr(body, "embed_scale", None), getattr(config, "embedding_multiplier", None))
     for factor in dict.fromkeys(float(one) for one in said if isinstance(one, int | float)):
-        given = _hidden(body(inputs_embeds=embedded * factor if factor != 1.0 else embedded, attention_mask=mask))
+        given = _hidden(body(inputs_embeds=embedded * factor, attention_mask=mask))
         if float((given - wanted).abs().max()) <= ALIKE * float(wanted.abs().max()):
             return factor
     what = f"{type(body).__name__} computes something else from tokens than from their embeddings"

@@ -13,19 +13,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from queue_helpers import add_jobs, open_registry
+from queue_helpers import keep_trained, open_registry
 from training_fixtures import make_base, make_dataset, make_run, recipe
 
 from orchestrator.cli import main
 from orchestrator.cli.output.predict_output import Unfinished
 from orchestrator.paths import read_json
 from orchestrator.registry import runs
-from orchestrator.registry.artifacts import get_artifact, keep_artifact, stage_artifact
+from orchestrator.registry.artifacts import get_artifact
 from orchestrator.registry.storage import tables
 from orchestrator.registry.storage.engine import Registry
 from orchestrator.settings import load_settings
 from orchestrator.training.predict import Predictor
-from orchestrator.weights import fingerprint
 
 TEXTS = ["red cat", "green house and blue river", "black stone", "white bird", "red tree and red cat", "house"]
 
@@ -46,16 +45,8 @@ def artifacts(home: Path, tmp_path: Path) -> list[Path]:
         del one["train"]["steps"], one["train"]["lr"]
     run = make_run(tmp_path / "run", [*labels, recipe(method, train__steps=1), *pet], base=base, dataset=dataset)
     assert run.train() == 0
-    registry = open_registry(home)
-    ids = add_jobs(registry, 5)
-    facts = {"id": "tiny", "path": str(base), "revision": "r", "fingerprint": fingerprint(base), "kind": "causal"}
     folders = [job.artifact(1) for job in run.jobs]
-    for job, folder in zip(ids, folders, strict=True):
-        staged = stage_artifact(registry.paths, folder)
-        with registry.write() as conn:
-            conn.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job).values(base=facts, attempt=1))
-            keep_artifact(conn, staged, job_id=job, attempt=1, now=0.0)
-    registry.close()
+    keep_trained(home, base, folders)
     return folders
 
 

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from queue_helpers import add_jobs, open_registry
+from queue_helpers import keep_trained
 from sklearn.metrics import accuracy_score, f1_score
 from training_fixtures import THINGS, make_base, make_dataset, make_run, recipe
 
@@ -21,12 +20,9 @@ from orchestrator.cli import main
 from orchestrator.cli import score as score_verb
 from orchestrator.errors import BadInput
 from orchestrator.paths import write_json
-from orchestrator.registry.artifacts import keep_artifact, stage_artifact
-from orchestrator.registry.storage import tables
 from orchestrator.training import score_artifacts
 from orchestrator.training.predict import Predictor
 from orchestrator.training.rows import Rows
-from orchestrator.weights import fingerprint
 
 CLASSIFY = {
     "type": "classify", "labels": {"warm": ["warm"], "cold": ["cold"]}, "input": "the {text} is ",
@@ -54,17 +50,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def artifacts(trained: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """In a registry with the rows that they were trained on; the program runs in this process."""
-    registry = open_registry(home)
-    ids = add_jobs(registry, 8)
-    base = trained / "base"
-    facts = {"id": "tiny", "path": str(base), "revision": "r", "fingerprint": fingerprint(base), "kind": "causal"}
     folders = [trained / "run" / "jobs" / str(number) / "artifact-1" for number in range(1, 9)]
-    for job, folder in zip(ids, folders, strict=True):
-        staged = stage_artifact(registry.paths, folder)
-        with registry.write() as conn:
-            conn.execute(sa.update(tables.jobs).where(tables.jobs.c.id == job).values(base=facts, attempt=1))
-            keep_artifact(conn, staged, job_id=job, attempt=1, now=0.0)
-    registry.close()
+    keep_trained(home, trained / "base", folders)
     for split in ("train", "validation"):
         rows = [json.dumps(row) for row in Rows.open(trained / "data", split)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")

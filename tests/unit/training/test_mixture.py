@@ -36,11 +36,9 @@ def test_tasks_come_at_their_rates(options: dict[str, Any], shares: dict[str, fl
 
 
 def test_the_first_rows_are_of_all_tasks_though_a_split_is_sorted_by_them() -> None:
-    rows = [{"task": task, "n": str(n)} for task, count in (("a", 6), ("b", 2), ("c", 4)) for n in range(count)]
-    mixture = Mixture.model_validate({"by": "{task}"})
-    found = first_of_each(mixture, rows, 8)
-    assert [row["task"] + row["n"] for row in found] == ["a0", "a1", "a2", "b0", "b1", "c0", "c1", "c2"]
-    assert first_of_each(mixture, rows, 100) == rows
+    tasks = "aaaaaabbcccc"
+    assert first_of_each(tasks, 8) == [0, 1, 2, 6, 7, 8, 9, 10]
+    assert first_of_each(tasks, 100) == list(range(12))
 
 
 def test_tasks_with_names_alike_are_told_apart() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_objectives import ROWS
+from test_resume import interrupted_at
 from torch.nn.functional import cross_entropy
 from training_fixtures import make_run, recipe
 from transformers import AutoModelForMaskedLM, AutoTokenizer
@@ -213,15 +214,8 @@ def test_the_weights_outlive_a_stop(
     """Measured once, by the base as it was, over the rows that have a label; the trained base is then weighed so."""
     one = weighed(train__base_lr=2e-2)
     one["method"]["mlm"] = 1e-4
-    stepped = TrainedJob.stepped
-
-    def stop_after_three(job: TrainedJob) -> None:
-        stepped(job)
-        if job.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(TrainedJob, "stepped", stop_after_three)
+        interrupted_at(3, patch)
         broken = make_run(tmp_path, [one], base=bases["bert"], dataset=few_labels, kind="masked")
         assert broken.train() == STOPPED_EXIT_CODE
     monkeypatch.setattr(pattern_weights, "evaluate", lambda *_, **__: pytest.fail("measured again"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_resume import interrupted_at
 from training_fixtures import MadeRun, make_run, recipe
 
 from orchestrator.data.store import SplitWriter
@@ -228,15 +229,9 @@ def test_what_was_cut_is_told_of_all_rows_behind_a_stop(
     """Who goes on counts anew: rows that were read before the stop come again in the next pass."""
     rows = [["red cat " * (1 + i % 4), "bird", "warm"] for i in range(20)]
     data = rows_of(tmp_path / "data", ["text", "target", "label"], train=rows, validation=rows[:1])
-    raw, stepped = recipe(PROMPT, task__max_input_tokens=8, train__steps=20), TrainedJob.stepped
-
-    def stop_after_three(job: TrainedJob) -> None:
-        stepped(job)
-        if job.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    raw = recipe(PROMPT, task__max_input_tokens=8, train__steps=20)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainedJob, "stepped", stop_after_three)
+        interrupted_at(3, patch)
         assert make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data).train() == STOPPED_EXIT_CODE
     again = make_run(tmp_path / "run", [raw], base=bases["gpt2"], dataset=data, attempt=2)
     assert cut_warnings(again) == []
