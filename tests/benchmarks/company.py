@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import sqlalchemy as sa
 import yaml
 
+from tests.benchmarks.at_work import kept_at_work, try_again_at_once
 from tests.benchmarks.report import REPOSITORY, write_page
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -40,7 +40,6 @@ from orchestrator.paths import HomePaths, JobPaths
 from orchestrator.registry import jobs, runs
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.storage.engine import Registry
-from orchestrator.registry.storage.tables import jobs as table
 from orchestrator.states import LIVE, JobResult, JobState, Reason
 
 SEEDS = tuple(int(seed) for seed in os.environ.get("COMPANY_SEEDS", "1,2,3").split(","))
@@ -201,16 +200,9 @@ class Play:
 
     def keep_going(self) -> None:
         """A worker is there; and nobody waits minutes for a next try."""
-        if self.worker is None or self.worker.poll() is not None:
-            with self.log.open("ab") as log:
-                command = [sys.executable, str(REPOSITORY / "tests" / WORKER)]
-                environment = {**os.environ, "PTQ_HOME": str(self.home), "PTQ_GRACE": "5"}
-                self.worker = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                )
-        with self.registry.write() as conn:
-            late = (table.c.not_before.is_not(None), table.c.not_before > time.time())
-            conn.execute(sa.update(table).where(*late).values(not_before=time.time()))
+        command = [sys.executable, str(REPOSITORY / "tests" / WORKER)]
+        self.worker = kept_at_work(self.worker, command, self.log, PTQ_HOME=str(self.home), PTQ_GRACE="5")
+        try_again_at_once(self.registry)
         company = Counter(job.run_id for job in self.running())
         self.shared = max(self.shared, *company.values(), 0)
         time.sleep(0.1)

@@ -18,8 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import sqlalchemy as sa
-
+from tests.benchmarks.at_work import kept_at_work, try_again_at_once
 from tests.benchmarks.report import REPOSITORY, ptq, write_page
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -34,7 +33,6 @@ from orchestrator.events import read_events
 from orchestrator.registry import artifacts, jobs, runs
 from orchestrator.registry.jobs import Job
 from orchestrator.registry.storage.engine import Registry
-from orchestrator.registry.storage.tables import jobs as table
 from orchestrator.states import LIVE, JobResult, JobState
 
 JOBS = int(os.environ.get("SOAK_JOBS", "200"))
@@ -184,14 +182,10 @@ class Soak:
             self.keep_going()
 
     def keep_going(self) -> None:
-        """Start a worker where there is none; and the pause before a job's next try would grow to minutes."""
-        if self.worker is None or self.worker.poll() is not None:
-            with self.log.open("ab") as log:
-                command = [*PTQ, "worker", "--cpu-slots", "2", "--keep-warm", "5s"]
-                self.worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        with self.registry.write() as conn:
-            late = (table.c.not_before.is_not(None), table.c.not_before > time.time())
-            conn.execute(sa.update(table).where(*late).values(not_before=time.time()))
+        """A worker is there; and nobody waits minutes for a next try."""
+        command = [*PTQ, "worker", "--cpu-slots", "2", "--keep-warm", "5s"]
+        self.worker = kept_at_work(self.worker, command, self.log)
+        try_again_at_once(self.registry)
         time.sleep(0.2)
 
     def steps_done(self) -> int:
